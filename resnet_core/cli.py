@@ -1,0 +1,214 @@
+"""The command line: `resnet-core` and `python -m resnet_core`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import resnet_core
+from resnet_core.describe import describe as describe_model
+from resnet_core.models import did_you_mean, list_models
+from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
+from resnet_core.recipes import run as run_recipe
+from resnet_core.train import NonFiniteLossError, join_world, launch
+from resnet_core.train.distributed import is_main_process
+from resnet_core.train.report import plot as plot_run
+
+# Exit statuses; 0 is success.
+TRAINING_FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+
+def reported(function: Callable[..., int]) -> Callable[..., int]:
+    """`function`, with the errors that users can mend told in one line by rank 0 and turned into exit statuses."""
+
+    @wraps(function)
+    def wrapper(*arguments: Any) -> int:
+        try:
+            return function(*arguments)
+        except NonFiniteLossError as error:
+            message, status = str(error), TRAINING_FAILED
+        except (ValueError, OSError) as error:
+            message, status = str(error), USER_ERROR
+        except KeyboardInterrupt:
+            message, status = "interrupted; the same command continues the run from its last checkpoint", INTERRUPTED
+        if is_main_process():
+            print(f"resnet-core: {message}", file=sys.stderr)
+        return status
+
+    return wrapper
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Shell pattern of names, such as "resnet*"."""
+
+    def __call__(self) -> None:
+        names = list_models(self.pattern)
+        if not names:
+            raise ValueError(f"no model matches {self.pattern!r}; {did_you_mean(self.pattern, list_models())}")
+        for name in names:
+            print(f"{name:<18}{describe_model(name, image_size=32).parameters:>13,} parameters")
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Show a model as the paper's Table 1: shapes, parameters, multiply-adds, receptive fields."""
+
+    model: tyro.conf.Positional[str]
+    """A name of `resnet-core models`."""
+    image_size: int = 224
+    """Height and width in pixels."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        description = describe_model(self.model, self.image_size)
+        print(description.to_json() if self.json else description)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes."""
+
+    def __call__(self) -> None:
+        for name, recipe in RECIPES.items():
+            print(f"{name:<18}{recipe.model.name} on {recipe.data.name}, {recipe.train.epochs} epochs")
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print a recipe as TOML."""
+
+    recipe: tyro.conf.Positional[str]
+    """A name of `resnet-core recipes`."""
+
+    def __call__(self) -> None:
+        print(to_toml(get_recipe(self.recipe)), end="")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, or continue its run where it stopped."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run."""
+    processes: int = 1
+    """Processes on this machine that train together."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"--processes must be at least 1, got {self.processes}")
+
+    def __call__(self) -> int:
+        if "RANK" in os.environ:  # one of torchrun's processes
+            if self.processes > 1:
+                raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
+            return train_here(self.recipe, self.out)
+        prepare(self.recipe, self.out, self.processes)
+        if self.processes == 1 or read_result(self.out):
+            return train_here(self.recipe, self.out)
+        return launch(train_here, (self.recipe, self.out), self.processes)
+
+
+@reported
+def train_here(recipe: Recipe, out: Path) -> int:
+    """Trains as one process of the world; rank 0 says how it ended."""
+    was_finished = read_result(out) is not None
+    result = run_recipe(recipe, out)
+    if is_main_process():
+        print(f"{out} {'was finished before' if was_finished else 'is finished'}: {describe_scores(result)}")
+        steps, seconds, rate = result["steps"], result["seconds"], result["images_per_second"]
+        print(f"{steps:,} steps in {seconds:.1f} s, {rate:,.0f} images/s")
+    return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a finished run again on its test data."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        with join_world(read_recipe(self.run).train.device) as world:
+            scores = load_run(self.run, world).evaluate()
+        if is_main_process():
+            print(json.dumps(scores) if self.json else describe_scores(scores))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a run's loss, accuracy and learning rate into its curves.png."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+
+    def __call__(self) -> None:
+        read_recipe(self.run)
+        print(plot_run(self.run))
+
+
+def describe_scores(scores: Mapping[str, float]) -> str:
+    count = int(scores["count"])
+    correct = {label: round(scores[key] * count) for label, key in (("top-1", "top1"), ("top-5", "top5"))}
+    return ", ".join(f"{label} {right / count:.2%} ({right} of {count})" for label, right in correct.items())
+
+
+COMMANDS: dict[str, type] = {
+    "models": Models,
+    "describe": Describe,
+    "recipes": Recipes,
+    "show": Show,
+    "train": Train,
+    "evaluate": Evaluate,
+    "plot": Plot,
+}
+
+
+@reported
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: resnet-core COMMAND ...\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}")
+        print("\n`resnet-core COMMAND --help` tells more.")
+        return 0
+    if words[0] == "--version":
+        print(resnet_core.__version__)
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
+    if name == "train":
+        command = parse_train(rest)
+    else:
+        command = tyro.cli(
+            COMMANDS[name], args=rest, prog=f"resnet-core {name}", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    return command() or 0
+
+
+def parse_train(words: list[str]) -> Train:
+    """The recipe comes first, since the other options' defaults are its values."""
+    if not words or words[0].startswith("-"):
+        usage = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.field VALUE ...]"
+        raise ValueError(f"usage: {usage}; recipes are {', '.join(RECIPES)}; `train RECIPE --help` lists its options")
+    name = words[0]
+    defaults = Train(get_recipe(name), out=Path("runs") / name)
+    return tyro.cli(Train, args=words[1:], prog=f"resnet-core train {name}", default=defaults)

@@ -1,0 +1,147 @@
+"""The processes that train together: their launch, their world, and the few things they say to each other."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+# Leaves each rank its own BatchNorm buffers in forward; torch 2.15 renamed the argument.
+_renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _renamed else "broadcast_buffers": False}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers: rank 0 of 1 unless `join_world` found others."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as one of its replicas, whose gradients are averaged over the ranks in backward."""
+        if self.size == 1:
+            return model
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **KEEP_BUFFERS)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value / self.size
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each number summed over the ranks, integers exactly; a rank with nothing to add gives an empty mapping."""
+        every_rank: list[Mapping[str, float]] = [values] * self.size
+        if self.size > 1:
+            dist.all_gather_object(every_rank, values)
+        totals: dict[str, float] = {}
+        for key, value in (item for rank_values in every_rank for item in rank_values.items()):
+            totals[key] = totals.get(key, 0) + value
+        return totals
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives every rank the buffers of rank 0, since each rank's BatchNorm has seen other samples.
+
+        Rank 0's own never change here, so sharing more or less often cannot change a run.
+        """
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """`function()` as rank 0 computed it, on every rank; where it raised, every rank raises."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except Exception as error:  # carried to all ranks, so that none waits for this one
+                outcome[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+@contextmanager
+def join_world(device: str = "auto") -> Iterator[World]:
+    """Joins the processes that `launch` or torchrun started, if any: gloo on CPU, NCCL on GPU.
+
+    `device` is "cpu", "cuda" or "auto" (a GPU where there is one). Raises ValueError where there are too few GPUs.
+    """
+    rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
+    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; "
+            "start at most one process for each GPU, or use device cpu"
+        )
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+
+
+def is_main_process() -> bool:
+    """Whether this process may speak, also before it has joined the world."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:
+    """Runs `function(*arguments)` in `processes` new processes of this machine that can `join_world`; the exit status.
+
+    The status is 0, or that of the first process that failed; the others are then ended. Each process gets its equal
+    part of the cores, unless OMP_NUM_THREADS says otherwise.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = mp.start_processes(
+        _run_rank, (processes, store.port, function, arguments), nprocs=processes, join=False, start_method="spawn"
+    )
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException as error:
+        return error.exit_code
+    return 0
+
+
+def _run_rank(rank: int, size: int, port: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
+    }
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    raise SystemExit(function(*arguments))
