@@ -195,13 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
+    call: Callable[[], int | None]
     if name == "train":
-        command = parse_train(rest)
+        call = parse_train(rest)
     else:
-        command = tyro.cli(
-            COMMANDS[name], args=rest, prog=f"resnet-core {name}", config=(tyro.conf.FlagCreatePairsOff,)
-        )
-    return command() or 0
+        call = tyro.cli(COMMANDS[name], args=rest, prog=f"resnet-core {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    return call() or 0
 
 
 def parse_train(words: list[str]) -> Train:

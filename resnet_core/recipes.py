@@ -96,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
     # ResNet-20 on the 1,437 digits that ship with the package: at least 99.0% of the 360 test images.
     "digits": Recipe(
         model=ModelConfig(name="cifar_resnet20"),
-        data=DataConfig(name="digits", global_batch=64, crop_padding=1),
+        data=DataConfig(name="digits", global_batch=64, crop_padding=2),
         optimizer=SGDConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
         schedule=ScheduleConfig(warmup_epochs=2.0),
         train=TrainConfig(epochs=20),

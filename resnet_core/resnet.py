@@ -153,7 +153,8 @@ class ResNet(nn.Module):
             raise ValueError(f"stride_in_1x1 moves a Bottleneck's stride; {block.__name__} has no 1x1: leave it False")
         v1: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}
         norm_layer = norm_layer or nn.BatchNorm2d
-        stage = partial(make_stage, block, norm_layer=norm_layer, groups=groups, base_width=width_per_group, **v1)
+        options = {"groups": groups, "base_width": width_per_group, "norm_layer": norm_layer, **v1}
+        stage: Callable[..., nn.Sequential] = partial(make_stage, block, **options)
         dilation3, dilation4, dilation5 = stage_dilations(replace_stride_with_dilation)
         e = block.expansion
 

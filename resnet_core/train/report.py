@@ -93,6 +93,14 @@ def read_records(path: Path) -> Iterable[dict[str, Any]]:
             return
 
 
+# Title, scale of the vertical axis, label -> (event, key) of the records.
+PANELS: list[tuple[str, str, dict[str, tuple[str, str]]]] = [
+    ("loss (cross entropy)", "log", {"training": ("train", "loss"), "test": ("eval", "loss")}),
+    ("accuracy on the test data", "linear", {"top-1": ("eval", "top1"), "top-5": ("eval", "top5")}),
+    ("learning rate", "linear", {"learning rate": ("train", "lr")}),
+]
+
+
 def plot(folder: Path) -> Path:
     """Draws a run's loss, accuracy and learning rate into its `curves.png`.
 
@@ -107,20 +115,13 @@ def plot(folder: Path) -> Path:
     if not records:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no records yet: train first")
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    for axes, (title, scale, lines) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for label, (event, key) in lines.items():
             points = [(record["epoch"], record[key]) for record in records if record["event"] == event]
-            axes.plot(*zip(*points, strict=True), label=label)
-        axes.set(xlabel="epoch", title=title)
+            axes.plot([epoch for epoch, _ in points], [value for _, value in points], label=label)
+        axes.set(xlabel="epoch", title=title, yscale=scale)
         axes.grid(alpha=0.3)
         axes.legend()
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
     return path
-
-
-PANELS = {
-    "loss (cross entropy)": {"training": ("train", "loss"), "test": ("eval", "loss")},
-    "accuracy on the test set": {"top-1": ("eval", "top1"), "top-5": ("eval", "top5")},
-    "learning rate": {"learning rate": ("train", "lr")},
-}
