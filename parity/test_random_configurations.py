@@ -62,7 +62,7 @@ def outcomes(package, configuration, shape, seed):
         return type(error)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(configurations, inputs, st.integers(0, 2**32))
 def test_random_configuration_gives_the_same_bits_or_the_same_error(configuration, shape, seed):
     ours = outcomes(resnet_core, configuration, shape, seed)

@@ -1,5 +1,8 @@
 """The ResNet you can read, prove, train and ship."""
 
+from importlib import import_module
+from types import ModuleType
+
 from resnet_core.cifar import cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110
 from resnet_core.describe import describe
 from resnet_core.models import (
@@ -42,3 +45,10 @@ __all__ = [
     "wide_resnet101_2",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Loads `resnet_core.data`, `.train` and `.recipes` on first use: the models need torch alone."""
+    if name in ("data", "train", "recipes"):
+        return import_module(f"resnet_core.{name}")
+    raise AttributeError(f"module 'resnet_core' has no attribute {name!r}")

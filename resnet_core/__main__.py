@@ -1,6 +1,4 @@
-import sys
-
-from resnet_core.cli import main
+from resnet_core.cli import run_program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -19,7 +19,7 @@ from resnet_core.models import did_you_mean, list_models
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
 from resnet_core.recipes import run as run_recipe
 from resnet_core.train import NonFiniteLossError, join_world, launch
-from resnet_core.train.distributed import is_main_process
+from resnet_core.train.distributed import exit_rank, is_main_process
 from resnet_core.train.report import plot as plot_run
 
 # Exit statuses; 0 is success.
@@ -178,6 +178,8 @@ COMMANDS: dict[str, type] = {
     "plot": Plot,
 }
 
+TRAIN_USAGE = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.field VALUE ...] | train RECIPE --help"
+
 
 @reported
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
     call: Callable[[], int | None]
+    if name == "train" and rest in (["-h"], ["--help"]):
+        print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
+        return Recipes()() or 0
     if name == "train":
         call = parse_train(rest)
     else:
@@ -203,11 +208,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return call() or 0
 
 
+def run_program() -> NoReturn:
+    """The program `resnet-core`: exits with the status of `main`."""
+    status = main()
+    if "RANK" in os.environ:
+        exit_rank(status)
+    sys.exit(status)
+
+
 def parse_train(words: list[str]) -> Train:
     """The recipe comes first, since the other options' defaults are its values."""
     if not words or words[0].startswith("-"):
-        usage = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.field VALUE ...]"
-        raise ValueError(f"usage: {usage}; recipes are {', '.join(RECIPES)}; `train RECIPE --help` lists its options")
+        raise ValueError(f"train needs a recipe first, of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
     name = words[0]
     defaults = Train(get_recipe(name), out=Path("runs") / name)
     return tyro.cli(Train, args=words[1:], prog=f"resnet-core train {name}", default=defaults)

@@ -12,5 +12,6 @@ def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int
     starts at `peak` and would reach 0 at `total_steps`, one past the last step.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
+        return peak * ((step + 1) / warmup_steps)
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return peak * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,165 @@
+"""The command line: its listings, and one clear line for every mistake."""
+
+import json
+import re
+
+import pytest
+
+import resnet_core
+from resnet_core.cli import COMMANDS, main
+from resnet_core.recipes import RECIPES, to_toml
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +[A-Z]", printed, flags=re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "train digits"])
+def test_every_command_has_help(name, capsys):
+    try:
+        status = main([*name.split(), "--help"])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 0
+    assert "usage: resnet-core " + name in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{resnet_core.__version__}\n"
+
+
+def test_models_lists_names_with_their_parameters(capsys):
+    assert main(["models", "resnet*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == resnet_core.list_models("resnet*")
+    assert "resnet50             25,557,032 parameters" in lines
+
+
+def test_describe_prints_the_table_and_json(capsys):
+    assert main(["describe", "resnet18", "--image-size", "64"]) == 0
+    assert capsys.readouterr().out == f"{resnet_core.describe('resnet18', 64)}\n"
+    assert main(["describe", "resnet18", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 11_689_512
+
+
+def test_recipes_are_listed_and_shown(capsys):
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out == "digits            cifar_resnet20 on digits, 20 epochs\n"
+    assert main(["show", "digits"]) == 0
+    assert capsys.readouterr().out == to_toml(RECIPES["digits"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian digits", "unknown command 'trian'; did you mean train?"),
+        ("train", "train needs a recipe first, of digits; usage: resnet-core train RECIPE"),
+        ("train --out here", "train needs a recipe first"),
+        ("train digit", "unknown recipe 'digit'; did you mean digits?"),
+        ("show digit", "unknown recipe 'digit'; did you mean digits?"),
+        ("describe resnet5", "unknown model 'resnet5'; did you mean resnet50"),
+        ("describe resnet50 --image-size 0", "image_size must be at least 1 pixel, got 0"),
+        ("models vgg*", "no model matches 'vgg\\*'"),
+        ("evaluate nowhere", "nowhere is not a run's folder: it has no recipe.toml"),
+        ("plot nowhere", "nowhere is not a run's folder"),
+        ("train digits --schedule.warmup-epochs 20", r"warmup_epochs \(20\) must be less than train.epochs \(20\)"),
+        ("train digits --processes 3", "64 cannot be split equally over 3 processes; use 1 or 2 or 4"),
+        ("train digits --processes 128", "64 cannot be split equally over 128 processes"),
+        ("train digits --data.global-batch 2000", "2000 is larger than the 1437 samples"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--optimizer.lrr 0.2", r"Perhaps you meant.*--optimizer\.lr"),
+        ("--optimizer.lr fast", "could not convert string to float: 'fast'"),
+        ("--optimizer.lr -1", "optimizer.lr must be positive, got -1.0"),
+        ("--optimizer.momentum 1", r"optimizer.momentum must be in \[0, 1\), got 1.0"),
+        ("--optimizer.weight-decay -1", "optimizer.weight_decay must be at least 0, got -1.0"),
+        ("--optimizer.momentum 0", "optimizer.nesterov needs a positive optimizer.momentum"),
+        ("--train.precision fp16", "float32"),
+        ("--train.epochs 0", "train.epochs must be at least 1, got 0"),
+        ("--schedule.warmup-epochs -1", "schedule.warmup_epochs must be at least 0"),
+        ("--data.name digit", "unknown dataset 'digit'; did you mean digits"),
+        ("--data.global-batch 0", "data.global_batch must be at least 1, got 0"),
+        ("--data.workers -1", "data.workers must be at least 0, got -1"),
+        ("--model.name resnet5", "unknown model 'resnet5'; did you mean resnet50"),
+        ("--processes 0", "--processes must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_any_work(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits", *words.split()])
+    assert stop.value.code == 2
+    printed = re.sub(r"[│╭╮╰╯─\s]+", " ", capsys.readouterr().err)
+    assert re.search(message, printed), printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_hold_the_run_is_refused_before_any_work(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    for out, message in [
+        (tmp_path / "file", "is a file, not a folder; choose another folder with --out"),
+        (tmp_path / "file" / "run", r"cannot be written \(Not a directory\); choose another folder"),
+        (tmp_path / "mine", "holds other files and no run; choose another folder with --out"),
+        ("/proc/run", r"/proc/run cannot be written \(.*\); choose another folder"),
+    ]:
+        assert main(["train", "digits", "--out", str(out), "--processes", "2"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(message, line), line
+    assert (tmp_path / "file").read_text() == (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(capsys, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.toml").write_text(to_toml(RECIPES["digits"]))
+    assert main(["train", "digits", "--out", str(out), "--optimizer.lr", "0.2", "--seed", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "holds the run of another recipe (optimizer.lr is 0.1 there and 0.2 here; seed is 0 there and 1 here)" in line
+    )
+    assert line.endswith("choose another folder with --out")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 20", "epoch = 20", "unknown key 'epoch'; did you mean epochs"),
+        ("epochs = 20", 'epochs = "20"', "epochs should be of type int, got '20'"),
+        ('precision = "float32"', 'precision = "fp16"', "precision should be 'float32' or 'bf16', got 'fp16'"),
+        ("[data]", "[data", "is not TOML"),
+        ("seed = 0", "", "missing seed"),
+        ("lr = 0.1", "lr = -1.0", "optimizer.lr must be positive"),
+    ],
+)
+def test_a_damaged_recipe_file_is_named(old, new, message, capsys, tmp_path):
+    text = to_toml(RECIPES["digits"])
+    assert old in text
+    (tmp_path / "recipe.toml").write_text(text.replace(old, new))
+    assert main(["evaluate", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert "recipe.toml" in line or "optimizer" in line
+
+
+def test_an_unfinished_run_is_not_evaluated(capsys, tmp_path):
+    (tmp_path / "recipe.toml").write_text(to_toml(RECIPES["digits"]))
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "has no model.safetensors: its run is not finished" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path)]) == 2
+    assert "holds no records yet" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""The first training, end to end: what README promises of `resnet-core train digits`."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+from safetensors.torch import load_file
+
+import resnet_core
+from resnet_core.recipes import RECIPES, load_run, to_toml
+from resnet_core.train.checkpoint import list_checkpoints
+from tests.conftest import COMMAND
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resnet_core")
+SHORT = ("--train.epochs", 3, "--schedule.warmup-epochs", 1)
+
+
+def weights_hash(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def short_run(cli, tmp_path_factory):
+    """A short uninterrupted run on two processes, to compare with."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    finished = cli("train", "digits", "--processes", 2, "--out", folder, *SHORT)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def test_two_processes_reach_99_percent(digits_run):
+    folder, _ = digits_run
+    result = json.loads((folder / "result.json").read_text())
+    assert result["top1"] >= 0.99
+    assert result["count"] == 360
+    assert result["steps"] == 20 * (1437 // 64)
+    assert result["top5"] <= 1
+    assert result["images_per_second"] == pytest.approx(result["steps"] * 64 / result["seconds"])
+
+
+def test_the_run_folder_is_complete(digits_run):
+    folder, _ = digits_run
+    assert {path.name for path in folder.iterdir()} >= {
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "result.json",
+    }
+    assert (folder / "recipe.toml").read_text() == to_toml(RECIPES["digits"])
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert environment["threads"] == 1
+    weights = load_file(folder / "model.safetensors")
+    resnet_core.cifar_resnet20(in_channels=1).load_state_dict(weights, strict=True)
+
+
+def test_one_rank_speaks_in_plain_lines_where_there_is_no_terminal(digits_run):
+    folder, finished = digits_run
+    lines = finished.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("eval")]) == 20
+    assert len(lines) == 22
+    assert lines[-2].startswith(f"{folder} is finished: top-1 ")
+    assert finished.stderr == ""
+    assert "\x1b" not in finished.stdout
+
+
+def test_the_same_command_finds_the_run_finished(cli, digits_run):
+    folder, _ = digits_run
+    before = weights_hash(folder)
+    again = cli("train", "digits", "--processes", 2, "--out", folder)
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"{folder} was finished before: top-1 ")
+    assert weights_hash(folder) == before
+
+
+@pytest.mark.parametrize("under", [COMMAND, TORCHRUN], ids=["one process", "torchrun"])
+def test_evaluate_counts_every_test_image_once(cli, digits_run, under):
+    folder, _ = digits_run
+    result = json.loads((folder / "result.json").read_text())
+    evaluated = cli("evaluate", folder, "--json", under=under)
+    assert evaluated.returncode == 0, evaluated.stderr
+    scores = json.loads(evaluated.stdout)
+    assert {key: scores[key] for key in ("top1", "top5", "count")} == {
+        key: result[key] for key in ("top1", "top5", "count")
+    }
+    printed = cli("evaluate", folder).stdout
+    assert printed == f"top-1 {scores['top1']:.2%} ({round(scores['top1'] * 360)} of 360), top-5 100.00% (360 of 360)\n"
+
+
+def test_plot_draws_the_curves(cli, digits_run):
+    folder, _ = digits_run
+    plotted = cli("plot", folder)
+    assert plotted.stdout == f"{folder / 'curves.png'}\n", plotted.stderr
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_loads_as_a_model(digits_run):
+    folder, _ = digits_run
+    trainer = load_run(folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert trainer.evaluate()["top1"] == result["top1"]
+
+
+def test_torchrun_trains_the_same_weights_and_speaks_once(cli, short_run, tmp_path):
+    finished = cli("train", "digits", "--out", tmp_path / "run", *SHORT, under=TORCHRUN)
+    assert finished.returncode == 0, finished.stderr
+    assert len([line for line in finished.stdout.splitlines() if line.startswith("eval")]) == 3
+    assert weights_hash(tmp_path / "run") == weights_hash(short_run)
+
+
+def test_a_killed_run_continues_to_the_same_weights(cli, short_run, tmp_path):
+    folder = tmp_path / "run"
+    words = ["train", "digits", "--processes", "2", "--out", str(folder), *map(str, SHORT)]
+    process = subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(folder / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+
+    continued = cli(*words)
+    assert continued.returncode == 0, continued.stderr
+    assert "continuing from step" in continued.stdout
+    assert weights_hash(folder) == weights_hash(short_run)
+
+
+def test_a_lost_loss_stops_all_ranks_and_names_the_step(cli, tmp_path):
+    lost = cli("train", "digits", "--processes", 2, "--out", tmp_path / "run", "--optimizer.lr", "1e20")
+    assert lost.returncode == 1
+    assert "Traceback" not in lost.stderr
+    (line,) = lost.stderr.splitlines()
+    assert line.startswith("resnet-core: the loss is nan at step ") or line.startswith("resnet-core: the loss is inf")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_recipe_file_is_toml_that_tomllib_reads(digits_run):
+    folder, _ = digits_run
+    values = tomllib.loads((folder / "recipe.toml").read_text())
+    assert values["optimizer"]["lr"] == RECIPES["digits"].optimizer.lr

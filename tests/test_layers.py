@@ -1,0 +1,109 @@
+"""Who may import whom (the project's layers), read from the source; and what `import resnet_core` loads."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import resnet_core
+
+PACKAGE = Path(resnet_core.__file__).parent
+
+# Each file or folder of the package -> the only places of the package that it may import.
+MAY_IMPORT = {
+    "__init__": {"cifar", "describe", "models", "resnet"},
+    "__main__": {"cli"},
+    "resnet": set(),
+    "cifar": {"resnet"},
+    "models": {"resnet", "cifar"},
+    "describe": {"resnet", "models"},
+    "data": {"data"},
+    "train": {"train"},
+    "recipes": {"__init__", "models", "data", "train"},
+    "cli": {"__init__", "models", "describe", "recipes", "train"},
+}
+
+# Third parties that only these places may import.
+KEPT_TO = {
+    "torchvision": {"data"},
+    "numpy": {"data"},
+    "rich": {"train"},
+    "matplotlib": {"train"},
+    "tyro": {"cli"},
+    "safetensors": {"train", "recipes"},
+    "tomli_w": {"recipes"},
+    "parity": set(),
+    "tests": set(),
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def place(path):
+    """`resnet_core/train/report.py` -> "train", `resnet_core/cli.py` -> "cli"."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path):
+    """Full names of all modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def target(name):
+    """The place of the package that an import reaches; attributes of the package itself count as "__init__"."""
+    parts = name.split(".")
+    inside = parts[1] if len(parts) > 1 else "__init__"
+    return inside if inside in MAY_IMPORT else "__init__"
+
+
+def test_the_rules_cover_the_package():
+    assert {place(path) for path in FILES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_keep_the_layers(path):
+    here = place(path)
+    for name in imported(path):
+        top = name.split(".")[0]
+        if top == "resnet_core":
+            assert target(name) in MAY_IMPORT[here] | {here}, f"{path.name}: {here} may not import {name}"
+        assert here in KEPT_TO.get(top, {here}), f"{path.name}: {here} may not import {name}"
+
+
+def test_the_architecture_imports_torch_alone():
+    for name in ("resnet", "cifar"):
+        top_levels = {module.split(".")[0] for module in imported(PACKAGE / f"{name}.py")}
+        assert top_levels <= {"__future__", "collections", "functools", "typing", "torch", "resnet_core"}
+
+
+def test_the_trainer_knows_nothing_of_what_it_trains():
+    source = (PACKAGE / "train" / "trainer.py").read_text()
+    assert not re.findall(r"image|label|resnet(?!_core)", source, flags=re.IGNORECASE)
+
+
+def test_importing_the_package_loads_neither_torchvision_nor_tools():
+    unwanted = ["torchvision", "tyro", "rich", "safetensors", "matplotlib", "tomli_w"]
+    unwanted += [f"resnet_core.{place}" for place in ("data", "train", "recipes", "cli")]
+    code = f"import sys, resnet_core; print([name for name in {unwanted} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
+
+
+def test_public_names_are_all_there():
+    assert set(resnet_core.list_models()) < set(resnet_core.__all__)
+    for name in resnet_core.__all__:
+        assert hasattr(resnet_core, name), name
+
+
+def test_subpackages_are_there_on_first_use():
+    code = "import resnet_core; print(resnet_core.train.Trainer.__name__, *resnet_core.recipes.RECIPES)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "Trainer digits\n"

@@ -1,0 +1,126 @@
+"""Several ranks, as real processes."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resnet_core.data import EvalLoader, Split, TrainLoader
+from resnet_core.train import TrainConfig, Trainer, World, join_world, launch
+from resnet_core.train.metrics import classification_sums
+
+
+def split(count):
+    generator = torch.Generator().manual_seed(0)
+    return Split(torch.randn(count, 2, 6, 6, generator=generator), torch.arange(count) % 3)
+
+
+def make_trainer(world, norm, test_samples=5, folder=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), norm(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    shared = {"rank": world.rank, "world_size": world.size}
+    return Trainer(
+        TrainConfig(epochs=3),
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        world=world,
+        loss_fn=F.cross_entropy,
+        lr_fn=lambda step: 0.1,
+        train_loader=TrainLoader(split(26), augment=lambda image, _: image, global_batch=8, seed=5, **shared),
+        eval_loader=EvalLoader(split(test_samples), batch=3, **shared),
+        score_fn=classification_sums,
+        folder=folder,
+    )
+
+
+def train_and_tell(folder, test_samples):
+    """What each rank finds, into a file of its own."""
+    with join_world("cpu") as world:
+        told = {}
+        for name, norm in (("none", nn.Identity), ("batch norm", nn.BatchNorm2d)):
+            one = make_trainer(world, norm, test_samples)
+            told[name] = {"losses": [step.loss for step in one.steps()]}
+            told[name]["own buffers"] = [buffer.tolist() for buffer in one.model.buffers()]
+            told[name]["scores"] = one.evaluate()
+            told[name]["state"] = [value.tolist() for value in one.model.state_dict().values()]
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(told))
+    return 0
+
+
+def fail_on_rank_1(folder):
+    with join_world("cpu") as world:
+        if world.rank == 1:
+            return 7
+        world.sum({"wait": 1})  # would wait for ever
+    return 0
+
+
+def raise_on_main(folder):
+    def refuse():
+        raise ValueError("said by rank 0")
+
+    with join_world("cpu") as world:
+        assert world.on_main(lambda: world.rank) == 0
+        try:
+            world.on_main(refuse)
+        except ValueError as error:
+            (folder / f"rank{world.rank}.txt").write_text(str(error))
+    return 0
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    assert launch(train_and_tell, (folder, 5), 2) == 0
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_without_batch_norm_two_ranks_are_one_process(told):
+    one = make_trainer(World(), nn.Identity)
+    losses = [step.loss for step in one.steps()]
+    assert told[0]["none"]["losses"] == pytest.approx(losses, abs=1e-6)
+    for ours, value in zip(told[0]["none"]["state"], one.model.state_dict().values(), strict=True):
+        assert torch.allclose(torch.tensor(ours), value, atol=1e-6)
+
+
+def test_ranks_hold_the_same_weights_and_report_the_same_numbers(told):
+    for name in ("none", "batch norm"):
+        for key in ("losses", "scores", "state"):
+            assert told[0][name][key] == told[1][name][key]
+
+
+def test_buffers_differ_until_they_are_shared_and_then_are_rank_0s(told):
+    (first, second) = (rank["batch norm"] for rank in told)
+    assert first["own buffers"] != second["own buffers"]
+    assert all(buffer in first["state"] for buffer in first["own buffers"])
+    assert all(buffer in second["state"] for buffer in first["own buffers"])
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7])
+def test_evaluation_counts_each_sample_once_also_where_a_rank_has_none(tmp_path, samples):
+    assert launch(train_and_tell, (tmp_path, samples), 2) == 0
+    one = make_trainer(World(), nn.Identity, samples)
+    for _ in one.steps():
+        pass
+    scores = json.loads((tmp_path / "rank1.json").read_text())["none"]["scores"]
+    assert scores["count"] == samples
+    assert scores["top1"] == one.evaluate()["top1"]
+
+
+def test_a_failing_rank_ends_the_others_with_its_status(tmp_path):
+    assert launch(fail_on_rank_1, (tmp_path,), 2) == 7
+
+
+def test_what_rank_0_raises_every_rank_raises(tmp_path):
+    assert launch(raise_on_main, (tmp_path,), 2) == 0
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"said by rank 0"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_too_few_gpus_are_told_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    message = "finds 0 GPUs; start at most one process for each GPU, or use device cpu"
+    with pytest.raises(ValueError, match=message), join_world("cuda"):
+        pass

@@ -1,0 +1,185 @@
+"""The trainer on one process: against a hand-written loop, interrupted, and with a loss that is lost."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resnet_core.data import EvalLoader, Split, TrainLoader
+from resnet_core.train import NonFiniteLossError, TrainConfig, Trainer, World
+from resnet_core.train.checkpoint import list_checkpoints
+from resnet_core.train.metrics import classification_sums
+from resnet_core.train.report import Report, read_records
+from resnet_core.train.schedules import warmup_cosine
+
+EPOCHS, SAMPLES, BATCH = 3, 26, 8
+
+
+def split(count=SAMPLES):
+    generator = torch.Generator().manual_seed(0)
+    return Split(torch.randn(count, 2, 6, 6, generator=generator), torch.arange(count) % 3)
+
+
+def network():
+    """BatchNorm has buffers and Dropout draws random numbers: what a resumed run could get wrong."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3)
+    )
+
+
+def lr_at(step):
+    return warmup_cosine(step, peak=0.1, warmup_steps=2, total_steps=EPOCHS * (SAMPLES // BATCH))
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
+
+
+def trainer(folder=None, *, make_optimizer=sgd, report=None, model=None, loss_fn=F.cross_entropy, **config):
+    model = model or network()
+    return Trainer(
+        TrainConfig(epochs=EPOCHS, log_every_steps=2, **config),
+        model,
+        make_optimizer(model),
+        world=World(),
+        loss_fn=loss_fn,
+        lr_fn=lr_at,
+        train_loader=TrainLoader(split(), augment=lambda image, _: image, global_batch=BATCH, seed=5),
+        eval_loader=EvalLoader(split(7), batch=3),
+        score_fn=classification_sums,
+        report=report,
+        folder=folder,
+        seed=5,
+    )
+
+
+def assert_same_state(one, other):
+    for (name, value), (other_name, expected) in zip(
+        one.model.state_dict().items(), other.model.state_dict().items(), strict=True
+    ):
+        assert name == other_name
+        assert torch.equal(value, expected), name
+
+
+def test_the_loop_is_the_one_a_person_would_write():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    ours, losses = trainer(model=copy.deepcopy(model)), []
+    losses = [step.loss for step in ours.steps()]
+
+    optimizer, step, expected = sgd(model), 0, []
+    for epoch in range(EPOCHS):
+        for inputs, targets in ours.train_loader.epoch(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step)
+            loss = F.cross_entropy(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            expected.append(loss.item())
+            step += 1
+    assert losses == expected
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make_optimizer", [sgd, lambda model: torch.optim.AdamW(model.parameters())])
+@pytest.mark.parametrize("cut_after", [1, 3, 5, 8])
+def test_a_run_cut_at_any_step_ends_with_the_same_weights(tmp_path, cut_after, make_optimizer):
+    whole = trainer(make_optimizer=make_optimizer)
+    whole.fit()
+
+    cut = trainer(tmp_path, make_optimizer=make_optimizer)
+    for step in cut.steps():
+        if step.number == cut_after:
+            cut.save()
+            break
+    resumed = trainer(tmp_path, make_optimizer=make_optimizer)
+    resumed.fit()
+    assert resumed.step == whole.step == 9
+    assert_same_state(resumed, whole)
+
+
+def test_evaluating_in_between_changes_nothing(tmp_path):
+    plain, evaluated = trainer(), trainer()
+    for _ in plain.steps():
+        pass
+    for _ in evaluated.steps():
+        evaluated.evaluate()
+        evaluated.evaluate()
+    assert_same_state(plain, evaluated)
+
+
+def test_evaluation_is_exact_and_leaves_training_mode():
+    one = trainer()
+    one.model.train()
+    scores = one.evaluate()
+    assert one.model.training
+    one.model.eval()
+    samples = split(7)
+    hits = (one.model(samples.images).argmax(dim=1) == samples.labels).sum().item()
+    assert scores["count"] == 7
+    assert scores["top1"] == hits / 7
+
+
+def test_fit_records_each_step_that_is_due_and_each_evaluation(tmp_path):
+    with Report(tmp_path) as report:
+        scores = trainer(tmp_path / "checkpoints", report=report).fit()
+    records = list(read_records(tmp_path / "metrics.jsonl"))
+    assert [record["step"] for record in records if record["event"] == "train"] == [2, 4, 6, 8]
+    evaluations = [record for record in records if record["event"] == "eval"]
+    assert [(record["step"], record["epoch"]) for record in evaluations] == [(3, 1), (6, 2), (9, 3)]
+    assert evaluations[-1]["top1"] == scores["top1"]
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000006", "step-00000009"]
+
+
+def test_a_continued_record_has_each_step_once(tmp_path):
+    with Report(tmp_path) as report:
+        cut = trainer(tmp_path / "checkpoints", report=report, checkpoint_every_epochs=2)
+        report.start(0, cut.num_steps)
+        for step in cut.steps():
+            report.record("train", step=step.number, epoch=step.epoch, loss=step.loss, lr=step.lr)
+            if step.number == 6:
+                cut.save()
+            if step.number == 8:
+                break
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "st')  # cut off while writing
+    with Report(tmp_path) as report:
+        trainer(tmp_path / "checkpoints", report=report).fit()
+    steps = [record["step"] for record in read_records(tmp_path / "metrics.jsonl") if record["event"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_a_lost_loss_stops_before_the_weights_and_names_the_step(tmp_path):
+    def lost_at_step_5(outputs, targets):
+        lost_at_step_5.calls += 1
+        return F.cross_entropy(outputs, targets) * (float("nan") if lost_at_step_5.calls == 5 else 1)
+
+    lost_at_step_5.calls = 0
+    one = trainer(tmp_path, loss_fn=lost_at_step_5)
+    with pytest.raises(NonFiniteLossError, match="the loss is nan at step 5 of 9"):
+        one.fit()
+    assert one.step == 4
+    assert all(value.isfinite().all() for value in one.model.state_dict().values())
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"channels_last": True}])
+def test_precision_and_memory_format_follow_the_same_path(options):
+    one, reference = trainer(**options), trainer()
+    losses, expected = ([step.loss for step in each.steps()] for each in (one, reference))
+    assert losses == pytest.approx(expected, rel=0.05)
+    assert next(one.model.parameters()).dtype == torch.float32
+    if options.get("channels_last"):
+        assert one.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert losses != expected
+
+
+@pytest.mark.parametrize("name", ["epochs", "log_every_steps", "eval_every_epochs", "checkpoint_every_epochs"])
+def test_settings_below_1_are_refused(name):
+    with pytest.raises(ValueError, match=f"train.{name} must be at least 1, got 0"):
+        TrainConfig(**{name: 0})
