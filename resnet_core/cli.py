@@ -37,8 +37,6 @@ def reported(function: Callable[..., int]) -> Callable[..., int]:
             message, status = str(error), TRAINING_FAILED
         except (ValueError, OSError) as error:
             message, status = str(error), USER_ERROR
-        except KeyboardInterrupt:
-            message, status = "interrupted; the same command continues the run from its last checkpoint", INTERRUPTED
         if is_main_process():
             print(f"resnet-core: {message}", file=sys.stderr)
         return status
@@ -209,8 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_program() -> NoReturn:
-    """The program `resnet-core`: exits with the status of `main`."""
-    status = main()
+    """The program `resnet-core`: exits with the status of `main`, or 130 when interrupted."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        if is_main_process():
+            print(
+                "resnet-core: interrupted; the same command continues a run from its last checkpoint", file=sys.stderr
+            )
     if "RANK" in os.environ:
         exit_rank(status)
     sys.exit(status)

@@ -148,9 +148,9 @@ def _words(annotation: Any) -> str:
     return "a table" if is_dataclass(annotation) else f"of type {annotation.__name__}"
 
 
-def read_recipe(folder: Path) -> Recipe:
+def read_recipe(folder: str | Path) -> Recipe:
     """The recipe of a run's folder. Raises ValueError where there is none or it cannot be read."""
-    path = folder / "recipe.toml"
+    path = Path(folder) / "recipe.toml"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run's folder: it has no recipe.toml; `resnet-core train` makes one")
     try:
@@ -160,13 +160,14 @@ def read_recipe(folder: Path) -> Recipe:
     return from_mapping(Recipe, values, str(path))
 
 
-def prepare(recipe: Recipe, out: Path, world_size: int = 1) -> None:
+def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
     """Makes `out` the folder of this recipe's run; a folder that is that already is left as it is.
 
     Raises ValueError where it holds another recipe's run or other things, or where the global batch cannot be split;
     OSError where the folder cannot be written.
     """
     make_loaders(recipe, World(size=world_size))
+    out = Path(out)
     elsewhere = "choose another folder with --out"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, not a folder; {elsewhere}")
@@ -193,9 +194,9 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str
     return found
 
 
-def read_result(out: Path) -> dict[str, float] | None:
+def read_result(out: str | Path) -> dict[str, float] | None:
     """The result of a finished run, None where it has not finished."""
-    path = out / "result.json"
+    path = Path(out) / "result.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -216,7 +217,7 @@ def make_loaders(recipe: Recipe, world: World) -> tuple[Dataset, TrainLoader, Ev
 
 
 def make_trainer(
-    recipe: Recipe, world: World | None = None, *, report: Report | None = None, folder: Path | None = None
+    recipe: Recipe, world: World | None = None, *, report: Report | None = None, folder: str | Path | None = None
 ) -> Trainer:
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`. Raises as `make_loaders`."""
     world = world or World()
@@ -241,17 +242,18 @@ def make_trainer(
         eval_loader=eval_loader,
         score_fn=classification_sums,
         report=report,
-        folder=folder / "checkpoints" if folder else None,
+        folder=Path(folder) / "checkpoints" if folder else None,
         seed=recipe.seed,
     )
 
 
-def run(recipe: Recipe, out: Path) -> dict[str, float]:
+def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
     """Trains a recipe into the folder `out`, or continues there, and returns the result; every rank calls it.
 
     A finished run is not done again. Raises ValueError or OSError before any work for a folder or settings that
     cannot be, NonFiniteLossError when the loss is lost.
     """
+    out = Path(out)
     with join_world(recipe.train.device) as world:
         world.on_main(lambda: prepare(recipe, out, world.size))
         result = world.on_main(lambda: read_result(out))
@@ -306,13 +308,13 @@ def _record_environment(out: Path, world: World, report: Report) -> None:
     replace_file(path, json.dumps(environment, indent=2).encode())
 
 
-def load_run(out: Path, world: World | None = None) -> Trainer:
+def load_run(out: str | Path, world: World | None = None) -> Trainer:
     """A finished run's trainer with its trained weights: `.model` to predict with, `.evaluate()` to score it again.
 
     Raises ValueError where there is no finished run.
     """
     recipe = read_recipe(out)
-    path = out / "model.safetensors"
+    path = Path(out) / "model.safetensors"
     if not path.exists():
         raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
     trainer = make_trainer(recipe, world)

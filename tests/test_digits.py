@@ -116,20 +116,45 @@ def test_torchrun_trains_the_same_weights_and_speaks_once(cli, short_run, tmp_pa
     assert weights_hash(tmp_path / "run") == weights_hash(short_run)
 
 
+def started(folder, *options):
+    """A training on two processes in a process group of its own, as a terminal would start it."""
+    words = [*COMMAND, "train", "digits", "--processes", "2", "--out", folder, *options]
+    return subprocess.Popen(
+        list(map(str, words)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_checkpoint(folder, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not list_checkpoints(folder / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_interrupted_run_says_how_to_continue(tmp_path):
+    process = started(tmp_path / "run")
+    wait_for_checkpoint(tmp_path / "run")
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "resnet-core: interrupted; the same command continues a run from its last checkpoint\n"
+
+
 def test_a_killed_run_continues_to_the_same_weights(cli, short_run, tmp_path):
     folder = tmp_path / "run"
-    words = ["train", "digits", "--processes", "2", "--out", str(folder), *map(str, SHORT)]
-    process = subprocess.Popen(
-        [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not list_checkpoints(folder / "checkpoints") and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = started(folder, *SHORT)
+    wait_for_checkpoint(folder)
     os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (folder / "result.json").exists()
 
-    continued = cli(*words)
+    continued = cli("train", "digits", "--processes", 2, "--out", folder, *SHORT)
     assert continued.returncode == 0, continued.stderr
     assert "continuing from step" in continued.stdout
     assert weights_hash(folder) == weights_hash(short_run)

@@ -35,12 +35,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+    folder: str | Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
 ) -> Path:
     """Writes the state after `step` steps into `folder`; older checkpoints but one are removed afterwards.
 
     Whatever ends the process, the checkpoint is either whole or not there. Raises OSError when it cannot be written.
     """
+    folder = Path(folder)
     path = folder / f"step-{step:08d}"
     aside = folder / f".{path.name}.part"
     for cut_off in folder.glob(".step-*.part"):
@@ -64,8 +65,9 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint after verifying its hashes. Raises CheckpointError naming the damaged file and the remedy."""
+    path = Path(path)
     remedy = f"remove {path} to continue from the checkpoint before it"
     try:
         record = json.loads((path / "checkpoint.json").read_bytes())
@@ -84,9 +86,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, state)
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: str | Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(Path(folder).glob("step-*"))
 
 
 def replace_file(path: Path, data: bytes) -> None:

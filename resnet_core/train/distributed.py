@@ -147,7 +147,11 @@ def _run_rank(rank: int, size: int, port: int, function: Callable[..., int], arg
     }
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
-    exit_rank(function(*arguments))
+    try:
+        status = function(*arguments)
+    except KeyboardInterrupt:  # reaches the launcher too, which tells
+        status = 130
+    exit_rank(status)
 
 
 def exit_rank(status: int) -> NoReturn:

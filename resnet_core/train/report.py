@@ -32,8 +32,8 @@ class Report:
     and, between distant evaluations, one every 30 seconds.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.path = folder / "metrics.jsonl" if folder else None
+    def __init__(self, folder: str | Path | None) -> None:
+        self.path = Path(folder) / "metrics.jsonl" if folder else None
         self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("step"),
@@ -101,7 +101,7 @@ PANELS: list[tuple[str, str, dict[str, tuple[str, str]]]] = [
 ]
 
 
-def plot(folder: Path) -> Path:
+def plot(folder: str | Path) -> Path:
     """Draws a run's loss, accuracy and learning rate into its `curves.png`.
 
     Raises ValueError where nothing is recorded yet, and without matplotlib (the extra `plot`).
@@ -111,6 +111,7 @@ def plot(folder: Path) -> Path:
     except ModuleNotFoundError as error:
         raise ValueError("plotting needs matplotlib: pip install 'resnet-core[plot]'") from error
 
+    folder = Path(folder)
     records = list(read_records(folder / "metrics.jsonl"))
     if not records:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no records yet: train first")

@@ -94,7 +94,7 @@ class Trainer:
         eval_loader: EvalBatches,
         score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
         report: Report | None = None,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         self.config, self.optimizer, self.world = config, optimizer, world

@@ -1,0 +1,148 @@
+"""README and docs are true: their code runs, their tables are computed here, their commands print what is shown."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import resnet_core
+from parity.mutants import MUTANTS
+from parity.rungs import RUNGS
+from resnet_core.resnet import TABLE_1, WIDER
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DIGITS = "resnet-core train digits --processes 2 --out runs/digits"
+
+
+def fenced(language):
+    """(page, block) of every fenced block in that language."""
+    for page in PAGES:
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            yield pytest.param(block, id=f"{page.name}: {block.splitlines()[0][:50]}")
+
+
+def commands():
+    """(command, the lines shown below it) of every line `$ command` in a console block."""
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, flags=re.MULTILINE):
+                yield pytest.param(command, shown, id=f"{page.name}: {command}")
+
+
+@pytest.fixture(scope="module")
+def workplace(digits_run, tmp_path_factory):
+    """A folder in which runs/digits is the finished run."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "digits").symlink_to(digits_run[0])
+    return folder
+
+
+def test_blocks_are_of_known_languages():
+    for page in PAGES:
+        assert set(re.findall(r"^```(.+)$", page.read_text(), flags=re.MULTILINE)) <= {"python", "console"}, page
+
+
+@pytest.mark.parametrize("block", list(fenced("python")))
+def test_python_runs_and_says_what_its_comments_say(block, workplace):
+    checks = [
+        f"assert list({name}.shape) == [{shape}]" for name, shape in re.findall(r"# (\w+) \[(.*)\]$", block, re.M)
+    ]
+    code = "import warnings; warnings.simplefilter('error')\n" + block + "\n".join(checks)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workplace)
+    assert ran.returncode == 0, ran.stderr
+    expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
+    assert ran.stdout.splitlines()[-len(expected) :] == expected or not expected
+
+
+@pytest.mark.parametrize(("command", "shown"), list(commands()))
+def test_command_works_and_prints_what_is_shown(command, shown, workplace, digits_run):
+    words = shlex.split(command)
+    if words[0] == "make":
+        planned = subprocess.run(["make", "--dry-run", "--directory", ROOT, words[1]], capture_output=True, text=True)
+        assert planned.returncode == 0, planned.stderr
+        printed = digits_run[1].stdout.replace(str(digits_run[0]), "runs/digits") + "runs/digits/curves.png\n"
+        assert words[1] != "demo" or DIGITS in planned.stdout
+    elif command == DIGITS:
+        printed = digits_run[1].stdout
+    elif words[0] == "torchrun":
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+        finished = subprocess.run([*launcher, *words[1:]], capture_output=True, text=True, cwd=workplace)
+        assert finished.returncode == 0, finished.stderr
+        printed = finished.stdout
+    elif words[:2] == ["python", "-m"]:
+        assert (ROOT / words[2].replace(".", "/")).exists() or (ROOT / f"{words[2].replace('.', '/')}.py").exists()
+        printed = ""
+    else:
+        assert words[0] == "resnet-core"
+        finished = subprocess.run(
+            [sys.executable, "-m", "resnet_core", *words[1:]], capture_output=True, text=True, cwd=workplace
+        )
+        assert finished.returncode == 0, finished.stderr
+        printed = finished.stdout
+    lines = [as_pattern(line) for line in shown.splitlines() if line != "..."]
+    assert [line for line in lines if line not in map(as_pattern, printed.splitlines())] == []
+
+
+def as_pattern(line):
+    """A line with what another machine may print otherwise, times and a share of right answers, taken out."""
+    if "images/s" in line or "top-1" in line:
+        return re.sub(r"[\d.,]+", "#", line)
+    return line
+
+
+def rows(page, header):
+    """The cells of the table whose header line starts with `header`, one list a row."""
+    lines = (ROOT / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(header)) + 2
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            return table
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    return table
+
+
+def test_the_table_of_the_family_is_what_the_code_gives():
+    expected = []
+    for name in [*TABLE_1, *WIDER]:
+        block, depths = TABLE_1[WIDER[name][0] if name in WIDER else name]
+        description = resnet_core.describe(name)
+        v1 = description.multiply_adds_by_form.get("v1", description.multiply_adds)
+        rungs = sum(name in rung.models for rung in RUNGS.values())
+        expected.append(
+            [
+                f"`{name}`",
+                f"{block.__name__} {', '.join(map(str, depths))}",
+                f"{description.parameters:,}",
+                f"{description.multiply_adds / 1e9:.3f} G",
+                f"{v1 / 1e9:.3f} G",
+                f"{rungs} of {rungs} rungs",
+            ]
+        )
+    assert rows("README.md", "| model | block, depths |") == expected
+
+
+def test_the_pages_of_parity_list_every_rung_and_known_wrong_variant():
+    listed = {name: models for name, models, _ in rows("docs/parity.md", "| rung |")}
+    assert listed == {
+        name: "all ten" if len(rung.models) == 10 else ", ".join(rung.models) for name, rung in RUNGS.items()
+    }
+    assert [name for name, _ in rows("docs/parity.md", "| mistake |")] == list(MUTANTS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_first_screen_of_readme_ends_with_the_two_commands():
+    first_screen = (ROOT / "README.md").read_text().split("\n## ")[0]
+    assert len(first_screen.splitlines()) <= 50
+    assert "$ make demo" in first_screen
+    assert "$ make test" in first_screen
