@@ -15,21 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from resnet_core.resnet import TABLE_1, WIDER
+
 Builder = Callable[[], nn.Module]
 Pairs = Iterator[tuple[str, Any, Any]]
 
-TORCHVISION_MODELS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
+TORCHVISION_MODELS = (*TABLE_1, *WIDER)
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,10 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
             return result
         with Report(out if world.is_main else None) as report:
             trainer = make_trainer(recipe, world, report=report, folder=out)
+            report.say(
+                f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
+                f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
+            )
             world.on_main(lambda: _record_environment(out, world, report))
             scores = trainer.fit()
         result = _result(trainer, scores)

@@ -84,18 +84,23 @@ class World:
         return outcome[0]
 
 
+# What torchrun and `launch` tell each process, and what holds for a process that neither started.
+LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+
+
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
     """Joins the processes that `launch` or torchrun started, if any: gloo on CPU, NCCL on GPU.
 
-    `device` is "cpu", "cuda" or "auto" (a GPU where there is one). Raises ValueError where there are too few GPUs.
+    `device` is "cpu", "cuda", or "auto": the GPUs where there is one for each process of this machine, else the CPU.
+    Raises ValueError for "cuda" where there are too few.
     """
-    rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
-    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if use_cuda and local_rank >= torch.cuda.device_count():
+    rank, size, local_rank, local_size = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
+    gpus = torch.cuda.device_count()
+    use_cuda = gpus >= local_size if device == "auto" else device == "cuda"
+    if use_cuda and gpus < local_size:
         raise ValueError(
-            f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; "
-            "start at most one process for each GPU, or use device cpu"
+            f"{local_size} processes on this machine find {gpus} GPUs; start at most one for each, or use device cpu"
         )
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -107,9 +112,6 @@ def join_world(device: str = "auto") -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
-
-
-LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
 def is_main_process() -> bool:
@@ -141,6 +143,7 @@ def _run_rank(rank: int, size: int, port: int, function: Callable[..., int], arg
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun

@@ -119,8 +119,17 @@ def test_what_rank_0_raises_every_rank_raises(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 2)])
+def test_device_auto_is_the_cpu_where_gpus_are_fewer_than_processes(monkeypatch, gpus, processes):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    with join_world("auto") as world:
+        assert world == World(rank=0, size=1, device=torch.device("cpu"))
+
+
 def test_too_few_gpus_are_told_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    message = "finds 0 GPUs; start at most one process for each GPU, or use device cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    message = "2 processes on this machine find 1 GPUs; start at most one for each, or use device cpu"
     with pytest.raises(ValueError, match=message), join_world("cuda"):
         pass
