@@ -106,7 +106,7 @@ class Trainer:
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
         self.step = 0  # optimizer steps done
-        self.seconds = 0.0  # spent in fit(), over all its runs
+        self.seconds = 0.0  # spent in fit() so far, also before a restart
 
     def fit(self) -> dict[str, float]:
         """Trains from the newest checkpoint, or from the start, to the end; the last evaluation's means.
@@ -115,21 +115,22 @@ class Trainer:
         """
         self.restore()
         self.report.start(self.step, self.num_steps)
-        began, seconds_before = time.monotonic(), self.seconds
-        logged_step, logged_at = self.step, began
+        began = time.monotonic() - self.seconds
+        timed_from, timed_at = self.step, time.monotonic()
         scores = None
         for step in self.steps():
-            now = time.monotonic()
-            self.seconds = seconds_before + now - began
             if step.number % self.config.log_every_steps == 0:
-                rate = (step.number - logged_step) * self.train_loader.global_batch / (now - logged_at)
+                samples = (step.number - timed_from) * self.train_loader.global_batch
+                rate = samples / (time.monotonic() - timed_at)
                 self.report.record(
                     "train", step=step.number, epoch=step.epoch, loss=step.loss, lr=step.lr, samples_per_second=rate
                 )
-                logged_step, logged_at = step.number, now
+                timed_from, timed_at = step.number, time.monotonic()
             if self._ends(step, self.config.eval_every_epochs):
                 scores = self.evaluate()
                 self.report.record("eval", step=step.number, epoch=step.epoch, **scores)
+                timed_from, timed_at = step.number, time.monotonic()
+            self.seconds = time.monotonic() - began
             if self._ends(step, self.config.checkpoint_every_epochs):
                 self.save()
         return scores or self.evaluate()
