@@ -126,6 +126,7 @@ def started(folder, *options):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
