@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -127,14 +128,22 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
     """
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each rank tells its own end
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = mp.start_processes(
-        _run_rank, (processes, store.port, function, arguments), nprocs=processes, join=False, start_method="spawn"
-    )
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the new processes ignore Ctrl-C until they have imported
+    try:
+        context = mp.start_processes(
+            _run_rank, (processes, store.port, function, arguments), nprocs=processes, join=False, start_method="spawn"
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
     try:
         while not context.join():
             pass
     except mp.ProcessExitedException as error:
         return error.exit_code
+    except KeyboardInterrupt:
+        for process in context.processes:
+            process.terminate()
+        raise
     return 0
 
 
@@ -148,11 +157,12 @@ def _run_rank(rank: int, size: int, port: int, function: Callable[..., int], arg
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
     }
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     try:
         status = function(*arguments)
-    except KeyboardInterrupt:  # reaches the launcher too, which tells
+    except KeyboardInterrupt:  # the launcher, which has it too, tells; or it is gone, and this is how it says so
         status = 130
     exit_rank(status)
 
