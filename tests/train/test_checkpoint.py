@@ -37,6 +37,12 @@ def test_the_newest_two_are_kept_and_leftovers_of_a_crash_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
 
 
+def test_a_step_saved_again_replaces_the_first(tmp_path):
+    save_checkpoint(tmp_path, 5, {"model": {}}, {"step": 0})
+    assert load_checkpoint(save(tmp_path)).state["step"] == 5
+    assert len(list_checkpoints(tmp_path)) == 1
+
+
 def test_every_flipped_bit_of_a_weights_file_is_found(tmp_path):
     path = save(tmp_path) / "model.safetensors"
     whole = path.read_bytes()
