@@ -36,7 +36,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed and was not found; name it: make PYTHON=/path/to/python3'; exit 1; }
-	@echo 'Setting up .venv with $(PYTHON): torch and its libraries are a download of about 3 GB, 5.4 GB on disk.'
+	@echo 'Setting up .venv with $(PYTHON): torch and its libraries are a download of 2.7 GB, 5.6 GB on disk.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
