@@ -34,7 +34,7 @@ def main() -> int:
     print(f"\n{'known-wrong ResNet-50':<36}{'found by':<22}first divergence")
     for name, build in MUTANTS.items():
         found = first_failure(build)
-        print(f"{name:<36}{found[0] + f'  {found[1].first_divergence}' if found else 'NOT FOUND'}", flush=True)
+        print(f"{name:<36}{f'{found[0]:<22}{found[1].first_divergence}' if found else 'NOT FOUND'}", flush=True)
         if not found:
             failures.append(f"known-wrong variant not found: {name}")
     for failure in failures:

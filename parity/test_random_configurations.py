@@ -33,12 +33,12 @@ configurations = st.fixed_dictionaries(
     optional={
         "num_classes": st.sampled_from([1, 2, 10, 1000]),
         "zero_init_residual": st.booleans(),
-        "groups": st.sampled_from([1, 1, 2, 3, 8, 32]),
-        "width_per_group": st.sampled_from([64, 64, 1, 4, 7, 16, 128]),
         "replace_stride_with_dilation": st.none() | st.lists(st.booleans(), min_size=2, max_size=4),
         "norm_layer": st.sampled_from(list(NORM_LAYERS)),
     },
 )
+# Widths that stay small: 32 groups of 128 would take 15 GB.
+widths = st.sampled_from([(1, 64), (1, 64), (1, 16), (1, 128), (2, 64), (2, 7), (3, 4), (8, 16), (32, 1), (32, 4)])
 inputs = st.tuples(st.integers(1, 4), st.integers(32, 97), st.integers(32, 97))
 
 
@@ -63,8 +63,9 @@ def outcomes(package, configuration, shape, seed):
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-@given(configurations, inputs, st.integers(0, 2**32))
-def test_random_configuration_gives_the_same_bits_or_the_same_error(configuration, shape, seed):
+@given(configurations, widths, inputs, st.integers(0, 2**32))
+def test_random_configuration_gives_the_same_bits_or_the_same_error(configuration, width, shape, seed):
+    configuration = configuration | dict(zip(("groups", "width_per_group"), width, strict=True))
     ours = outcomes(resnet_core, configuration, shape, seed)
     theirs = outcomes(torchvision.models.resnet, configuration, shape, seed)
     if isinstance(theirs, type):

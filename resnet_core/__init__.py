@@ -1,7 +1,7 @@
 """The ResNet you can read, prove, train and ship."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from resnet_core.cifar import cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110
 from resnet_core.describe import describe
@@ -46,9 +46,12 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from resnet_core import data, recipes, train  # noqa: F401
+else:
 
-def __getattr__(name: str) -> ModuleType:
-    """Loads `resnet_core.data`, `.train` and `.recipes` on first use: the models need torch alone."""
-    if name in ("data", "train", "recipes"):
-        return import_module(f"resnet_core.{name}")
-    raise AttributeError(f"module 'resnet_core' has no attribute {name!r}")
+    def __getattr__(name):
+        """Loads `resnet_core.data`, `.train` and `.recipes` on first use: the models need torch alone."""
+        if name in ("data", "train", "recipes"):
+            return import_module(f"resnet_core.{name}")
+        raise AttributeError(f"module 'resnet_core' has no attribute {name!r}")

@@ -35,6 +35,9 @@ def reported(function: Callable[..., int]) -> Callable[..., int]:
             return function(*arguments)
         except NonFiniteLossError as error:
             message, status = str(error), TRAINING_FAILED
+        except BrokenPipeError:  # `resnet-core describe resnet50 | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except (ValueError, OSError) as error:
             message, status = str(error), USER_ERROR
         if is_main_process():
@@ -202,7 +205,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "train":
         call = parse_train(rest)
     else:
-        call = tyro.cli(COMMANDS[name], args=rest, prog=f"resnet-core {name}", config=(tyro.conf.FlagCreatePairsOff,))
+        call = tyro.cli(
+            COMMANDS[name],
+            args=rest,
+            prog=f"resnet-core {name}",
+            config=(tyro.conf.FlagCreatePairsOff,),
+            console_outputs=is_main_process(),
+        )
     return call() or 0
 
 
@@ -227,4 +236,6 @@ def parse_train(words: list[str]) -> Train:
         raise ValueError(f"train needs a recipe first, of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
     name = words[0]
     defaults = Train(get_recipe(name), out=Path("runs") / name)
-    return tyro.cli(Train, args=words[1:], prog=f"resnet-core train {name}", default=defaults)
+    return tyro.cli(
+        Train, args=words[1:], prog=f"resnet-core train {name}", default=defaults, console_outputs=is_main_process()
+    )

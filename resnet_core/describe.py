@@ -80,8 +80,8 @@ def describe(model_or_name: nn.Module | str, image_size: int = 224) -> Descripti
     Computed on the meta device by one forward pass of a square image of `image_size` pixels: no weights are copied
     and no arithmetic is done. Raises ValueError for an unknown name or a size below 1, TypeError for other things.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    if not isinstance(image_size, int) or not 1 <= image_size <= 2**15:
+        raise ValueError(f"image_size must be at least 1 pixel and at most {2**15}, got {image_size!r}")
     if isinstance(model_or_name, str):
         with torch.device("meta"):
             model = get_model(model_or_name)
@@ -114,7 +114,11 @@ def _on_meta(model: nn.Module) -> nn.Module:
     """A copy of the model without its data; the original is not touched."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     memo |= {id(b): b.to("meta") for b in model.buffers()}
-    return copy.deepcopy(model, memo)
+    clone = copy.deepcopy(model, memo)
+    for module in clone.modules():  # hooks of its user are not for tensors without data
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return clone
 
 
 def _count(module: nn.Module) -> int:
@@ -162,8 +166,9 @@ def _watch(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, tuple[int, .
         nonlocal field, jump
         if isinstance(module, nn.AdaptiveAvgPool2d):
             field = None
-        elif isinstance(module, nn.Conv2d | nn.MaxPool2d) and field is not None:
-            kernel, stride, dilation = _square(module.kernel_size), _square(module.stride), _square(module.dilation)
+        elif isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and field is not None:
+            kernel, stride = _square(module.kernel_size), _square(module.stride)
+            dilation = 1 if isinstance(module, nn.AvgPool2d) else _square(module.dilation)
             field += (kernel - 1) * dilation * jump
             jump *= stride
 
@@ -191,7 +196,7 @@ def _square(size: int | tuple[int, ...]) -> int:
 
 def _layers(child: nn.Module) -> str:
     """The convolutions of a stage's first block without its shortcut, or of the child itself, as the paper has them."""
-    block = child[0] if isinstance(child, nn.Sequential) else child
+    block = child[0] if isinstance(child, nn.Sequential) and len(child) else child
     parts = []
     for name, module in block.named_modules():
         if isinstance(module, nn.Conv2d) and "downsample" not in name.split("."):

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 import tomli_w
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
@@ -68,7 +69,7 @@ class ScheduleConfig:
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
+        if not self.warmup_epochs >= 0:
             raise ValueError(f"schedule.warmup_epochs must be at least 0, got {self.warmup_epochs}")
 
 
@@ -85,6 +86,8 @@ class Recipe:
     """Of the initial weights, the order of samples and their augmentation."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than "
@@ -179,7 +182,8 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
         raise ValueError(f"{out} holds other files and no run; {elsewhere}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / "recipe.toml", to_toml(recipe).encode())
+        if not (out / "recipe.toml").exists():
+            replace_file(out / "recipe.toml", to_toml(recipe).encode())
     except OSError as error:
         raise OSError(f"{out} cannot be written ({error.strerror}); {elsewhere}") from error
 
@@ -306,7 +310,9 @@ def _record_environment(out: Path, world: World, report: Report) -> None:
         "command": sys.argv,
     }
     before = json.loads(path.read_text()) if path.exists() else environment
-    changed = [f"{key} was {before[key]}, is {environment[key]}" for key in NUMERICS if before[key] != environment[key]]
+    changed = [
+        f"{key} was {before.get(key)}, is {environment[key]}" for key in NUMERICS if before.get(key) != environment[key]
+    ]
     if changed:
         report.say(f"continuing, but not bit for bit: {'; '.join(changed)}")
     replace_file(path, json.dumps(environment, indent=2).encode())
@@ -322,5 +328,9 @@ def load_run(out: str | Path, world: World | None = None) -> Trainer:
     if not path.exists():
         raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
     trainer = make_trainer(recipe, world)
-    trainer.model.load_state_dict(load_file(path))
+    try:
+        trainer.model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights of {recipe.model.name}: {error}") from error
+    trainer.model.eval()
     return trainer

@@ -9,7 +9,7 @@ from torch import nn
 
 import resnet_core
 
-# He et al. 2015, Table 1, last row: multiply-adds in 1e9, of v1. The paper's figures are cut off, not rounded.
+# He et al. 2015, Table 1, last row: multiply-adds in 1e9, of v1; some rounded (7.57), others cut off (3.86).
 PAPER_GIGA_MULTIPLY_ADDS = {"resnet18": 1.8, "resnet34": 3.6, "resnet50": 3.8, "resnet101": 7.6, "resnet152": 11.3}
 
 # Published by torchvision with its weights (meta["_ops"]), of v1.5.
@@ -105,7 +105,7 @@ def test_the_table_and_its_json_say_the_same():
     ("arguments", "error", "message"),
     [
         (("resnet5",), ValueError, "did you mean resnet50"),
-        (("resnet50", 0), ValueError, "image_size must be at least 1 pixel, got 0"),
+        (("resnet50", 0), ValueError, "image_size must be at least 1 pixel and at most 32768, got 0"),
         ((50,), TypeError, "takes a model or a name, got int"),
         ((nn.Linear(3, 3),), ValueError, "needs a model with a Conv2d"),
     ],

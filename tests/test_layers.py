@@ -14,7 +14,7 @@ PACKAGE = Path(resnet_core.__file__).parent
 
 # Each file or folder of the package -> the only places of the package that it may import.
 MAY_IMPORT = {
-    "__init__": {"cifar", "describe", "models", "resnet"},
+    "__init__": {"cifar", "describe", "models", "resnet", "data", "recipes", "train"},  # the last three on first use
     "__main__": {"cli"},
     "resnet": set(),
     "cifar": {"resnet"},
@@ -76,6 +76,7 @@ def test_imports_keep_the_layers(path):
         if top == "resnet_core":
             assert target(name) in MAY_IMPORT[here] | {here}, f"{path.name}: {here} may not import {name}"
         assert here in KEPT_TO.get(top, {here}), f"{path.name}: {here} may not import {name}"
+        assert not name.startswith("torchvision.models"), f"{path.name}: torchvision's models are for parity alone"
 
 
 def test_the_architecture_imports_torch_alone():
@@ -95,6 +96,10 @@ def test_importing_the_package_loads_neither_torchvision_nor_tools():
     code = f"import sys, resnet_core; print([name for name in {unwanted} if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed == "[]\n"
+
+
+def test_the_package_is_typed_for_its_users():
+    assert (PACKAGE / "py.typed").exists()
 
 
 def test_public_names_are_all_there():

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -127,7 +128,9 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
     part of the cores, unless OMP_NUM_THREADS says otherwise.
     """
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each rank tells its own end
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    listener = socket.create_server(("127.0.0.1", 0))  # by itself the store would listen to every network
+    port = listener.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the new processes ignore Ctrl-C until they have imported
     try:
         context = mp.start_processes(
@@ -139,7 +142,10 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         while not context.join():
             pass
     except mp.ProcessExitedException as error:
-        return error.exit_code
+        if error.exit_code < 0:
+            name = signal.Signals(-error.exit_code).name
+            print(f"resnet-core: rank {error.error_index} was ended by {name}, the others with it", file=sys.stderr)
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     except KeyboardInterrupt:
         for process in context.processes:
             process.terminate()
@@ -155,6 +161,7 @@ def _run_rank(rank: int, size: int, port: int, function: Callable[..., int], arg
         "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
     }
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -83,14 +83,17 @@ class Report:
 
 
 def read_records(path: Path) -> Iterable[dict[str, Any]]:
-    """The records of a metrics.jsonl in order; a last line that a crash cut short is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
+    """The records of a metrics.jsonl in order; a last line that a crash cut short is passed over.
+
+    Raises ValueError naming any other line that is not JSON.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or remove that line") from error
 
 
 # Title, scale of the vertical axis, label -> (event, key) of the records.

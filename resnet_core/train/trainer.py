@@ -45,7 +45,7 @@ class TrainConfig:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is infinite or not a number; the weights are still those before it."""
+    """The loss of a step, or of an evaluation, is infinite or not a number; no checkpoint of it was saved."""
 
 
 class Batches(Protocol):
@@ -128,6 +128,11 @@ class Trainer:
                 timed_from, timed_at = step.number, time.monotonic()
             if self._ends(step, self.config.eval_every_epochs):
                 scores = self.evaluate()
+                if not all(map(math.isfinite, scores.values())):
+                    raise NonFiniteLossError(
+                        f"the evaluation after step {step.number} of {self.num_steps} gives {scores}: the weights are "
+                        "lost and were not saved; lower the learning rate or lengthen the warm-up"
+                    )
                 self.report.record("eval", step=step.number, epoch=step.epoch, **scores)
                 timed_from, timed_at = step.number, time.monotonic()
             self.seconds = time.monotonic() - began
@@ -155,8 +160,8 @@ class Trainer:
         mean_loss = self.world.mean(loss.detach()).item()
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(
-                f"the loss is {mean_loss} at step {self.step + 1} of {self.num_steps}: training stopped before it "
-                "could reach the weights; lower the learning rate, lengthen the warm-up, or look at that batch's data"
+                f"the loss is {mean_loss} at step {self.step + 1} of {self.num_steps}: training stopped before that "
+                "update; lower the learning rate, lengthen the warm-up, or look at that batch's data"
             )
         self.optimizer.step()
         self.step += 1

@@ -1,6 +1,10 @@
 """Several ranks, as real processes."""
 
+import contextlib
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +58,34 @@ def fail_on_rank_1(folder):
         if world.rank == 1:
             return 7
         world.sum({"wait": 1})  # would wait for ever
+    return 0
+
+
+def die_on_rank_1(folder):
+    with join_world("cpu") as world:
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        world.sum({"wait": 1})
+    return 0
+
+
+def tell_sockets(folder):
+    """Addresses on which the launcher and this rank listen, while both are up (Linux)."""
+    with join_world("cpu") as world:
+        world.sum({"joined": 1})
+        own = set()
+        for process in (os.getpid(), os.getppid()):
+            for entry in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    own.add(os.readlink(entry))
+        listening = []
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                    listening.append(fields[1].split(":")[0])
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(listening))
+        world.sum({"told": 1})
     return 0
 
 
@@ -111,6 +143,19 @@ def test_evaluation_counts_each_sample_once_also_where_a_rank_has_none(tmp_path,
 
 def test_a_failing_rank_ends_the_others_with_its_status(tmp_path):
     assert launch(fail_on_rank_1, (tmp_path,), 2) == 7
+
+
+def test_a_killed_rank_is_named(tmp_path, capfd):
+    assert launch(die_on_rank_1, (tmp_path,), 2) == 128 + signal.SIGKILL
+    assert "resnet-core: rank 1 was ended by SIGKILL, the others with it\n" in capfd.readouterr().err
+
+
+def test_launched_processes_listen_on_this_machine_alone(tmp_path):
+    assert launch(tell_sockets, (tmp_path,), 2) == 0
+    for rank in range(2):
+        addresses = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert addresses
+        assert set(addresses) == {"0100007F"}  # 127.0.0.1 as /proc/net/tcp writes it
 
 
 def test_what_rank_0_raises_every_rank_raises(tmp_path):

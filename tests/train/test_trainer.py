@@ -167,6 +167,14 @@ def test_a_lost_loss_stops_before_the_weights_and_names_the_step(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
 
 
+def test_weights_lost_in_an_update_are_found_by_the_evaluation_and_not_saved(tmp_path):
+    one = trainer(tmp_path)
+    one.lr_fn = lambda step: float("inf") if step == 5 else 0.1
+    with pytest.raises(NonFiniteLossError, match=r"the evaluation after step 6 of 9 gives .*nan"):
+        one.fit()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
+
+
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"channels_last": True}])
 def test_precision_and_memory_format_follow_the_same_path(options):
     one, reference = trainer(**options), trainer()
