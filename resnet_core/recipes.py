@@ -24,7 +24,7 @@ from resnet_core.data import DATASETS, Dataset, EvalLoader, TrainLoader
 from resnet_core.data.transforms import random_crop
 from resnet_core.models import MODELS, did_you_mean, get_model
 from resnet_core.train import TrainConfig, Trainer, World, join_world
-from resnet_core.train.checkpoint import replace_file
+from resnet_core.train.checkpoint import list_checkpoints, replace_file
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import SGDConfig, build_sgd
 from resnet_core.train.report import Report
@@ -164,7 +164,7 @@ def read_recipe(folder: str | Path) -> Recipe:
 
 
 def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
-    """Makes `out` the folder of this recipe's run; a folder that is that already is left as it is.
+    """Makes `out` the folder of this recipe's run; where that run has a checkpoint or result, it is left as it is.
 
     Raises ValueError where it holds another recipe's run or other things, or where the global batch cannot be split;
     OSError where the folder cannot be written.
@@ -174,15 +174,16 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
     elsewhere = "choose another folder with --out"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, not a folder; {elsewhere}")
-    if (out / "recipe.toml").exists():
+    begun = (out / "result.json").exists() or bool(list_checkpoints(out / "checkpoints"))
+    if begun:
         differences = _differences(asdict(read_recipe(out)), asdict(recipe))
         if differences:
             raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {elsewhere}")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()) and not (out / "recipe.toml").exists():
         raise ValueError(f"{out} holds other files and no run; {elsewhere}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / "recipe.toml").exists():
+        if not begun:
             replace_file(out / "recipe.toml", to_toml(recipe).encode())
     except OSError as error:
         raise OSError(f"{out} cannot be written ({error.strerror}); {elsewhere}") from error

@@ -7,7 +7,7 @@ import pytest
 
 import resnet_core
 from resnet_core.cli import COMMANDS, main
-from resnet_core.recipes import RECIPES, to_toml
+from resnet_core.recipes import RECIPES, prepare, to_toml
 
 
 def test_help_lists_every_command(capsys):
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_hold_the_run_is_refused_before_any_work(capsys, tm
 
 def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(capsys, tmp_path):
     out = tmp_path / "run"
-    out.mkdir()
+    (out / "checkpoints" / "step-00000022").mkdir(parents=True)
     (out / "recipe.toml").write_text(to_toml(RECIPES["digits"]))
     assert main(["train", "digits", "--out", str(out), "--optimizer.lr", "0.2", "--seed", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -135,6 +135,15 @@ def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(
         "holds the run of another recipe (optimizer.lr is 0.1 there and 0.2 here; seed is 0 there and 1 here)" in line
     )
     assert line.endswith("choose another folder with --out")
+
+
+def test_a_start_that_failed_leaves_its_folder_free(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    out = tmp_path / "run"
+    assert main(["train", "digits", "--out", str(out), "--train.device", "cuda"]) == 2
+    assert "find 0 GPUs" in capsys.readouterr().err
+    prepare(RECIPES["digits"], out)
+    assert (out / "recipe.toml").read_text() == to_toml(RECIPES["digits"])
 
 
 @pytest.mark.parametrize(
