@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.train import TrainConfig, Trainer, World, join_world, launch
+from resnet_core.train import NonFiniteLossError, TrainConfig, Trainer, World, join_world, launch
 from resnet_core.train.metrics import classification_sums
 
 
@@ -58,6 +58,18 @@ def fail_on_rank_1(folder):
         if world.rank == 1:
             return 7
         world.sum({"wait": 1})  # would wait for ever
+    return 0
+
+
+def lose_the_loss_on_rank_1(folder):
+    with join_world("cpu") as world:
+        one = make_trainer(world, nn.Identity)
+        one.loss_fn = lambda outputs, targets: outputs.sum() * (float("nan") if (world.rank, one.step) == (1, 2) else 1)
+        try:
+            for _ in one.steps():
+                pass
+        except NonFiniteLossError as error:
+            (folder / f"rank{world.rank}.txt").write_text(str(error))
     return 0
 
 
@@ -143,6 +155,13 @@ def test_evaluation_counts_each_sample_once_also_where_a_rank_has_none(tmp_path,
 
 def test_a_failing_rank_ends_the_others_with_its_status(tmp_path):
     assert launch(fail_on_rank_1, (tmp_path,), 2) == 7
+
+
+def test_a_loss_lost_on_one_rank_stops_all_at_the_same_step(tmp_path):
+    assert launch(lose_the_loss_on_rank_1, (tmp_path,), 2) == 0
+    told = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    assert told[0].startswith("the loss is nan at step 3 of 9")
 
 
 def test_a_killed_rank_is_named(tmp_path, capfd):
