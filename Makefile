@@ -4,11 +4,12 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test check parity clean
+.PHONY: help demo test interop check parity clean
 
 help:
 	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
 	@echo 'make test    runs the tests and the parity suite'
+	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime; installs them aside (0.6 GB)'
 	@echo 'make check   lint, format, types, and who may import whom'
 	@echo 'make parity  prints the parity report: model by rung'
 	@echo 'make clean   removes .venv and caches; runs/ is yours and stays'
@@ -21,6 +22,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+interop: .venv-interop/installed
+	.venv-interop/bin/python -m pytest -m interop
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,7 +35,7 @@ parity: .venv/installed
 	$(BIN)/python -m parity
 
 clean:
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
@@ -40,3 +44,16 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# A second environment on top of the first, so that `make test` never sees these libraries. Composer comes without its
+# dependencies, which would hold torch back; those that it imports are named.
+.venv-interop/installed: .venv/installed
+	$(BIN)/python -m venv .venv-interop
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	.venv-interop/bin/python -m pip install --constraint constraints.txt \
+		'resnet-core[composer,export,hub,interop]' $(COMPOSER_IMPORTS)
+	.venv-interop/bin/python -m pip install --constraint constraints.txt --no-deps mosaicml
+	@touch $@
+
+COMPOSER_IMPORTS := requests py-cpuinfo

@@ -84,6 +84,14 @@ def test_torchvisions_blocks_fit_into_our_network_and_ours_into_torchvisions():
         assert same_bits(model.eval()(images()), expected)
 
 
+def test_zero_init_residual_finds_the_last_norm_of_any_block():
+    theirs = torchvision.models.resnet
+    for block in (theirs.BasicBlock, theirs.Bottleneck):
+        expected = seeded(lambda block=block: theirs.ResNet(block, [1, 1, 1, 1], zero_init_residual=True))
+        ours = seeded(lambda block=block: resnet_core.ResNet(block, [1, 1, 1, 1], zero_init_residual=True))
+        assert_same(ours.state_dict(), expected.state_dict())
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_compute_the_same(clone):
     model = seeded(resnet_core.resnet18).eval()

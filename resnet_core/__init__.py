@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from resnet_core.cifar import cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110
+from resnet_core.cifar import CifarResNet, cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110
 from resnet_core.describe import describe
 from resnet_core.models import (
     get_model,
@@ -24,6 +24,7 @@ from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "CifarResNet",
     "ResNet",
     "cifar_resnet20",
     "cifar_resnet32",

@@ -33,11 +33,13 @@ class PadShortcut(nn.Module):
 class CifarResNet(nn.Module):
     """`[N, in_channels, H, W] -> [N, num_classes]` logits, n blocks in each of three stages; 32x32 pixels in the paper.
 
-    Raises ValueError for a shortcut other than "A" or "B".
+    Raises ValueError for n below 1 and a shortcut other than "A" or "B".
     """
 
     def __init__(self, n: int, num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> None:
         super().__init__()
+        if n < 1:
+            raise ValueError(f"n, the number of blocks in each stage, must be at least 1, got {n}")
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut must be 'A' (identity, zero-padded) or 'B' (projection), got {shortcut!r}")
         self.conv1 = conv3x3(in_channels, 16)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,16 +14,20 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 import resnet_core
+from resnet_core.data.transforms import ImageTransform
+from resnet_core.deploy import export
 from resnet_core.describe import describe as describe_model
-from resnet_core.models import did_you_mean, list_models
+from resnet_core.models import did_you_mean, list_models, load_model
+from resnet_core.predict import ImageError, find_images, predict
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
 from resnet_core.recipes import run as run_recipe
 from resnet_core.train import NonFiniteLossError, join_world, launch
 from resnet_core.train.distributed import exit_rank, is_main_process
 from resnet_core.train.report import plot as plot_run
+from resnet_core.weights.convert import convert
 
 # Exit statuses; 0 is success.
-TRAINING_FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+TRAINING_FAILED, SOME_FAILED, USER_ERROR, INTERRUPTED = 1, 1, 2, 130
 
 
 def reported(function: Callable[..., int]) -> Callable[..., int]:
@@ -163,6 +167,119 @@ class Plot:
         print(plot_run(self.run))
 
 
+@dataclass(frozen=True)
+class Predict:
+    """Name what is on images: the likeliest classes with their probabilities."""
+
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
+    """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
+    """Image files, or folders of them."""
+    top: int = 5
+    """How many classes of each image."""
+    model: str | None = None
+    """The model of a file of weights that does not say it."""
+    allow_pickle: bool = False
+    """Read .pth and .pt files, with torch's weights_only=True."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"--top must be at least 1, got {self.top}")
+
+    def __call__(self) -> int:
+        if not self.images:
+            raise ValueError("predict needs an image or a folder of images after the weights")
+        images = list(find_images(self.images))
+        model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
+        if info.transform is None:
+            raise ValueError(
+                f"{self.weights} does not say how to prepare an image for {info.model}; "
+                "`resnet-core convert` writes it with --resize-size and --crop-size"
+            )
+        print(f"{info.model}, {info.origin}", file=sys.stderr)
+        records: list[dict[str, Any]] = []
+        for image in images:
+            try:
+                guesses = predict(model, info.transform, image, info.class_names, self.top)
+            except ImageError as error:
+                print(f"resnet-core: {error}", file=sys.stderr)
+                records.append({"image": str(image), "error": str(error)})
+                continue
+            records.append({"image": str(image), "classes": [asdict(guess) for guess in guesses]})
+            if not self.json:
+                print(image)
+                for guess in guesses:
+                    print(f"  {guess.probability:7.2%}  {guess.name or guess.index}")
+        if self.json:
+            print(json.dumps(records, indent=2))
+        return SOME_FAILED if any("error" in record for record in records) else 0
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Bring another library's weights into a file of ours, after comparing both models' outputs."""
+
+    src: tyro.conf.Positional[Path]
+    """File (or transformers folder) that holds the weights."""
+    dst: tyro.conf.Positional[Path]
+    """The .safetensors file to write."""
+    source: str
+    """Whose weights they are: timm, transformers, keras, composer or torchvision."""
+    model: str | None = None
+    """The model, where the shapes alone do not tell."""
+    resize_size: int | None = None
+    """Of the images in their evaluation, the shorter side's pixels; recorded in the file for `predict`."""
+    crop_size: int | None = None
+    """Of the images in their evaluation, height and width in pixels."""
+    allow_pickle: bool = False
+    """Read .pth, .pt and .bin files, with torch's weights_only=True."""
+
+    def __post_init__(self) -> None:
+        if (self.resize_size is None) != (self.crop_size is None):
+            raise ValueError("--resize-size and --crop-size go together")
+
+    def __call__(self) -> None:
+        transform = None
+        if self.resize_size and self.crop_size:
+            transform = ImageTransform(resize_size=self.resize_size, crop_size=self.crop_size)
+        print(
+            convert(
+                self.src,
+                self.dst,
+                source=self.source,
+                model=self.model,
+                transform=transform,
+                allow_pickle=self.allow_pickle,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model for other runtimes, after comparing its outputs there with ours."""
+
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
+    """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
+    out: tyro.conf.Positional[Path]
+    """The file to write: .onnx, or .pt2 for the others."""
+    format: str = "onnx"
+    """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
+    image_size: int | None = None
+    """Height and width in pixels; those of the weights' evaluation when left out."""
+    model: str | None = None
+    """The model of a file of weights that does not say it."""
+    allow_pickle: bool = False
+    """Read .pth and .pt files, with torch's weights_only=True."""
+
+    def __call__(self) -> None:
+        model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
+        size = self.image_size or (info.transform.crop_size if info.transform else 224)
+        channels = info.config.get("in_channels", 3)
+        print(export(model, self.out, format=self.format, image_size=size, channels=channels))
+
+
 def describe_scores(scores: Mapping[str, float]) -> str:
     count = int(scores["count"])
     correct = {label: round(scores[key] * count) for label, key in (("top-1", "top1"), ("top-5", "top5"))}
@@ -177,6 +294,9 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "plot": Plot,
+    "predict": Predict,
+    "convert": Convert,
+    "export": Export,
 }
 
 TRAIN_USAGE = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.field VALUE ...] | train RECIPE --help"

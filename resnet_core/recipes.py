@@ -15,20 +15,20 @@ from typing import Any, get_args, get_type_hints
 
 import tomli_w
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
 import resnet_core
 from resnet_core.data import DATASETS, Dataset, EvalLoader, TrainLoader
 from resnet_core.data.transforms import random_crop
+from resnet_core.durable import replace_file
 from resnet_core.models import MODELS, did_you_mean, get_model
 from resnet_core.train import TrainConfig, Trainer, World, join_world
-from resnet_core.train.checkpoint import list_checkpoints, replace_file
+from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import SGDConfig, build_sgd
 from resnet_core.train.report import Report
 from resnet_core.train.schedules import warmup_cosine
+from resnet_core.weights import WeightsInfo, load_weights, write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,7 @@ def make_trainer(
         total_steps=recipe.train.epochs * steps_per_epoch,
     )
     torch.manual_seed(recipe.seed)
-    model = get_model(recipe.model.name, num_classes=len(dataset.class_names), in_channels=dataset.in_channels)
+    model = get_model(recipe.model.name, **head_and_stem(dataset))
     return Trainer(
         recipe.train,
         model,
@@ -250,6 +250,11 @@ def make_trainer(
         folder=Path(folder) / "checkpoints" if folder else None,
         seed=recipe.seed,
     )
+
+
+def head_and_stem(dataset: Dataset) -> dict[str, int]:
+    """A builder's arguments that fit a network to a dataset."""
+    return {"num_classes": len(dataset.class_names), "in_channels": dataset.in_channels}
 
 
 def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
@@ -288,8 +293,15 @@ def _result(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, float]) -> None:
-    weights = {name: value.cpu().contiguous() for name, value in trainer.model.state_dict().items()}
-    replace_file(out / "model.safetensors", save(weights, metadata={"model": recipe.model.name}))
+    dataset = DATASETS[recipe.data.name]()
+    info = WeightsInfo(
+        model=recipe.model.name,
+        config=head_and_stem(dataset),
+        transform=dataset.transform,
+        class_names=dataset.class_names,
+        origin=f"resnet_core {resnet_core.__version__}, {trainer.num_steps} steps on {recipe.data.name}",
+    )
+    write_weights(out / "model.safetensors", trainer.model.state_dict(), info)
     replace_file(out / "result.json", json.dumps(result, indent=2).encode())
 
 
@@ -329,9 +341,6 @@ def load_run(out: str | Path, world: World | None = None) -> Trainer:
     if not path.exists():
         raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
     trainer = make_trainer(recipe, world)
-    try:
-        trainer.model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of {recipe.model.name}: {error}") from error
+    load_weights(trainer.model, path)
     trainer.model.eval()
     return trainer

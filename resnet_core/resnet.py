@@ -231,7 +231,6 @@ def initialize(model: nn.Module, zero_init_residual: bool = False) -> None:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     for module in model.modules() if zero_init_residual else ():
-        if isinstance(module, BasicBlock) and module.bn2.weight is not None:
-            nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
-        elif isinstance(module, Bottleneck) and module.bn3.weight is not None:
-            nn.init.zeros_(module.bn3.weight)  # type: ignore[arg-type]
+        last_norm = getattr(module, "bn3", None) or getattr(module, "bn2", None)  # only a block has one
+        if last_norm is not None and last_norm.weight is not None:
+            nn.init.zeros_(last_norm.weight)

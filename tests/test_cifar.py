@@ -49,6 +49,11 @@ def test_classes_and_channels_follow_the_arguments():
     assert model(torch.randn(2, 1, 16, 16)).shape == (2, 3)
 
 
+def test_a_stage_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="n, the number of blocks in each stage, must be at least 1, got 0"):
+        resnet_core.CifarResNet(0)
+
+
 def test_unknown_shortcut_is_refused():
     with pytest.raises(ValueError, match=r"'A' \(identity, zero-padded\) or 'B' \(projection\), got 'C'"):
         resnet_core.cifar_resnet20(shortcut="C")

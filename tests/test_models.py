@@ -1,6 +1,7 @@
 """Names, builders and their errors."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +19,20 @@ def test_every_name_is_public_and_builds():
         assert getattr(resnet_core, name) is MODELS[name]
 
 
+def test_torch_hub_finds_every_model():
+    repository = str(Path(resnet_core.__file__).parent.parent)
+    assert set(resnet_core.list_models()) < set(vars(torch.hub._import_module("hubconf", f"{repository}/hubconf.py")))
+    model = torch.hub.load(repository, "resnet18", source="local", num_classes=3)
+    assert model.fc.out_features == 3
+
+
 def test_list_models_filters_as_torchvisions():
     for patterns in ({"include": "resnet*"}, {"include": ["resnet5*", "wide*"], "exclude": "*101*"}):
         ours = resnet_core.list_models(**patterns)
         assert ours == torchvision.models.list_models(torchvision.models, **patterns)
     assert "cifar_resnet20" not in resnet_core.list_models(exclude="cifar_*")
     assert resnet_core.list_models("no such*") == []
+    assert resnet_core.list_models(include=[]) == resnet_core.list_models()  # torchvision's too
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet101_2"])
@@ -51,7 +60,11 @@ def test_names_are_found_in_any_case():
         (lambda: resnet_core.get_model("resnet51"), ValueError, "unknown model 'resnet51'; did you mean .*resnet50"),
         (lambda: resnet_core.get_model("vgg"), ValueError, "known are resnet18, resnet34"),
         (lambda: resnet_core.resnext50_32x4d(groups=8), ValueError, "has groups=32, got groups=8.*build resnet50"),
-        (lambda: resnet_core.resnet50(weights="DEFAULT"), ValueError, "published weights are not in this release"),
+        (lambda: resnet_core.get_model(50), ValueError, "unknown model 50; known are"),
+        (lambda: resnet_core.resnet50(weights="IMAGENET1K_V3"), ValueError, "IMAGENET1K_V2"),
+        (lambda: resnet_core.resnet50(weights="V1", pretrained=True), ValueError, "give one of the two"),
+        (lambda: resnet_core.resnet50(weights="no/such.safetensors"), ValueError, r"no/such\.safetensors is not there"),
+        (lambda: resnet_core.resnet50(weights="weights.pth"), ValueError, "reading one is a choice"),
         (lambda: resnet_core.resnet50(num_clases=3), TypeError, "num_clases"),
         (lambda: resnet_core.resnet50(None), TypeError, "positional"),
     ],

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnet_core.data.transforms import ImageTransform
+
 
 @dataclass(frozen=True)
 class Split:
@@ -30,6 +32,8 @@ class Dataset:
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    transform: ImageTransform
+    """Makes an image file's pixels into what `test` holds."""
 
     @property
     def in_channels(self) -> int:
@@ -51,6 +55,7 @@ def load_digits() -> Dataset:
         train=Split(enlarged[~is_test], labels[~is_test].long()),
         test=Split(enlarged[is_test], labels[is_test].long()),
         class_names=tuple("0123456789"),
+        transform=ImageTransform(resize_size=16, crop_size=16, mean=(0.5,), std=(0.5,)),
     )
 
 

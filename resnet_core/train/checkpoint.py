@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
+
+from resnet_core.durable import sync
 
 KEEP = 2  # the newest and one before it
 
@@ -52,14 +53,16 @@ def save_checkpoint(
         for group, values in tensors.items():
             data = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
             hashes[f"{group}.safetensors"] = hashlib.sha256(data).hexdigest()
-            write_synced(aside / f"{group}.safetensors", data)
-        write_synced(aside / "checkpoint.json", json.dumps({"state": state, "sha256": hashes}, indent=2).encode())
+            (aside / f"{group}.safetensors").write_bytes(data)
+        (aside / "checkpoint.json").write_text(json.dumps({"state": state, "sha256": hashes}, indent=2))
+        for file in aside.iterdir():
+            sync(file)
         shutil.rmtree(path, ignore_errors=True)
         aside.rename(path)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    sync_folder(folder)
+    sync(folder)
     for old in list_checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
     return path
@@ -89,30 +92,3 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     return sorted(Path(folder).glob("step-*"))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that a crash leaves the old one or the new one."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        write_synced(aside, data)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_core.train.checkpoint import replace_file
+from resnet_core.durable import replace_file
 
 FORMATS = {
     "epoch": "{:.4g}",

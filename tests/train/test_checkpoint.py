@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from resnet_core.train import CheckpointError, load_checkpoint, save_checkpoint
-from resnet_core.train.checkpoint import list_checkpoints, replace_file
+from resnet_core.train.checkpoint import list_checkpoints
 
 TENSORS = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)},
@@ -70,17 +70,14 @@ def test_damage_is_named_with_the_remedy(tmp_path, name, damage):
         load_checkpoint(path.parent)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_leftovers(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    replace_file(path, b"old")
+def test_a_failed_save_leaves_the_checkpoints_and_no_leftovers(tmp_path, monkeypatch):
+    kept = save(tmp_path)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        replace_file(path, b"new")
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path)
-    assert path.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+        save(tmp_path, step=6)
+    assert list(tmp_path.iterdir()) == [kept]
+    assert load_checkpoint(kept).state["step"] == 5

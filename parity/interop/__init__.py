@@ -1,0 +1,1 @@
+"""Our model beside the libraries that people come from; `make interop` installs them."""

@@ -1,0 +1,67 @@
+"""ONNX files of our models, run by onnxruntime as their users run them, compute what the model computes."""
+
+import pytest
+import torch
+
+import resnet_core
+from resnet_core.deploy import export
+
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.interop
+
+MODELS = {
+    "resnet18": (lambda: resnet_core.resnet18(), 3, 64),
+    "resnet50": (lambda: resnet_core.resnet50(), 3, 64),
+    "grey CIFAR": (lambda: resnet_core.cifar_resnet20(in_channels=1), 1, 28),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def exported(request, tmp_path_factory):
+    """A model, its file, what `export` said, and the channels and size of its images."""
+    build, channels, size = request.param
+    torch.manual_seed(0)
+    model = build()
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    result = export(model, file, format="onnx", image_size=size, channels=channels)
+    return model.eval(), file, result, channels, size
+
+
+def session(file):
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_onnxruntime_computes_what_the_model_computes(exported, batch):
+    model, file, _, channels, size = exported
+    images = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(100 + batch))
+    (logits,) = session(file).run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        expected = model.double()(images.double())
+    atol = 1e-5 * expected.abs().max().item()
+    torch.testing.assert_close(torch.from_numpy(logits).double(), expected, rtol=0, atol=atol)
+
+
+def test_the_file_names_its_input_its_output_and_the_free_batch(exported):
+    _, file, _, channels, size = exported
+    runner = session(file)
+    assert [(value.name, value.shape) for value in runner.get_inputs()] == [("images", ["batch", channels, size, size])]
+    assert [(value.name, value.shape[0]) for value in runner.get_outputs()] == [("logits", "batch")]
+
+
+def test_the_file_is_whole_valid_and_of_the_opset_that_was_told(exported):
+    _, file, result, *_ = exported
+    onnx.checker.check_model(file, full_check=True)
+    assert {entry.domain: entry.version for entry in onnx.load(file).opset_import}[""] == result.opset
+    assert [other.name for other in file.parent.iterdir()] == ["model.onnx"]  # no weights beside it
+    assert str(result).startswith(f"{file}: onnx opset {result.opset}, ")
+
+
+def test_the_file_tells_no_folder_of_the_machine_that_wrote_it(exported):
+    assert b"site-packages" not in exported[1].read_bytes()
+    assert b"resnet_core/" not in exported[1].read_bytes()
+
+
+def test_exporting_prints_nothing(tmp_path, capfd):
+    export(resnet_core.cifar_resnet20(), tmp_path / "model.onnx", format="onnx", image_size=32)
+    assert capfd.readouterr().out == ""

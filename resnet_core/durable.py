@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all: written under another name, synced, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields the name to write under; when the block ends well, that file takes the place of `path`.
+
+    Whatever ends the process, `path` is the old file or the new one; an exception removes what was written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def replace_file(path: str | Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a crash leaves the old file or the new one."""
+    with replacing(path) as aside:
+        aside.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's contents, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

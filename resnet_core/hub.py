@@ -1,0 +1,42 @@
+"""Models in Hugging Face Hub's form: a folder of `config.json` and `model.safetensors`. Needs the extra `hub`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin
+
+from resnet_core.backbone import Backbone
+from resnet_core.models import blocks_of, constructor_config, did_you_mean
+from resnet_core.resnet import TABLE_1, WIDER
+from resnet_core.weights import WeightsError, load_weights
+
+
+class HubResNet(  # type: ignore[call-arg]
+    Backbone, PyTorchModelHubMixin, library_name="resnet_core", tags=["resnet", "image-classification"]
+):
+    """One of the ten by its name, with `save_pretrained`, `from_pretrained` and `push_to_hub`.
+
+    `HubResNet("resnet50", num_classes=10).save_pretrained(folder)` and `HubResNet.from_pretrained(folder)`: its
+    `config.json` holds the arguments, which must be plain values, its `model.safetensors` the weights as
+    `resnet50(weights=...)` reads them.
+    """
+
+    def __init__(self, name: str = "resnet50", **arguments: Any) -> None:
+        if name not in (*TABLE_1, *WIDER):
+            raise ValueError(f"unknown model {name!r}; {did_you_mean(name, (*TABLE_1, *WIDER))}")
+        if "norm_layer" in arguments:
+            raise ValueError(
+                "HubResNet takes no norm_layer: config.json cannot hold it; use a builder and write_weights"
+            )
+        super().__init__(*blocks_of(name), **constructor_config(name, arguments))
+
+    @classmethod
+    def _load_as_safetensor(cls, model: HubResNet, model_file: str, map_location: str, strict: bool) -> HubResNet:
+        # Always strict: the mixin's default would leave out what does not fit without a word.
+        load_weights(model, model_file)
+        return model.to(map_location)
+
+    @classmethod
+    def _load_as_pickle(cls, model: HubResNet, model_file: str, map_location: str, strict: bool) -> HubResNet:
+        raise WeightsError(f"{model_file} is a pickle; convert it to model.safetensors first: resnet-core convert")

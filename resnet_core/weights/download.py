@@ -1,0 +1,177 @@
+"""Files from the network that arrive whole and right, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import torch
+
+from resnet_core.durable import replacing
+
+STALL_SECONDS = 30.0  # a server that sends nothing for so long is given up
+MOST_BYTES = 2 << 30  # the largest published file has 485 MiB
+CHUNK_BYTES = 1 << 16
+
+
+class DownloadError(OSError):
+    """Why a file could not be had, and the remedy, in one line; nothing of a download is left behind."""
+
+
+def fetch(url: str, *, sha256_prefix: str, folder: Path | None = None, progress: bool = True) -> Path:
+    """Where the file of `url` lies in `folder`: downloaded if it is not there yet, its SHA-256 verified either way.
+
+    `folder` is torch's hub cache unless given, so that files fetched by torchvision are found. `sha256_prefix` holds
+    the hash's first hex digits, at least 8. With `progress` there is a bar on a terminal, elsewhere one line (stderr).
+    Raises DownloadError, and ValueError for a URL that is not https or a prefix that is too short.
+    """
+    if urlsplit(url).scheme != "https":
+        raise ValueError(f"weights come over https alone, got {url}: give a URL that starts with https://")
+    if not re.fullmatch("[0-9a-f]{8,64}", sha256_prefix):
+        raise ValueError(f"sha256_prefix must be 8 to 64 hex digits in lower case, got {sha256_prefix!r}")
+    path = (folder or Path(torch.hub.get_dir(), "checkpoints")) / PurePosixPath(urlsplit(url).path).name
+    try:
+        with _disk_errors(path):
+            cached = path.exists() and sha256_of(path)
+        if not cached:
+            _download(url, path, sha256_prefix, progress)
+        elif not cached.startswith(sha256_prefix):
+            raise DownloadError(
+                f"{path} is not the published file: its SHA-256 starts with {cached[:8]}, not {sha256_prefix}; "
+                "remove it, and it is fetched again"
+            )
+    except URLError as error:
+        reason = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error.reason))[:300]
+        raise DownloadError(f"{url}: {reason}; try again, or copy the file to {path} by hand") from error
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, path: Path, sha256_prefix: str, progress: bool) -> None:
+    """Puts the file of `url` at `path`. Raises URLError for what the network or the server does, else DownloadError."""
+    sha256 = hashlib.sha256()
+    with _network_errors():
+        response = build_opener(_HttpsRedirects).open(url, timeout=STALL_SECONDS)
+    size = response.length
+    with response, _disk_errors(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_size(size, path)
+        with (
+            replacing(path) as aside,
+            aside.open("xb") as file,
+            _shown(url, path, size, progress) as advance,
+        ):
+            for chunk in _chunks(response):
+                file.write(chunk)
+                sha256.update(chunk)
+                advance(len(chunk))
+            if not sha256.hexdigest().startswith(sha256_prefix):
+                raise URLError(
+                    f"sent another file than the published one, SHA-256 {sha256.hexdigest()[:8]} for {sha256_prefix}"
+                )
+
+
+def _chunks(response: HTTPResponse) -> Iterator[bytes]:
+    """The body in pieces. Raises URLError where it stalls, ends too early or does not end."""
+    promised, received, chunk = response.length, 0, b" "
+    while chunk:
+        with _network_errors():
+            chunk = response.read(CHUNK_BYTES)
+        received += len(chunk)
+        if received > MOST_BYTES:
+            raise URLError(f"sent more than {MOST_BYTES:,} bytes, which no published file has")
+        yield chunk
+    if promised is not None and received != promised:
+        raise URLError(f"the connection was cut after {received:,} of {promised:,} bytes")
+
+
+class _HttpsRedirects(HTTPRedirectHandler):
+    """Follows redirects within https."""
+
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()  # urllib would read the redirect's own body, however long it is
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if urlsplit(newurl).scheme != "https":
+            raise URLError(f"redirects to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_size(size: int | None, path: Path) -> None:
+    """Raises where the server promised more bytes than a published file has, or than there is room for."""
+    if size is None:
+        return
+    if size > MOST_BYTES:
+        raise URLError(f"promised {size:,} bytes, and no published file has more than {MOST_BYTES:,}")
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise DownloadError(
+            f"{path} needs {size:,} bytes and the disk has {free:,} left: make room, or set TORCH_HOME to a folder on "
+            "another disk"
+        )
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Makes whatever goes wrong between here and the server a URLError."""
+    try:
+        yield
+    except HTTPError as error:
+        error.close()
+        why = "redirects in circles or away from https" if error.code < 400 else f"the server answered {error.code}"
+        raise URLError(why) from error
+    except URLError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise URLError(str(error)) from error
+
+
+@contextmanager
+def _disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
+    """Makes whatever goes wrong with the file at `path`, of `size` bytes where known, a DownloadError."""
+    try:
+        yield
+    except (URLError, DownloadError):
+        raise
+    except OSError as error:
+        needed = "" if size is None else f", which needs {size:,} bytes"
+        raise DownloadError(
+            f"{path}{needed}: {error.strerror or error}; mend that, or set TORCH_HOME to another folder, with room"
+        ) from error
+
+
+@contextmanager
+def _shown(url: str, path: Path, size: int | None, progress: bool) -> Iterator[Callable[[int], object]]:
+    """Yields what to call with each number of bytes that came, which moves the bar where there is one."""
+    if not progress or not sys.stderr.isatty():
+        if progress:
+            told = "" if size is None else f", {size:,} bytes,"
+            print(f"fetching {url}{told} to {path}", file=sys.stderr)
+        yield lambda count: None
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(path.name, total=size)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,49 @@
+"""What a file of weights says about itself, as JSON in its safetensors header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from resnet_core.data.transforms import ImageTransform
+
+KEY = "resnet_core"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """The model that weights belong to, how to prepare an image for it, and what its classes are called."""
+
+    model: str
+    """A name of `list_models()`."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its builder that are not the defaults, such as `num_classes`."""
+    transform: ImageTransform | None = None
+    class_names: tuple[str, ...] | None = None
+    origin: str = ""
+    """Where the weights come from, in words."""
+
+    def to_metadata(self) -> dict[str, str]:
+        """As safetensors keeps it: text under text keys."""
+        return {"format": "pt", KEY: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> WeightsInfo | None:
+        """The inverse of `to_metadata`; None where there is none. Raises ValueError for one that cannot be read."""
+        if KEY not in metadata:
+            return None
+        try:
+            values = json.loads(metadata[KEY])
+            transform, names = values.pop("transform"), values.pop("class_names")
+            if transform is not None:
+                transform = ImageTransform(**{key: frozen(value) for key, value in transform.items()})
+            return cls(**values, transform=transform, class_names=frozen(names))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"its metadata {KEY!r} cannot be read ({error})") from error
+
+
+def frozen(value: Any) -> Any:
+    """JSON's list as the tuple that it was written from."""
+    return tuple(value) if isinstance(value, list) else value

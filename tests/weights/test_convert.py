@@ -1,0 +1,280 @@
+"""Names under other libraries, Keras' algebra, and what a conversion refuses; real libraries: parity/interop."""
+
+import datetime
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+
+import resnet_core
+from parity.rungs import calibrate, images, same_bits
+from resnet_core.data.transforms import ImageTransform
+from resnet_core.models import get_model
+from resnet_core.weights import convert as converting
+from resnet_core.weights.convert import NETWORKS, SOURCES, convert, convert_names, fold_keras, identify, their_names
+from resnet_core.weights.files import WeightsError, read_info, read_weights, write_weights
+
+KERAS_MODELS = ("resnet50", "resnet101", "resnet152")
+CLAIMED = {"torchvision": NETWORKS, "timm": NETWORKS, "composer": NETWORKS}
+CLAIMED |= {"transformers": ("resnet18", "resnet34", *KERAS_MODELS), "keras": KERAS_MODELS}
+
+# One row for each row of the tables and each number in it, from a model of each library.
+KNOWN_NAMES = [
+    ("transformers", "conv1.weight", "resnet.embedder.embedder.convolution.weight"),
+    ("transformers", "bn1.running_var", "resnet.embedder.embedder.normalization.running_var"),
+    ("transformers", "layer1.2.conv1.weight", "resnet.encoder.stages.0.layers.2.layer.0.convolution.weight"),
+    ("transformers", "layer3.5.bn3.bias", "resnet.encoder.stages.2.layers.5.layer.2.normalization.bias"),
+    ("transformers", "layer2.0.downsample.0.weight", "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight"),
+    ("transformers", "layer4.0.downsample.1.bias", "resnet.encoder.stages.3.layers.0.shortcut.normalization.bias"),
+    ("transformers", "fc.bias", "classifier.1.bias"),
+    ("keras", "conv1.weight", "conv1_conv.weight"),
+    ("keras", "bn1.running_mean", "conv1_bn.running_mean"),
+    ("keras", "layer1.0.conv2.weight", "conv2_block1_2_conv.weight"),
+    ("keras", "layer3.35.bn3.bias", "conv4_block36_3_bn.bias"),
+    ("keras", "layer2.0.downsample.0.weight", "conv3_block1_0_conv.weight"),
+    ("keras", "layer4.0.downsample.1.bias", "conv5_block1_0_bn.bias"),
+    ("keras", "fc.weight", "predictions.weight"),
+    ("composer", "layer4.1.bn2.num_batches_tracked", "module.layer4.1.bn2.num_batches_tracked"),
+    ("timm", "layer2.0.downsample.1.weight", "layer2.0.downsample.1.weight"),
+    ("torchvision", "fc.weight", "fc.weight"),
+]
+
+
+def meta_state(name, **config):
+    with torch.device("meta"):
+        return get_model(name, **config).state_dict()
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=7)
+    calibrate(model)
+    return model
+
+
+@pytest.fixture
+def weights(network, tmp_path):
+    write_weights(tmp_path / "source.safetensors", network.state_dict())
+    return tmp_path / "source.safetensors"
+
+
+@pytest.mark.parametrize(("source", "ours", "theirs"), KNOWN_NAMES)
+def test_names_are_the_librarys(source, ours, theirs):
+    assert their_names(source, [ours]) == {ours: theirs}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_name_tables_are_bijections_onto_our_keys(source):
+    for model in CLAIMED[source]:
+        state = meta_state(model)
+        names = their_names(source, state)
+        assert len(set(names.values())) == len(state)
+        renamed = {names[name]: value for name, value in state.items()}
+        back = convert_names(renamed, source, state)
+        assert list(back) == list(state)
+        assert all(back[name] is state[name] for name in state)
+
+
+def test_no_two_networks_have_the_same_shapes():
+    shapes = [{name: value.shape for name, value in meta_state(model).items()} for model in NETWORKS]
+    assert all(a != b for a, b in itertools.combinations(shapes, 2))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_model_and_its_classes_are_found_from_the_shapes(source, tmp_path):
+    for model in CLAIMED[source]:
+        state = meta_state(model, num_classes=7)
+        names = their_names(source, state)
+        theirs = {names[name]: value for name, value in state.items()}
+        assert identify(tmp_path, theirs, source) == (model, 7)
+
+
+def test_keras_convolution_and_batchnorm_fold_into_ours_exactly():
+    random = torch.Generator().manual_seed(0)
+    kernel, bias, gamma, beta, mean = (
+        torch.randn(shape, generator=random) for shape in [(3, 3, 2, 5), (5,), (5,), (5,), (5,)]
+    )
+    variance = torch.tensor([1e-6, 1e-5, 1e-3, 0.1, 1.0])  # small ones show the epsilon
+    x = torch.randn(2, 2, 8, 8, generator=random).double()
+    kernel_oihw = torch.einsum("hwio->oihw", kernel).double()
+    b, g, s, m, v = (value.double().reshape(1, 5, 1, 1) for value in (bias, gamma, beta, mean, variance))
+    expected = g * (F.conv2d(x, kernel_oihw) + b - m) / (v + 1.001e-5).sqrt() + s  # keras: epsilon 1.001e-5
+
+    values = {"conv1_conv/kernel": kernel, "conv1_conv/bias": bias, "conv1_bn/gamma": gamma, "conv1_bn/beta": beta}
+    folded = fold_keras(values | {"conv1_bn/moving_mean": mean, "conv1_bn/moving_variance": variance})
+    assert sorted(folded) == sorted(["conv1_conv.weight", *(f"conv1_bn.{n}" for n in BATCHNORM)])
+    weight, (g, s, m, v) = folded["conv1_conv.weight"], (folded[f"conv1_bn.{name}"].double() for name in BATCHNORM)
+    assert weight.is_contiguous()
+    found = F.batch_norm(F.conv2d(x, weight.double()), m, v, g, s, eps=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+BATCHNORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def test_keras_dense_kernel_is_transposed_and_its_bias_kept():
+    kernel, bias = torch.randn(4, 3), torch.randn(3)
+    folded = fold_keras({"predictions/kernel": kernel, "predictions/bias": bias})
+    assert torch.equal(folded["predictions.weight"], kernel.T)
+    assert torch.equal(folded["predictions.bias"], bias)
+
+
+def test_batch_counters_that_the_source_lacks_are_zero():
+    names = ["bn1.weight", "bn1.num_batches_tracked"]
+    converted = convert_names({"conv1_bn.weight": torch.ones(3)}, "keras", names)
+    assert list(converted) == names
+    assert same_bits(converted["bn1.num_batches_tracked"], torch.tensor(0))
+
+
+def test_torchvision_weights_convert_with_no_difference(network, weights, tmp_path):
+    transform = ImageTransform(resize_size=232, crop_size=224, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
+    conversion = convert(weights, tmp_path / "ours.safetensors", source="torchvision", transform=transform)
+    assert conversion.model == "resnet18"
+    assert conversion.config == {"num_classes": 7}
+    assert conversion.largest_difference == 0.0
+    assert conversion.tensors == len(network.state_dict())
+    info = read_info(conversion.path)
+    assert (info.model, info.config, info.transform) == ("resnet18", {"num_classes": 7}, transform)
+    assert info.origin == "source.safetensors, converted from torchvision"
+    ours = resnet_core.resnet18(num_classes=7)
+    ours.load_state_dict(read_weights(conversion.path))
+    assert same_bits(ours.eval()(images(seed=5)), network(images(seed=5)))
+
+
+def test_an_old_file_without_batch_counters_converts(network, tmp_path):
+    old = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    write_weights(tmp_path / "old.safetensors", old)
+    conversion = convert(tmp_path / "old.safetensors", tmp_path / "ours.safetensors", source="torchvision")
+    assert conversion.tensors == len(network.state_dict())
+
+
+def test_a_composer_checkpoint_converts_without_bringing_anything_else_to_life(network, tmp_path):
+    state = {"model": {f"module.{name}": value for name, value in network.state_dict().items()}}
+    state |= {"timestamp": {"wall": datetime.timedelta(seconds=1)}, "optimizers": {"SGD": {"state": {}}}}
+    checkpoint = {"state": state, "rng": [{"numpy": np.arange(4, dtype=np.uint32)}]}
+    torch.save(checkpoint, tmp_path / "ep1.pt")
+    with pytest.raises(WeightsError, match="allow_pickle=True"):
+        convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer")
+    conversion = convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+    assert (conversion.model, conversion.largest_difference) == ("resnet18", 0.0)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_composer_checkpoint_with_code_in_it_is_refused(network, tmp_path, capsys):
+    state = {"model": {f"module.{name}": value for name, value in network.state_dict().items()}}
+    torch.save({"state": state, "rng": Evil()}, tmp_path / "ep1.pt")
+    with pytest.raises(WeightsError, match=r"ep1\.pt.*torchvision"):
+        convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+def test_a_pickle_that_is_no_composer_checkpoint_is_refused(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(WeightsError, match=r"bare\.pt is no checkpoint of Composer's Trainer"):
+        convert(tmp_path / "bare.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+
+
+def test_logits_that_differ_are_refused_and_nothing_is_written(weights, tmp_path, monkeypatch):
+    def other(name, classes, tensors):
+        model = torchvision.models.resnet18(num_classes=classes)
+        model.load_state_dict(tensors)
+        model.maxpool = torch.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
+        return model.eval()
+
+    monkeypatch.setattr(converting, "torchvision_network", other)
+    with pytest.raises(WeightsError, match=r"differ from torchvision's own by .* nothing was written"):
+        convert(weights, tmp_path / "ours.safetensors", source="torchvision")
+    assert list(tmp_path.iterdir()) == [weights]
+
+
+def test_logits_that_are_no_numbers_are_refused(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(converting, "compare_logits", lambda ours, theirs: (float("nan"), 1.0))
+    with pytest.raises(WeightsError, match="by nan"):
+        convert(weights, tmp_path / "ours.safetensors", source="torchvision")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"source": "tim"}, WeightsError, r"unknown source 'tim'; did you mean timm\?"),
+        ({"model": "resnet19"}, WeightsError, r"unknown model 'resnet19'; did you mean .*resnet18"),
+        ({"model": "resnet34"}, WeightsError, r"is not resnet34 of torchvision: layer1\.2\.conv1\.weight is missing"),
+        ({"dst": "ours.pth"}, WeightsError, r"ours\.pth must end in \.safetensors"),
+        ({"dst": "source.safetensors"}, FileExistsError, r"source\.safetensors exists .*choose another name"),
+        ({"dst": "nowhere/ours.safetensors"}, FileNotFoundError, "nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_remedy(arguments, error, message, weights, tmp_path):
+    arguments = {"source": "torchvision", "dst": "ours.safetensors"} | arguments
+    before = weights.read_bytes()
+    with pytest.raises(error, match=message):
+        convert(weights, tmp_path / arguments.pop("dst"), **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+    assert weights.read_bytes() == before
+
+
+def changed(state, **changes):
+    """The state dict with some tensors replaced, or left out where None."""
+    return {name: value for name, value in (state | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"conv1.weight": torch.ones(32, 3, 7, 7)},
+            r"conv1\.weight has shape \[32, 3, 7, 7\] instead of \[64, 3, 7, 7\]",
+        ),
+        ({"fc.weight": None}, r"no matrix fc\.weight: give weights with a head"),
+        ({"fc.weight": torch.ones(7)}, r"no matrix fc\.weight"),
+        ({"bn1.bias": None}, r"not resnet18, the nearest of torchvision: bn1\.bias is missing; .*model=NAME"),
+        ({"layer1.0.se.weight": torch.ones(1)}, r"layer1\.0\.se\.weight is unknown"),
+        ({f"extra{i}": torch.ones(1) for i in range(5)}, r"extra0 is unknown, .*extra2 is unknown and 2 more"),
+    ],
+)
+def test_tensors_of_another_network_are_refused_by_name(changes, message, network, tmp_path):
+    write_weights(tmp_path / "other.safetensors", changed(network.state_dict(), **changes))
+    with pytest.raises(WeightsError, match=message):
+        convert(tmp_path / "other.safetensors", tmp_path / "ours.safetensors", source="torchvision")
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+@pytest.mark.parametrize("source", ["timm", "transformers", "keras"])
+def test_a_library_that_is_not_installed_is_named_with_its_remedy(source, weights, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "architecture": "resnet18"}')
+    monkeypatch.setitem(sys.modules, source, None)
+    with pytest.raises(WeightsError, match=rf"{source} is not installed: pip install 'resnet-core\[interop\]'"):
+        convert(weights, tmp_path / "ours.safetensors", source=source)
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "message"),
+    [
+        ("timm", '{"architecture": "resnetblur50"}', r"config\.json has architecture 'resnetblur50', not one of ours"),
+        ("timm", "[1]", r"config\.json is not a JSON object"),
+        ("transformers", "{", r"config\.json is not a JSON object"),
+        ("transformers", '{"model_type": "vit"}', r"config\.json must be there and have model_type 'resnet'"),
+        ("transformers", None, r"config\.json must be there"),
+    ],
+)
+def test_the_config_beside_the_weights_is_believed(source, config, message, weights, tmp_path):
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(WeightsError, match=message):
+        convert(weights, tmp_path / "ours.safetensors", source=source)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+        convert(tmp_path, tmp_path / "ours.safetensors", source="timm")
