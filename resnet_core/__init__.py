@@ -3,7 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from resnet_core.cifar import CifarResNet, cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110
+from resnet_core.backbone import Backbone
+from resnet_core.cifar import (
+    CifarResNet,
+    cifar_resnet20,
+    cifar_resnet32,
+    cifar_resnet44,
+    cifar_resnet56,
+    cifar_resnet110,
+)
+from resnet_core.classifier import composer_resnet, composer_resnet_cifar
 from resnet_core.describe import describe
 from resnet_core.models import (
     get_model,
@@ -22,6 +31,7 @@ from resnet_core.models import (
 from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
+    "Backbone",
     "BasicBlock",
     "Bottleneck",
     "CifarResNet",
@@ -31,6 +41,8 @@ __all__ = [
     "cifar_resnet44",
     "cifar_resnet56",
     "cifar_resnet110",
+    "composer_resnet",
+    "composer_resnet_cifar",
     "describe",
     "get_model",
     "list_models",
@@ -48,11 +60,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from resnet_core import data, recipes, train  # noqa: F401
+    from resnet_core import data, deploy, recipes, train, weights  # noqa: F401
 else:
 
     def __getattr__(name):
-        """Loads `resnet_core.data`, `.train` and `.recipes` on first use: the models need torch alone."""
-        if name in ("data", "train", "recipes"):
+        """Loads the subpackages on first use: the models need torch alone."""
+        if name in ("data", "deploy", "recipes", "train", "weights"):
             return import_module(f"resnet_core.{name}")
         raise AttributeError(f"module 'resnet_core' has no attribute {name!r}")

@@ -113,8 +113,8 @@ class RecomputedStage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
             # torch.compile takes no such contexts, and needs none: its graphs write buffers once.
-            options: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(recomputing, block)}
-            x = checkpoint(block, x, use_reentrant=False, **options)
+            contexts: dict[str, Any] = {"context_fn": partial(recomputing, block)}
+            x = checkpoint(block, x, use_reentrant=False, **({} if torch.compiler.is_compiling() else contexts))
         return x
 
 

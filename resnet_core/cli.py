@@ -16,6 +16,7 @@ import tyro
 import resnet_core
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
+from resnet_core.deploy.export import Format
 from resnet_core.describe import describe as describe_model
 from resnet_core.models import did_you_mean, list_models, load_model
 from resnet_core.predict import ImageError, find_images, predict
@@ -264,7 +265,7 @@ class Export:
     """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
     out: tyro.conf.Positional[Path]
     """The file to write: .onnx, or .pt2 for the others."""
-    format: str = "onnx"
+    format: Format = "onnx"
     """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
     image_size: int | None = None
     """Height and width in pixels; those of the weights' evaluation when left out."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Whatever ends the process, `path` is the old file or the new one; an exception removes what was written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{token_hex(4)}.part")
     try:
         yield aside
         sync(aside)

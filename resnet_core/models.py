@@ -17,7 +17,7 @@ from resnet_core.backbone import Backbone
 from resnet_core.resnet import TABLE_1, WIDER, BasicBlock, Bottleneck, NormLayer
 
 if TYPE_CHECKING:
-    from resnet_core.weights.info import WeightsInfo
+    from resnet_core.weights import WeightsInfo
 
 
 class ResNetConfig(TypedDict, total=False):
@@ -142,12 +142,12 @@ def _with_weights(name: str, weights: str | Path | Enum, progress: bool, config:
 
 def names_a_file(weights: Weights) -> TypeGuard[str | Path]:
     """Whether `weights` is a path: a Path, or text with a folder in it or the ending of a file of weights."""
+    from resnet_core.weights.files import SUFFIXES
+
     return isinstance(weights, Path) or (
-        isinstance(weights, str) and (os.sep in weights or Path(weights).suffix in WEIGHTS_SUFFIXES)
+        isinstance(weights, str) and (os.sep in weights or Path(weights).suffix in SUFFIXES)
     )
 
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 REMEDIES = {
     "num_classes": "; to keep the body under a new head, leave num_classes out and call "
@@ -227,13 +227,13 @@ def load_model(
 
 
 def _published(source: str, progress: bool) -> tuple[nn.Module, WeightsInfo]:
-    from resnet_core.weights import CATALOG, find_weights, imagenet_classes
-    from resnet_core.weights.info import WeightsInfo
+    from resnet_core.weights import CATALOG, WeightsInfo, find_weights, imagenet_classes
+    from resnet_core.weights.files import SUFFIXES
 
     name, _, chosen = source.partition(":")
     if name not in CATALOG:
         raise ValueError(
-            f"{source!r} is neither a run's folder, nor a file of weights ({', '.join(WEIGHTS_SUFFIXES)}), nor a model "
+            f"{source!r} is neither a run's folder, nor a file of weights ({', '.join(SUFFIXES)}), nor a model "
             f"with published weights; {did_you_mean(name, CATALOG)}"
         )
     published = find_weights(name, chosen or "DEFAULT")
@@ -243,8 +243,7 @@ def _published(source: str, progress: bool) -> tuple[nn.Module, WeightsInfo]:
 
 def _assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
     """What is most likely true of weights that say nothing."""
-    from resnet_core.weights import find_weights, imagenet_classes
-    from resnet_core.weights.info import WeightsInfo
+    from resnet_core.weights import WeightsInfo, find_weights, imagenet_classes
 
     classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
     return WeightsInfo(

@@ -14,18 +14,8 @@ PACKAGE = Path(resnet_core.__file__).parent
 
 # Each file or folder of the package -> the only places of the package that it may import.
 MAY_IMPORT = {
-    "__init__": {
-        "cifar",
-        "classifier",
-        "describe",
-        "models",
-        "resnet",
-        "data",
-        "deploy",
-        "recipes",
-        "train",
-        "weights",
-    },
+    "__init__": {"backbone", "cifar", "classifier", "describe", "models", "resnet"}
+    | {"data", "deploy", "recipes", "train", "weights"},  # on first use
     "__main__": {"cli"},
     "resnet": set(),
     "cifar": {"resnet"},
@@ -33,19 +23,19 @@ MAY_IMPORT = {
     "models": {"resnet", "cifar", "backbone", "weights"},  # weights on first use
     "initializers": set(),
     "losses": set(),
-    "classifier": {"models", "losses", "initializers", "composer_classifier"},  # the last on first use
+    "classifier": {"resnet", "models", "losses", "initializers", "composer_classifier"},  # the last on first use
     "composer_classifier": {"classifier"},
     "describe": {"resnet", "models"},
     "durable": set(),
     "data": set(),
     "train": {"durable"},
     "weights": {"data", "durable"},
-    "weights.convert": {"weights", "models", "data"},
+    "weights.convert": {"weights", "resnet", "models", "data"},
     "hub": {"resnet", "backbone", "models", "weights"},
     "predict": {"data"},
-    "deploy": {"durable"},
+    "deploy": {"durable", "models"},
     "recipes": {"__init__", "models", "data", "durable", "train", "weights"},
-    "cli": {"__init__", "models", "describe", "recipes", "train", "predict", "weights.convert", "deploy"},
+    "cli": {"__init__", "data", "models", "describe", "recipes", "train", "predict", "weights.convert", "deploy"},
 }
 
 # Third parties that only these places may import.

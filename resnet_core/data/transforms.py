@@ -54,7 +54,8 @@ class ImageTransform:
         mode = CHANNEL_MODES[len(self.mean)]
         resized = V.resize(image.convert(mode), [self.resize_size], antialias=True)
         pixels = V.pil_to_tensor(V.center_crop(resized, [self.crop_size]))
-        return V.normalize(V.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
+        # Divided, not multiplied by 1/255: to the bit as torchvision prepared the images of its published weights.
+        return V.normalize(pixels / 255, list(self.mean), list(self.std))
 
 
 CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode

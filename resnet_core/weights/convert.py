@@ -24,13 +24,13 @@ from resnet_core.models import did_you_mean, get_model
 from resnet_core.resnet import TABLE_1, WIDER
 from resnet_core.weights.files import (
     WeightsError,
-    file_size,
     load_weights,
-    pickle_member,
     read_weights,
     write_weights,
 )
+from resnet_core.weights.header import file_size
 from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.pickles import pickle_member
 
 NETWORKS = (*TABLE_1, *WIDER)
 IMAGE_SIZE = 64
@@ -259,7 +259,7 @@ def read_torchvision(path: Path, allow_pickle: bool) -> Original:
 
 
 def torchvision_network(name: str, classes: int, tensors: Mapping[str, Tensor]) -> Network:
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
     network = models.get_model(name, num_classes=classes)
     load_weights(network, tensors)

@@ -10,17 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import pickletools
-import re
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,19 +22,14 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from resnet_core.durable import replacing
+from resnet_core.weights.header import DTYPES, check_header, few, read_header
 from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.pickles import is_plain, read_pickle
 
 logger = logging.getLogger("resnet_core")
-
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-INDEX_LIMIT = 2 << 20  # bytes; resnet152's safetensors header has 0.1 million
-RANK_LIMIT, NUMEL_LIMIT = 16, 1 << 48
-DIGEST = "sha256"
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
+SUFFIXES = (".safetensors", *PICKLES)
+DIGEST = "resnet_core.sha256"
 
 
 class WeightsError(ValueError):
@@ -91,8 +80,10 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
 def read_info(path: str | Path) -> WeightsInfo | None:
     """What a safetensors file says of itself, from its header alone, unverified; None where it says nothing.
 
-    Raises WeightsError.
+    A pickle says nothing. Raises WeightsError.
     """
+    if Path(path).suffix.lower() in PICKLES:
+        return None
     with blaming(Path(path)):
         return WeightsInfo.from_metadata(read_header(Path(path))[1])
 
@@ -195,11 +186,6 @@ def is_finite(value: Tensor, dtype: torch.dtype) -> bool:
     return not value.is_floating_point() or bool(value.to(dtype).isfinite().all())
 
 
-def is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with values."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
-
-
 def head_prefix(model: nn.Module) -> str | None:
     """The start of the names of the head's tensors, as "fc."; None for a model without a head."""
     network: Any = model
@@ -220,13 +206,6 @@ def without_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def few(names: Iterable[str], most: int = 3) -> str:
-    """The first names and the number of the others, on one line whatever the names are."""
-    names = list(names)
-    shown = ", ".join(name if name.isprintable() and len(name) < 80 else f"{name[:60]!a}..." for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
 @contextmanager
 def blaming(path: Path) -> Iterator[None]:
     """Turns what is wrong with a file into one line that names it."""
@@ -237,15 +216,6 @@ def blaming(path: Path) -> Iterator[None]:
     except (ValueError, RecursionError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path} {reason}") from error
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a regular file. Raises ValueError for anything else, before it is opened."""
-    if not path.exists():
-        raise ValueError("is not there; check the name")
-    if not path.is_file():
-        raise ValueError("is not a file; name the file of weights itself")
-    return path.stat().st_size
 
 
 # safetensors: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
@@ -268,226 +238,3 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         sha.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
         sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A safetensors file's entries by name and its metadata, checked. Raises ValueError."""
-    size = file_size(path)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, INDEX_LIMIT):
-            raise ValueError(
-                f"is not safetensors, or cut off: its first 8 bytes give a header of {length} bytes, and the file has "
-                f"{size} bytes (a header at most {INDEX_LIMIT}); fetch it again"
-            )
-        return check_header(file.read(length), size)
-
-
-def check_header(text: bytes, size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Entries and metadata of a header whose tensors fill a file of `size` bytes exactly. Raises ValueError."""
-    try:
-        entries = json.loads(text.decode(), object_pairs_hook=unique)
-        if not isinstance(entries, dict):
-            raise ValueError(f"a {type(entries).__name__} in place of an object")
-        metadata = entries.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("__metadata__ is not text by name")
-        spans = sorted(check_entry(name, entry) for name, entry in entries.items())
-        position = 0
-        for begin, end, name in spans:
-            if begin != position:
-                raise ValueError(f"{few([name])} begins at {begin}, and the tensor before it ends at {position}")
-            position = end
-        if position != size - 8 - len(text):
-            raise ValueError(f"its tensors have {position} bytes, and the file {size - 8 - len(text)} for them")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"has a broken header ({error}); fetch or write it again") from error
-    return entries, metadata
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that is there twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise ValueError(f"{few(twice)} more than once")
-    return values
-
-
-def check_entry(name: str, entry: Any) -> tuple[int, int, str]:
-    """Where a tensor begins and ends. Raises ValueError where dtype, shape and place do not agree."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{few([name])} needs dtype, shape and data_offsets")
-    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{few([name])} has a dtype other than {', '.join(DTYPES)}")
-    if not are_counts(shape) or len(shape) > RANK_LIMIT or math.prod(max(n, 1) for n in shape) > NUMEL_LIMIT:
-        raise ValueError(f"{few([name])} has an impossible shape")
-    if not are_counts(place) or len(place) != 2:
-        raise ValueError(f"{few([name])} has impossible data_offsets")
-    begin, end = place
-    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"{few([name])} has {end - begin} bytes for a {dtype} of shape {shape}")
-    return begin, end, name
-
-
-def are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-# Pickles: torch.load(weights_only=True), after a look at what the pickle would do and how much memory it would take.
-
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle
-LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, keys of its storages
-CALLS = {  # what torch.save writes calls of -> with how many arguments; the types of tensors up to torch 0.3
-    "collections OrderedDict": (0, 1), "torch.nn.parameter Parameter": (1, 2), "torch._utils _rebuild_parameter": (3,),
-    "torch._utils _rebuild_tensor": (4,), "torch._utils _rebuild_tensor_v2": (6, 7),
-    "torch FloatTensor": (0,), "torch LongTensor": (0,),
-}  # fmt: skip
-STORAGE = re.compile(r"torch \w+Storage")
-IN_PLACE = {"SETITEM", "SETITEMS", "APPEND", "APPENDS", "BUILD"}
-ZIP_END = struct.Struct(
-    "<4sQHHIIQQQQ 4sIQI 4sHHHHIIH"
-)  # zip64 end, its locator, end: the last 98 bytes of torch's zips
-ZIP_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    remedy = "save model.state_dict() alone, with torch.save or, better, write_weights"
-    size = file_size(path)
-    try:
-        stored = check_pickles(path, size)
-    except (ValueError, IndexError, KeyError, struct.error) as error:
-        raise ValueError(f"is refused as a pickle of weights ({error}); {remedy}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # of any type, as the bytes are anyone's
-        raise ValueError(f"is refused by torch.load ({type(error).__name__}); fetch it again, or {remedy}") from error
-    nested = [content[key] for key in ("state_dict", "model") if is_dict(content) and is_dict(content.get(key))]
-    tensors = nested[0] if nested else content
-    if not is_dict(tensors):
-        raise ValueError(f"holds a {type(tensors).__name__}, not a dict of tensors; {remedy}")
-    foreign = [str(name) for name, value in tensors.items() if not isinstance(name, str) or not is_plain(value)]
-    if foreign:
-        raise ValueError(f"holds other things than named tensors: {few(foreign)}; {remedy}")
-    check_memory(tensors, stored)
-    return {name: value.detach() for name, value in tensors.items()}
-
-
-def is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def check_memory(tensors: Mapping[str, Tensor], stored: int) -> None:
-    """Raises ValueError where tensors are larger than what a file has stored of them, in bytes."""
-    storages = {name: value.untyped_storage() for name, value in tensors.items()}
-    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages.values()}.values())
-    spread = [name for name, value in tensors.items() if value.numel() * value.itemsize > storages[name].nbytes()]
-    if claimed > stored or spread:
-        raise ValueError(f"claims more bytes than it has ({few(spread) or f'{claimed} of {stored}'}); fetch it again")
-
-
-def check_pickles(path: Path, size: int) -> int:
-    """The bytes that a file of torch.save's keeps for tensors, after a look at its pickles. Raises ValueError."""
-    with path.open("rb") as file:
-        start = file.read(len(LEGACY_START))
-        if start.startswith(b"PK\x03\x04"):
-            offset, length, stored = pickle_member(file, size)
-            file.seek(offset + 26)
-            name, extra = struct.unpack("<HH", file.read(4))
-            file.seek(offset + 30 + name + extra)
-            check_pickle(BytesIO(file.read(length)))
-            return stored
-        if start == LEGACY_START:
-            file.seek(0)
-            stream = BytesIO(file.read(INDEX_LIMIT))
-            for _ in range(LEGACY_PICKLES):
-                check_pickle(stream)
-            return size - stream.tell()
-    raise ValueError("neither of torch.save's two forms")
-
-
-def pickle_member(file: IO[bytes], size: int) -> tuple[int, int, int]:
-    """Where a zip's `data.pkl` lies, how long it is, and the bytes of all members: no more than the file has.
-
-    torch.save compresses nothing, so a member's size is what the file has of it. The end must be just as torch
-    writes it: zip readers that find different directories in one file see different members.
-    """
-    file.seek(max(size - ZIP_END.size, 0))
-    end = ZIP_END.unpack(file.read())
-    count, length, begin = end[7:10]
-    if (end[0], end[10], end[14]) != (b"PK\6\6", b"PK\6\7", b"PK\5\6") or end[12] != size - ZIP_END.size or end[21]:
-        raise ValueError("a zip that torch did not write")
-    if length > INDEX_LIMIT or begin + length != size - ZIP_END.size:
-        raise ValueError(f"a zip whose directory of {length} bytes is misplaced or has more than {INDEX_LIMIT}")
-    file.seek(begin)
-    directory, position, pickles, total = file.read(length), 0, [], 0
-    for _ in range(count):
-        entry = ZIP_ENTRY.unpack_from(directory, position)
-        method, stored, plain, offset = entry[4], entry[8], entry[9], entry[16]
-        after_name = position + ZIP_ENTRY.size + entry[10]
-        name = directory[position + ZIP_ENTRY.size : after_name].decode("ascii")
-        if (
-            entry[0] != b"PK\1\2"
-            or method
-            or stored != plain
-            or not name.isprintable()
-            or 0xFFFFFFFF in (plain, offset)
-        ):
-            raise ValueError(f"its member {name[:60]!a} is compressed, malformed, or beyond 4 GiB")
-        total += plain
-        pickles += [(offset, plain)] if name.lower().endswith("/data.pkl") else []
-        position = after_name + entry[11] + entry[12]
-    if total > size or position != length:
-        raise ValueError(f"a zip of {size} bytes whose members claim {total}")
-    if len(pickles) != 1 or pickles[0][1] > INDEX_LIMIT:
-        raise ValueError(f"a zip needs one data.pkl of at most {INDEX_LIMIT} bytes")
-    return *pickles[0], total
-
-
-def check_pickle(stream: IO[bytes]) -> None:
-    """Follows a pickle without doing what it says. Raises ValueError unless it makes tensors in plain containers.
-
-    torch.load's own rules allow more: calls that take memory out of all proportion, as `bytearray(10**12)` or a
-    thousand copies of one dict. Here only CALLS are called, and nothing is copied more often than it was written down.
-    """
-    stack: list[str] = []  # how each value was made: an opcode or a global's name; "again" for one from the memo
-    memo: dict[int, str] = {}
-    marks: list[int] = []
-    value: Any
-    for opcode, value, _ in pickletools.genops(stream):
-        made, takes = opcode.name, opcode.stack_before
-        operands = []
-        if pickletools.markobject in takes:
-            start = marks.pop()
-            operands, stack[start:] = stack[start:], []
-            takes = takes[: takes.index(pickletools.markobject)]
-        operands = [stack.pop() for _ in takes][::-1] + operands
-        if made == "MARK":
-            marks.append(len(stack))
-            continue
-        if made in ("BINPUT", "LONG_BINPUT"):
-            memo[value] = stack[-1]
-        elif made in ("BINGET", "LONG_BINGET"):
-            made = memo[value] if " " in memo[value] else "again"
-        elif made == "GLOBAL":
-            made = value
-            if value not in CALLS and not STORAGE.fullmatch(value):
-                raise ValueError(f"it names {value.replace(' ', '.')[:80]!a}, which is no part of a tensor")
-        elif made in ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            made = "again" if operands == ["again"] else f"TUPLE{len(operands)}"
-        elif made in ("REDUCE", "NEWOBJ"):
-            check_call(*operands)
-        elif made in IN_PLACE:
-            made = operands[0]
-            if opcode.name == "BUILD" and operands[1] == "again":
-                raise ValueError("it copies one value many times")
-        stack += [made] * len(opcode.stack_after)
-
-
-def check_call(function: str, arguments: str) -> None:
-    """Raises ValueError for a call that torch.save does not write."""
-    if arguments == "again":
-        raise ValueError("it copies one value many times")
-    if arguments not in [f"TUPLE{count}" for count in CALLS.get(function, ())]:
-        raise ValueError(f"it calls {function[:80]!a} with other arguments than a tensor's")

@@ -15,7 +15,9 @@ import numpy
 import torch
 from torch import nn
 
-from resnet_core.weights.files import INDEX_LIMIT, LEGACY_START, ZIP_END, ZIP_ENTRY, write_weights
+from resnet_core.weights.files import write_weights
+from resnet_core.weights.header import INDEX_LIMIT
+from resnet_core.weights.pickles import LEGACY_START, ZIP_END, ZIP_ENTRY
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 GIB = 1 << 30

@@ -132,7 +132,7 @@ def test_batch_counters_that_the_source_lacks_are_zero():
 
 
 def test_torchvision_weights_convert_with_no_difference(network, weights, tmp_path):
-    transform = ImageTransform(resize_size=232, crop_size=224, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
+    transform = ImageTransform(resize_size=232, crop_size=224, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
     conversion = convert(weights, tmp_path / "ours.safetensors", source="torchvision", transform=transform)
     assert conversion.model == "resnet18"
     assert conversion.config == {"num_classes": 7}

@@ -20,15 +20,8 @@ from torch import nn
 
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.resnet import BasicBlock, ResNet
-from resnet_core.weights.files import (
-    DTYPES,
-    WeightsError,
-    few,
-    load_weights,
-    read_info,
-    read_weights,
-    write_weights,
-)
+from resnet_core.weights.files import WeightsError, load_weights, read_info, read_weights, write_weights
+from resnet_core.weights.header import DTYPES, few
 from resnet_core.weights.info import WeightsInfo
 from tests.weights import hostile
 

@@ -1,0 +1,101 @@
+"""The header of a safetensors file, checked before a tensor is read: it is what a stranger wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+INDEX_LIMIT = 2 << 20  # bytes; resnet152's safetensors header has 0.1 million
+RANK_LIMIT, NUMEL_LIMIT = 16, 1 << 48
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A safetensors file's entries by name and its metadata, checked. Raises ValueError."""
+    size = file_size(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, INDEX_LIMIT):
+            raise ValueError(
+                f"is not safetensors, or cut off: its first 8 bytes give a header of {length} bytes, and the file has "
+                f"{size} bytes (a header at most {INDEX_LIMIT}); fetch it again"
+            )
+        return check_header(file.read(length), size)
+
+
+def check_header(text: bytes, size: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Entries and metadata of a header whose tensors fill a file of `size` bytes exactly. Raises ValueError."""
+    try:
+        entries = json.loads(text.decode(), object_pairs_hook=unique)
+        if not isinstance(entries, dict):
+            raise ValueError(f"a {type(entries).__name__} in place of an object")
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ is not text by name")
+        spans = sorted(check_entry(name, entry) for name, entry in entries.items())
+        position = 0
+        for begin, end, name in spans:
+            if begin != position:
+                raise ValueError(f"{few([name])} begins at {begin}, and the tensor before it ends at {position}")
+            position = end
+        if position != size - 8 - len(text):
+            raise ValueError(f"its tensors have {position} bytes, and the file {size - 8 - len(text)} for them")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"has a broken header ({error}); fetch or write it again") from error
+    return entries, metadata
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that is there twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"{few(twice)} more than once")
+    return values
+
+
+def check_entry(name: str, entry: Any) -> tuple[int, int, str]:
+    """Where a tensor begins and ends. Raises ValueError where dtype, shape and place do not agree."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{few([name])} needs dtype, shape and data_offsets")
+    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{few([name])} has a dtype other than {', '.join(DTYPES)}")
+    if not are_counts(shape) or len(shape) > RANK_LIMIT or math.prod(max(n, 1) for n in shape) > NUMEL_LIMIT:
+        raise ValueError(f"{few([name])} has an impossible shape")
+    if not are_counts(place) or len(place) != 2:
+        raise ValueError(f"{few([name])} has impossible data_offsets")
+    begin, end = place
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{few([name])} has {end - begin} bytes for a {dtype} of shape {shape}")
+    return begin, end, name
+
+
+def are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a regular file. Raises ValueError for anything else, before it is opened."""
+    if not path.exists():
+        raise ValueError("is not there; check the name")
+    if not path.is_file():
+        raise ValueError("is not a file; name the file of weights itself")
+    return path.stat().st_size
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first names and the number of the others, on one line whatever the names are."""
+    names = list(names)
+    shown = ", ".join(name if name.isprintable() and len(name) < 80 else f"{name[:60]!a}..." for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
