@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
 from parity.mutants import MUTANTS
@@ -35,10 +36,12 @@ def commands():
 
 @pytest.fixture(scope="module")
 def workplace(digits_run, tmp_path_factory):
-    """A folder in which runs/digits is the finished run."""
+    """A folder in which runs/digits is the finished run and digit.png one of its test images."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
     (folder / "runs" / "digits").symlink_to(digits_run[0])
+    pixels = (resnet_core.data.load_digits().test.images[0] + 1) / 2
+    to_pil_image(pixels).save(folder / "digit.png")
     return folder
 
 

@@ -209,7 +209,7 @@ def test_logits_that_are_no_numbers_are_refused(weights, tmp_path, monkeypatch):
         ({"source": "tim"}, WeightsError, r"unknown source 'tim'; did you mean timm\?"),
         ({"model": "resnet19"}, WeightsError, r"unknown model 'resnet19'; did you mean .*resnet18"),
         ({"model": "resnet34"}, WeightsError, r"is not resnet34 of torchvision: layer1\.2\.conv1\.weight is missing"),
-        ({"dst": "ours.pth"}, WeightsError, r"ours\.pth must end in \.safetensors"),
+        ({"dst": "ours.pth", "source": "tim"}, WeightsError, r"ours\.pth must end in \.safetensors"),
         ({"dst": "source.safetensors"}, FileExistsError, r"source\.safetensors exists .*choose another name"),
         ({"dst": "nowhere/ours.safetensors"}, FileNotFoundError, "nowhere is not a folder"),
     ],
