@@ -53,7 +53,8 @@ clean:
 		> "$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	.venv-interop/bin/python -m pip install --constraint constraints.txt \
 		'resnet-core[composer,export,hub,interop]' $(COMPOSER_IMPORTS)
-	.venv-interop/bin/python -m pip install --constraint constraints.txt --no-deps mosaicml
+	.venv-interop/bin/python -m pip install --constraint constraints.txt --no-deps mosaicml mosaicml-cli
 	@touch $@
 
-COMPOSER_IMPORTS := requests py-cpuinfo
+COMPOSER_IMPORTS := backoff coolname gql importlib-metadata psutil py-cpuinfo questionary requests ruamel.yaml \
+	validators websockets

@@ -125,19 +125,31 @@ def _with_weights(name: str, weights: str | Path | Enum, progress: bool, config:
         needed = dict(info.config) if info else {}
         if not info and "fc.bias" in state:
             needed["num_classes"] = len(state["fc.bias"])
-        origin = str(weights)
+        _check_agreement(config, needed, str(weights))
     else:
         published = find_weights(name, weights)  # type: ignore[arg-type]  # a Path names a file
+        needed = {"num_classes": published.num_classes, "stride_in_1x1": False}
+        _check_agreement(config, needed, f"{name}'s {published.name}")
         path = fetch(published.url, sha256_prefix=published.sha256_prefix, progress=progress)
         # torchvision publishes pickles: this one has the published hash, and only tensors are read from it.
-        state, needed = read_weights(path, allow_pickle=True), {"num_classes": 1000, "stride_in_1x1": False}
-        origin = f"{name}'s {published.name}"
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{origin} needs {key}={value!r}, got {config[key]!r}{REMEDIES.get(key, '')}")
+        state = read_weights(path, allow_pickle=True)
     model = Backbone(*blocks_of(name), **constructor_config(name, {**config, **needed}))
     load_weights(model, state)
     return model
+
+
+def _check_agreement(config: Mapping[str, Any], needed: Mapping[str, Any], origin: str) -> None:
+    """Raises ValueError where the caller asks for another network than the weights are of."""
+    for key, value in needed.items():
+        if config.get(key, value) != value:
+            remedy = NEW_HEAD if key == "num_classes" else ""
+            raise ValueError(f"{origin} needs {key}={value!r}, got {config[key]!r}{remedy}")
+
+
+NEW_HEAD = (
+    "; to keep the body under a new head, leave num_classes out and call model.reset_classifier(num_classes) "
+    "afterwards, or load_weights(model, file, new_head=True)"
+)
 
 
 def names_a_file(weights: Weights) -> TypeGuard[str | Path]:
@@ -147,12 +159,6 @@ def names_a_file(weights: Weights) -> TypeGuard[str | Path]:
     return isinstance(weights, Path) or (
         isinstance(weights, str) and (os.sep in weights or Path(weights).suffix in SUFFIXES)
     )
-
-
-REMEDIES = {
-    "num_classes": "; to keep the body under a new head, leave num_classes out and call "
-    "model.reset_classifier(num_classes) afterwards, or load_weights(model, file, new_head=True)",
-}
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

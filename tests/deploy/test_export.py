@@ -219,7 +219,6 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path, 
 
 def test_a_missing_compiler_is_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    cpp_compiler_search.cache_clear()
+    cpp_compiler_search.cache_clear()  # of what it found for the tests before
     with pytest.raises(ExportError, match=r"format aoti needs a C\+\+ compiler: install g\+\+"):
         export(tiny(), tmp_path / "model.pt2", format="aoti", image_size=SIZE)
-    cpp_compiler_search.cache_clear()

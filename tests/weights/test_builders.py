@@ -67,6 +67,17 @@ def test_published_weights_that_do_not_fit_are_refused(published, config, messag
         resnet_core.resnet18(weights="DEFAULT", **config)
 
 
+def test_what_cannot_fit_is_refused_before_the_download(monkeypatch):
+    def fetch(url, **options):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("resnet_core.weights.fetch", fetch)
+    with pytest.raises(ValueError, match="needs num_classes=1000, got 10"):
+        resnet_core.resnet18(weights="DEFAULT", num_classes=10)
+    with pytest.raises(ValueError, match="needs num_classes=1000, got 10"):
+        resnet_core.composer_resnet("resnet18", 10, True)
+
+
 def test_the_remedy_for_another_class_count_works(published):
     model = resnet_core.resnet18(weights="DEFAULT").eval()
     model.reset_classifier(10)
