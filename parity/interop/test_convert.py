@@ -9,8 +9,9 @@ import torchvision
 from parity.rungs import calibrate, difference, images, same_bits
 from resnet_core.models import get_model
 from resnet_core.resnet import TABLE_1, Bottleneck
-from resnet_core.weights.convert import KERAS_EPSILON, NETWORKS, convert, their_names
+from resnet_core.weights.convert import convert, their_names
 from resnet_core.weights.files import WeightsError, load_weights, read_info, write_weights
+from resnet_core.weights.sources import KERAS_EPSILON, NETWORKS
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 

@@ -38,7 +38,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     remedy = "save model.state_dict() alone, with torch.save or, better, write_weights"
     size = file_size(path)
     try:
-        stored = check_pickles(path, size)
+        stored = check_pickles(path, size, CALLS)
     except (ValueError, IndexError, KeyError, struct.error) as error:
         raise ValueError(f"is refused as a pickle of weights ({error}); {remedy}") from error
     try:
@@ -65,7 +65,7 @@ def check_memory(tensors: Mapping[str, Tensor], stored: int) -> None:
         raise ValueError(f"claims more bytes than it has ({few(spread) or f'{claimed} of {stored}'}); fetch it again")
 
 
-def check_pickles(path: Path, size: int) -> int:
+def check_pickles(path: Path, size: int, calls: Mapping[str, tuple[int, ...]]) -> int:
     """The bytes that a file of torch.save's keeps for tensors, after a look at its pickles. Raises ValueError."""
     with path.open("rb") as file:
         start = file.read(len(LEGACY_START))
@@ -74,13 +74,13 @@ def check_pickles(path: Path, size: int) -> int:
             file.seek(offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))
             file.seek(offset + 30 + name + extra)
-            check_pickle(BytesIO(file.read(length)))
+            check_pickle(BytesIO(file.read(length)), calls)
             return stored
         if start == LEGACY_START:
             file.seek(0)
             stream = BytesIO(file.read(INDEX_LIMIT))
             for _ in range(LEGACY_PICKLES):
-                check_pickle(stream)
+                check_pickle(stream, calls)
             return size - stream.tell()
     raise ValueError("neither of torch.save's two forms")
 
@@ -123,11 +123,11 @@ def pickle_member(file: IO[bytes], size: int) -> tuple[int, int, int]:
     return *pickles[0], total
 
 
-def check_pickle(stream: IO[bytes]) -> None:
+def check_pickle(stream: IO[bytes], calls: Mapping[str, tuple[int, ...]]) -> None:
     """Follows a pickle without doing what it says. Raises ValueError unless it makes tensors in plain containers.
 
     torch.load's own rules allow more: calls that take memory out of all proportion, as `bytearray(10**12)` or a
-    thousand copies of one dict. Here only CALLS are called, and nothing is copied more often than it was written down.
+    thousand copies of one dict. Here only `calls` are called, and nothing is copied more often than it is written down.
     """
     stack: list[str] = []  # how each value was made: an opcode or a global's name; "again" for one from the memo
     memo: dict[int, str] = {}
@@ -150,12 +150,12 @@ def check_pickle(stream: IO[bytes]) -> None:
             made = memo[value] if " " in memo[value] else "again"
         elif made == "GLOBAL":
             made = value
-            if value not in CALLS and not STORAGE.fullmatch(value):
+            if value not in calls and not STORAGE.fullmatch(value):
                 raise ValueError(f"it names {value.replace(' ', '.')[:80]!a}, which is no part of a tensor")
         elif made in ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             made = "again" if operands == ["again"] else f"TUPLE{len(operands)}"
         elif made in ("REDUCE", "NEWOBJ"):
-            check_call(*operands)
+            check_call(calls, *operands)
         elif made in IN_PLACE:
             made = operands[0]
             if opcode.name == "BUILD" and operands[1] == "again":
@@ -163,11 +163,11 @@ def check_pickle(stream: IO[bytes]) -> None:
         stack += [made] * len(opcode.stack_after)
 
 
-def check_call(function: str, arguments: str) -> None:
+def check_call(calls: Mapping[str, tuple[int, ...]], function: str, arguments: str) -> None:
     """Raises ValueError for a call that torch.save does not write."""
     if arguments == "again":
         raise ValueError("it copies one value many times")
-    if arguments not in [f"TUPLE{count}" for count in CALLS.get(function, ())]:
+    if arguments not in [f"TUPLE{count}" for count in calls.get(function, ())]:
         raise ValueError(f"it calls {function[:80]!a} with other arguments than a tensor's")
 
 

@@ -14,9 +14,10 @@ import resnet_core
 from parity.rungs import calibrate, images, same_bits
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.models import get_model
-from resnet_core.weights import convert as converting
-from resnet_core.weights.convert import NETWORKS, SOURCES, convert, convert_names, fold_keras, identify, their_names
+from resnet_core.weights import sources
+from resnet_core.weights.convert import convert, convert_names, identify, their_names
 from resnet_core.weights.files import WeightsError, read_info, read_weights, write_weights
+from resnet_core.weights.sources import NETWORKS, SOURCES, fold_keras
 
 KERAS_MODELS = ("resnet50", "resnet101", "resnet152")
 CLAIMED = {"torchvision": NETWORKS, "timm": NETWORKS, "composer": NETWORKS}
@@ -178,6 +179,13 @@ def test_a_composer_checkpoint_with_code_in_it_is_refused(network, tmp_path, cap
     assert not (tmp_path / "ours.safetensors").exists()
 
 
+def test_a_composer_checkpoint_that_would_take_memory_is_refused_before_it_is_loaded(network, tmp_path):
+    state = {"model": {f"module.{name}": value for name, value in network.state_dict().items()}}
+    torch.save({"state": state, "rng": bytearray(10)}, tmp_path / "ep1.pt")
+    with pytest.raises(WeightsError, match=r"names .__builtin__\.bytearray"):
+        convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+
+
 def test_a_pickle_that_is_no_composer_checkpoint_is_refused(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "bare.pt")
     with pytest.raises(WeightsError, match=r"bare\.pt is no checkpoint of Composer's Trainer"):
@@ -191,14 +199,14 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(weights, tmp_path
         model.maxpool = torch.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
         return model.eval()
 
-    monkeypatch.setattr(converting, "torchvision_network", other)
+    monkeypatch.setattr(sources, "torchvision_network", other)
     with pytest.raises(WeightsError, match=r"differ from torchvision's own by .* nothing was written"):
         convert(weights, tmp_path / "ours.safetensors", source="torchvision")
     assert list(tmp_path.iterdir()) == [weights]
 
 
 def test_logits_that_are_no_numbers_are_refused(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(converting, "compare_logits", lambda ours, theirs: (float("nan"), 1.0))
+    monkeypatch.setattr("resnet_core.weights.convert.compare_logits", lambda ours, theirs: (float("nan"), 1.0))
     with pytest.raises(WeightsError, match="by nan"):
         convert(weights, tmp_path / "ours.safetensors", source="torchvision")
 
