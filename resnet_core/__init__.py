@@ -13,6 +13,7 @@ from resnet_core.cifar import (
     cifar_resnet110,
 )
 from resnet_core.classifier import composer_resnet, composer_resnet_cifar
+from resnet_core.compare import assert_parity, compare
 from resnet_core.describe import describe
 from resnet_core.models import (
     get_model,
@@ -36,11 +37,13 @@ __all__ = [
     "Bottleneck",
     "CifarResNet",
     "ResNet",
+    "assert_parity",
     "cifar_resnet20",
     "cifar_resnet32",
     "cifar_resnet44",
     "cifar_resnet56",
     "cifar_resnet110",
+    "compare",
     "composer_resnet",
     "composer_resnet_cifar",
     "describe",

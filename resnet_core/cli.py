@@ -11,9 +11,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import tyro
 
 import resnet_core
+from resnet_core.compare import build, compare
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
 from resnet_core.deploy.export import Format
@@ -28,7 +30,7 @@ from resnet_core.train.report import plot as plot_run
 from resnet_core.weights.convert import convert
 
 # Exit statuses; 0 is success.
-TRAINING_FAILED, SOME_FAILED, USER_ERROR, INTERRUPTED = 1, 1, 2, 130
+TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR, INTERRUPTED = 1, 1, 1, 2, 130
 
 
 def reported(function: Callable[..., int]) -> Callable[..., int]:
@@ -219,6 +221,47 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Compare two networks rung by rung; where they differ, find the first place and the mistake.
+
+    A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or your.module:function, which is
+    imported and called: it is your own code that runs.
+    """
+
+    a: tyro.conf.Positional[str]
+    """The network in question."""
+    b: tyro.conf.Positional[str]
+    """The reference."""
+    image_size: int = 64
+    """Height and width of the random images in pixels."""
+    channels: int = 3
+    """Of the random images."""
+    batch: int = 2
+    """Random images, at least 2."""
+    diagnosis_seconds: float = 60.0
+    """How long to look for the mistake; 0: not at all."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if min(self.image_size, self.channels, self.batch - 1) < 1:
+            raise ValueError("--image-size and --channels must be at least 1, --batch at least 2")
+
+    def __call__(self) -> int:
+        sys.path.insert(0, os.getcwd())
+        a, b = build(self.a), build(self.b)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
+        try:
+            result = compare(a, b, images, diagnosis_seconds=self.diagnosis_seconds)
+        except RuntimeError as error:
+            shape = " x ".join(map(str, images.shape))
+            raise ValueError(f"the networks do not both run on images of {shape} ({error})") from error
+        print(result.to_json() if self.json else result)
+        return 0 if result else DIFFERENT
+
+
+@dataclass(frozen=True)
 class Convert:
     """Bring another library's weights into a file of ours, after comparing both models' outputs."""
 
@@ -295,6 +338,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "plot": Plot,
+    "compare": Compare,
     "predict": Predict,
     "convert": Convert,
     "export": Export,

@@ -14,7 +14,7 @@ PACKAGE = Path(resnet_core.__file__).parent
 
 # Each file or folder of the package -> the only places of the package that it may import.
 MAY_IMPORT = {
-    "__init__": {"backbone", "cifar", "classifier", "describe", "models", "resnet"}
+    "__init__": {"backbone", "cifar", "classifier", "compare", "describe", "models", "resnet"}
     | {"data", "deploy", "recipes", "train", "weights"},  # on first use
     "__main__": {"cli"},
     "resnet": set(),
@@ -26,6 +26,10 @@ MAY_IMPORT = {
     "classifier": {"resnet", "models", "losses", "initializers", "composer_classifier"},  # the last on first use
     "composer_classifier": {"classifier"},
     "describe": {"resnet", "models"},
+    "alignment": set(),
+    "mistakes": {"resnet"},
+    "doctor": {"resnet", "alignment", "mistakes"},
+    "compare": {"resnet", "backbone", "models", "alignment", "doctor"},
     "durable": set(),
     "data": set(),
     "train": {"durable"},
@@ -36,7 +40,8 @@ MAY_IMPORT = {
     "predict": {"data"},
     "deploy": {"durable", "models"},
     "recipes": {"__init__", "models", "data", "durable", "train", "weights"},
-    "cli": {"__init__", "data", "models", "describe", "recipes", "train", "predict", "weights.convert", "deploy"},
+    "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "predict", "recipes", "train"}
+    | {"weights.convert"},
 }
 
 # Third parties that only these places may import.

@@ -50,13 +50,14 @@ def test_what_does_not_fit_is_refused(hub, tmp_path):
         hub.HubResNet("resnet18", norm_layer=torch.nn.BatchNorm2d)
 
 
-def test_a_pickle_on_the_hub_is_refused(hub, monkeypatch):
+def test_a_pickle_on_the_hub_is_refused(hub, monkeypatch, tmp_path):
     from huggingface_hub import hub_mixin
     from huggingface_hub.errors import EntryNotFoundError
 
     def download(repo_id, filename, **options):
         if filename == "config.json":
-            raise EntryNotFoundError("no config.json")
+            (tmp_path / filename).write_text('{"name": "resnet18"}')
+            return str(tmp_path / filename)
         if filename == "model.safetensors":
             raise EntryNotFoundError("no model.safetensors")
         return f"/cache/{filename}"

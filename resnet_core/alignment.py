@@ -1,0 +1,177 @@
+"""Which module of one network stands for which of another, whatever their names: by execution order, shape and source.
+
+Both networks run once on the same input; what each module reads and writes is remembered as a fingerprint, so that no
+activations are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Shapes = dict[str, tuple[int, ...]]
+
+ROUNDING = 1e-9  # of float64, relative to a tensor's norm, through the deepest network: orders of magnitude to spare
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A tensor in five numbers: equal tensors have equal ones, and others differ beyond rounding."""
+
+    shape: tuple[int, ...]
+    norm: float
+    projections: tuple[float, ...]
+    """Onto fixed pseudo-random directions of length about 1."""
+    mean: float
+
+    def matches(self, other: Fingerprint) -> bool:
+        """Whether both stand for one tensor, up to float64's rounding. Tensors that are not finite match nothing."""
+        if self.shape != other.shape:
+            return False
+        scale = ROUNDING * max(self.norm, other.norm) + 1e-300
+        pairs = zip((self.norm, *self.projections), (other.norm, *other.projections), strict=True)
+        return all(abs(a - b) <= scale for a, b in pairs)
+
+
+def fingerprint(tensor: Tensor) -> Fingerprint:
+    values = tensor.detach().double().flatten()
+    projections = tuple(torch.mv(directions(len(values)), values).tolist())
+    return Fingerprint(tuple(tensor.shape), values.norm().item(), projections, values.mean().item())
+
+
+@cache
+def directions(length: int) -> Tensor:
+    """Three fixed vectors of norm about 1."""
+    angles = torch.arange(length, dtype=torch.float64)[None] * torch.tensor([[0.7], [1.3], [2.9]], dtype=torch.float64)
+    return angles.square().cos() * math.sqrt(2 / max(length, 1))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a module without children, or with parameters of its own."""
+
+    path: str
+    kind: str
+    shapes: Shapes
+    """Of its own parameters and buffers."""
+    read: Fingerprint
+    written: Fingerprint
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[list[Call]]:
+    """Within it each call of such a module is appended to the list."""
+    calls: list[Call] = []
+    handles = []
+    entered: dict[str, list[Fingerprint]] = {}
+    for path, module in model.named_modules():
+        if next(module.children(), None) is not None and not own_shapes(module):
+            continue
+
+        def before(module: nn.Module, inputs: tuple[Any, ...], path: str = path) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
+                entered.setdefault(path, []).append(fingerprint(inputs[0]))
+
+        def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, path: str = path) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                shapes = own_shapes(module)
+                call = Call(path, type(module).__name__, shapes, entered[path].pop(), fingerprint(output))
+                calls.append(call)
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def own_shapes(module: nn.Module) -> Shapes:
+    """Shapes of a module's own parameters and buffers, without its children's; single numbers left out."""
+    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {name: tuple(value.shape) for name, value in named if value.dim() > 0}
+
+
+@torch.no_grad()
+def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
+    """The calls of one forward, in order. Use float64 to tell rounding from difference."""
+    with recording(model) as calls:
+        model(inputs)
+    return calls
+
+
+def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[str]]:
+    """Our modules with parameters -> theirs, and those of either that have no counterpart, in words.
+
+    Convolutions and linear layers are matched in the order in which they run, by their weights' shapes and by whether
+    they share their input with another, which tells a projection from a block's own convolutions. What follows one of
+    them, a norm, is matched with what follows its counterpart.
+    """
+    ours, theirs = first_runs(ours), first_runs(theirs)
+    pairs: dict[str, str] = {}
+    for exact in (True, False):
+        for call in (call for call in ours if is_weighted(call) and call.path not in pairs):
+            for other in theirs:
+                if other.path in pairs.values() or weight_shape(other) != weight_shape(call) or not is_weighted(other):
+                    continue
+                if not exact or branches(call, ours) == branches(other, theirs):
+                    pairs[call.path] = other.path
+                    break
+    for by_source in (True, False):
+        for call in (call for call in ours if call.path not in pairs):
+            for other in theirs:
+                if other.path in pairs.values() or other.shapes != call.shapes:
+                    continue
+                source, their_source = source_of(call, ours), source_of(other, theirs)
+                if not by_source or (source is not None and pairs.get(source) == their_source):
+                    pairs[call.path] = other.path
+                    break
+    alone = [f"{call.path} {describe_shapes(call)}" for call in ours if call.path not in pairs]
+    alone += [f"{call.path} {describe_shapes(call)}" for call in theirs if call.path not in pairs.values()]
+    return pairs, alone
+
+
+def first_runs(calls: Iterable[Call]) -> list[Call]:
+    """The first call of each module that has tensors of its own."""
+    return list({call.path: call for call in reversed([*calls]) if call.shapes}.values())[::-1]
+
+
+def is_weighted(call: Call) -> bool:
+    return len(weight_shape(call)) > 1
+
+
+def weight_shape(call: Call) -> tuple[int, ...]:
+    """The shape of the largest of its tensors: a convolution's or linear layer's weight."""
+    return max(call.shapes.values(), key=lambda shape: (len(shape), math.prod(shape)))
+
+
+def branches(call: Call, calls: list[Call]) -> bool:
+    """Whether another convolution or linear layer reads the same tensor."""
+    return any(other.path != call.path and other.read == call.read for other in calls if is_weighted(other))
+
+
+def source_of(call: Call, calls: list[Call]) -> str | None:
+    """The module with weights whose output this one reads as it is."""
+    return next((other.path for other in calls if other.written == call.read and is_weighted(other)), None)
+
+
+def describe_shapes(call: Call) -> str:
+    return f"({call.kind} {' '.join(f'{name} {list(shape)}' for name, shape in call.shapes.items())})"
+
+
+@torch.no_grad()
+def carry(source: nn.Module, target: nn.Module, pairs: dict[str, str]) -> None:
+    """Copies the tensors of `source`'s modules into their counterparts of `target`; what one lacks is left out."""
+    for path, counterpart in pairs.items():
+        module, other = source.get_submodule(path), target.get_submodule(counterpart)
+        theirs = {**dict(other.named_parameters(recurse=False)), **dict(other.named_buffers(recurse=False))}
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if name in theirs and theirs[name].shape == value.shape:
+                theirs[name].copy_(value)

@@ -1,0 +1,382 @@
+"""The healthy patients are torchvision's function; each sick one is torchvision with its one mistake made there."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from tests.patients import flat, functional, teaching
+from tests.patients.functional import MISTAKES, NEEDS_BOTTLENECK
+
+TINY = (2, 1, 2, 1)
+AT = "groups_of_blocks.{stage}.{block}"
+
+# torchvision's module -> the patient's. {n} counts the convolutions of a block, {row} all blocks, both from 0.
+NAMES = {
+    functional: {
+        "conv1": "stem_conv",
+        "bn1": "stem_norm",
+        "layer.conv": AT + ".convs.{n}",
+        "layer.bn": AT + ".norms.{n}",
+        "layer.downsample.0": AT + ".bridge.match_conv",
+        "layer.downsample.1": AT + ".bridge.match_norm",
+        "fc": "classifier",
+    },
+    flat: {
+        "conv1": "row.0",
+        "bn1": "row.1",
+        "layer.conv": "row.{row_after_stem}.main.convolve{n}",
+        "layer.bn": "row.{row_after_stem}.main.normalize{n}",
+        "layer.downsample.0": "row.{row_after_stem}.shortcut.0",
+        "layer.downsample.1": "row.{row_after_stem}.shortcut.1",
+        "fc": "head",
+    },
+    teaching: {
+        "conv1": "stem.conv",
+        "bn1": "stem.bn",
+        "layer.conv": "stage{number}.blocks.{block}.body.{n}.conv",
+        "layer.bn": "stage{number}.blocks.{block}.body.{n}.bn",
+        "layer.downsample.0": "stage{number}.blocks.{block}.skip.conv",
+        "layer.downsample.1": "stage{number}.blocks.{block}.skip.bn",
+        "fc": "linear",
+    },
+}
+
+
+def renamed(state, names, depths):
+    """torchvision's state dict under a patient's names."""
+    return {f"{patients_name(key.rpartition('.')[0], names, depths)}.{key.rpartition('.')[2]}": state[key]
+            for key in state}  # fmt: skip
+
+
+def patients_name(module, names, depths):
+    if not module.startswith("layer"):
+        return names[module]
+    layer, block, kind, *rest = module.split(".")
+    number, block = int(layer[-1]), int(block)
+    row_after_stem = 4 + sum(depths[: number - 1]) + block  # conv, norm, ReLU and pool come first
+    kind, n = ("downsample." + rest[0], None) if rest else (kind[:-1], int(kind[-1]) - 1)
+    return names[f"layer.{kind}"].format(
+        stage=number - 1, number=number, block=block, n=n, row_after_stem=row_after_stem
+    )
+
+
+def torchvision_model(depths, bottleneck, **config):
+    """torchvision's network of these depths, with weights as `randomized` draws them."""
+    torch.manual_seed(0)
+    return randomized(ResNet(**{"block": Bottleneck if bottleneck else BasicBlock, "layers": depths, **config}))
+
+
+@torch.no_grad()
+def randomized(model):
+    """The model in float64, each BatchNorm with a scale, shift, mean and variance of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for scale in (module.weight, module.running_var):
+                scale.uniform_(0.5, 1.5)
+            for shift in (module.bias, module.running_mean):
+                shift.normal_(std=0.2)
+    return model.double()
+
+
+def images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def measured(model):
+    """Logits in evaluation, then in training, and the BatchNorm buffers that training leaves; all in float64."""
+    with torch.no_grad():
+        logits = model.eval()(images())
+        torch.manual_seed(2)  # for dropout
+        trained = model.train()(images())
+    return {"eval logits": logits, "train logits": trained, "buffers": [*model.buffers()]}
+
+
+def difference(a, b):
+    """Largest difference of two tensors, as a part of the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def differences(patient, oracle, names, depths):
+    """Largest difference, as a part of the largest value, of the logits and of each buffer."""
+    found, expected = measured(patient), measured(oracle)
+    buffers, oracles = dict(patient.named_buffers()), renamed(dict(oracle.named_buffers()), names, depths)
+    assert buffers.keys() == oracles.keys()
+    return {
+        "eval logits": difference(found["eval logits"], expected["eval logits"]),
+        "train logits": difference(found["train logits"], expected["train logits"]),
+        "buffers": max(difference(buffers[name], oracles[name]) for name in oracles),
+    }
+
+
+def carried_over(patient, oracle, names, depths):
+    """The patient with torchvision's weights: every one of both sides has its counterpart."""
+    patient.load_state_dict(renamed(oracle.state_dict(), names, depths))
+    return patient.double()
+
+
+@pytest.mark.parametrize(("depths", "bottleneck"), [((2, 2, 2, 2), False), ((3, 4, 6, 3), True)], ids=["18", "50"])
+@pytest.mark.parametrize("patients", NAMES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_healthy_patients_equal_torchvision(patients, depths, bottleneck):
+    oracle = torchvision_model(depths, bottleneck)
+    patient = carried_over(patients.build(depths, bottleneck), oracle, NAMES[patients], depths)
+    found = differences(patient, oracle, NAMES[patients], depths)
+    print(found)
+    assert max(found.values()) <= 1e-12, found
+
+
+@pytest.mark.parametrize(("groups", "width"), [(32, 4), (1, 128)])
+def test_functional_patient_has_torchvisions_groups_and_width(groups, width):
+    oracle = torchvision_model(TINY, True, groups=groups, width_per_group=width)
+    patient = functional.build(TINY, True, groups=groups, width=width)
+    found = differences(carried_over(patient, oracle, NAMES[functional], TINY), oracle, NAMES[functional], TINY)
+    assert max(found.values()) <= 1e-12, found
+
+
+def blocks(model):
+    return [block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer]
+
+
+def projections(model):
+    return [block.downsample for block in blocks(model) if block.downsample is not None]
+
+
+def convolutions(model):
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+def set_stride(model, number, stride):
+    first = getattr(model, f"layer{number}")[0]
+    strided = first.conv2 if hasattr(first, "conv3") else first.conv1
+    strided.stride = (stride, stride)
+    if first.downsample is not None:
+        first.downsample[0].stride = (stride, stride)
+    elif stride > 1:  # resnet18's layer1 has none
+        channels = strided.in_channels
+        first.downsample = nn.Sequential(nn.Conv2d(channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+
+def stride_on_first_stage_only(model):
+    for number, stride in ((1, 2), (2, 1), (3, 1), (4, 1)):
+        set_stride(model, number, stride)
+
+
+def stride_on_first_1x1(model):
+    for layer in (model.layer2, model.layer3, model.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+
+
+def pad_before(module, sides, value=0.0):
+    module.padding = 0 if isinstance(module, nn.MaxPool2d) else (0, 0)
+    module.register_forward_pre_hook(lambda _, inputs: F.pad(inputs[0], sides, value=value))
+
+
+def same_3x3(model):
+    for block in blocks(model):
+        for conv in (block.conv1, block.conv2):
+            if conv.kernel_size == (3, 3) and conv.stride == (2, 2):
+                pad_before(conv, (0, 1, 0, 1))
+
+
+def replace_modules(**replacements):
+    def change(model):
+        for name, module in replacements.items():
+            setattr(model, name, module)
+
+    return change
+
+
+def edit_projections(edit):
+    def change(model):
+        for projection in projections(model):
+            edit(projection)
+
+    return change
+
+
+def pool_before(projection):
+    stride, projection[0].stride = projection[0].stride, (1, 1)
+    if stride == (2, 2):
+        projection.register_forward_pre_hook(lambda _, inputs: F.avg_pool2d(inputs[0], 2, 2))
+
+
+def project_always(model):
+    for block in blocks(model):
+        if block.downsample is None:
+            channels = block.conv1.in_channels
+            block.downsample = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+
+class OptionA(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.stride, self.outputs = conv.stride[0], conv.out_channels
+
+    def forward(self, x):
+        x = x[:, :, :: self.stride, :: self.stride]
+        zeros = x.new_zeros(x.shape[0], self.outputs - x.shape[1], *x.shape[2:])
+        return torch.cat([x, zeros], dim=1)
+
+
+def option_a(model):
+    for block in blocks(model):
+        if block.downsample is not None:
+            block.downsample = OptionA(block.downsample[0])
+
+
+def bias_everywhere(model):
+    for conv in convolutions(model):
+        conv.bias = nn.Parameter(torch.randn(conv.out_channels))
+
+
+def layers_of(block):
+    return [(getattr(block, f"conv{i}"), f"bn{i}") for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
+
+
+def joined(join, first=F.relu):
+    """Every block's forward written anew: `first` after its first norm, `join` of branch and shortcut at its end."""
+
+    def forward(block, x):
+        branch = x
+        for activation, (conv, norm) in zip((lambda x: x, first, F.relu), layers_of(block), strict=False):
+            branch = getattr(block, norm)(conv(activation(branch)))
+        return join(branch, block.downsample(x) if block.downsample is not None else x)
+
+    return partial(rewrite, forward)
+
+
+def rewrite(forward, model):
+    for block in blocks(model):
+        block.forward = partial(forward, block)
+
+
+def pre_activated(model):
+    for block in blocks(model):
+        for conv, norm in layers_of(block):
+            setattr(block, norm, nn.BatchNorm2d(conv.in_channels))
+        if block.downsample is not None:
+            block.downsample = block.downsample[:1]
+
+    def forward(block, x):
+        branch = x
+        for conv, norm in layers_of(block):
+            branch = conv(F.relu(getattr(block, norm)(branch)))
+        return branch + (block.downsample(x) if block.downsample is not None else x)
+
+    rewrite(forward, model)
+
+
+def last_stage_not_wider(model):
+    block, depth = type(model.layer4[0]), len(model.layer4)
+    model.inplanes = 256 * block.expansion
+    model.layer4 = model._make_layer(block, 256, depth, stride=2)
+    model.fc = nn.Linear(256 * block.expansion, 1000)
+
+
+# What torchvision's network becomes by each mistake: other arguments of its constructor, or an edit of the built model.
+ARGUMENTS = {
+    "BatchNorm eps 1e-3": {"norm_layer": partial(nn.BatchNorm2d, eps=1e-3)},
+    "BatchNorm eps 1.001e-5": {"norm_layer": partial(nn.BatchNorm2d, eps=1.001e-5)},
+    "BatchNorm momentum 0.9": {"norm_layer": partial(nn.BatchNorm2d, momentum=0.9)},
+    "wrong groups": {"groups": 2, "width_per_group": 32},
+    "width doubled": {"width_per_group": 128},
+    "expansion 2": {"block": type("Narrow", (Bottleneck,), {"expansion": 2})},
+    "one block too many in layer3": {"layers": (2, 1, 3, 1)},
+    "one block too few in layer3": {"layers": (2, 1, 1, 1)},
+}
+EDITS = {
+    "stride on the first 1x1": stride_on_first_1x1,
+    "stride 2 on the first stage only": stride_on_first_stage_only,
+    "no stride in layer2": lambda model: set_stride(model, 2, 1),
+    "no stride in layer3": lambda model: set_stride(model, 3, 1),
+    "no stride in layer4": lambda model: set_stride(model, 4, 1),
+    "SAME padding in the stem": lambda model: pad_before(model.conv1, (2, 3, 2, 3)),
+    "SAME padding in the max-pool": lambda model: pad_before(model.maxpool, (0, 1, 0, 1), float("-inf")),
+    "SAME padding in the strided 3x3": same_3x3,
+    "no max-pool": replace_modules(maxpool=nn.Identity()),
+    "2x2 max-pool": replace_modules(maxpool=nn.MaxPool2d(2)),
+    "average pool in the stem": replace_modules(maxpool=nn.AvgPool2d(3, 2, 1)),
+    "no stem ReLU": replace_modules(relu=nn.Identity()),
+    "no stem BatchNorm": replace_modules(bn1=nn.Identity()),
+    "3x3 stem": lambda model: setattr(model, "conv1", nn.Conv2d(3, 64, 3, 2, 1, bias=False)),
+    "ReLU before the addition": joined(lambda branch, shortcut: F.relu(branch) + shortcut),
+    "no ReLU after the addition": joined(lambda branch, shortcut: branch + shortcut),
+    "no ReLU inside the block": joined(lambda branch, shortcut: F.relu(branch + shortcut), first=lambda x: x),
+    "shortcut halved": joined(lambda branch, shortcut: F.relu(branch + shortcut / 2)),
+    "branch and shortcut averaged": joined(lambda branch, shortcut: F.relu(branch / 2 + shortcut / 2)),
+    "pre-activation order": pre_activated,
+    "last stage not wider": last_stage_not_wider,
+    "no BatchNorm in the shortcut": edit_projections(lambda projection: projection.pop(1)),
+    "projection on every block": project_always,
+    "average-pool shortcut": edit_projections(pool_before),
+    "identity shortcut without projection": option_a,
+    "ReLU on the projected shortcut": edit_projections(lambda projection: projection.append(nn.ReLU())),
+    "biased convolutions": bias_everywhere,
+    "dropout before the head": lambda model: model.fc.register_forward_pre_hook(
+        lambda head, inputs: F.dropout(inputs[0], 0.5, head.training)
+    ),
+    "max-pool at the head": replace_modules(avgpool=nn.AdaptiveMaxPool2d(1)),
+    "softmax in the output": lambda model: model.register_forward_hook(lambda _, inputs, logits: logits.softmax(1)),
+}
+# The rest change the logits in evaluation.
+UNSEEN_IN_EVALUATION = {"BatchNorm momentum 0.9": {"buffers"}, "dropout before the head": {"train logits"}}
+
+CASES = [(name, kind) for name in MISTAKES for kind in (False, True) if kind or name not in NEEDS_BOTTLENECK]
+every_mistake = pytest.mark.parametrize(
+    ("mistake", "bottleneck"), CASES, ids=[f"{name} {'bottleneck' if kind else 'basic'}" for name, kind in CASES]
+)
+
+
+def sick_torchvision(mistake, bottleneck):
+    arguments = ARGUMENTS.get(mistake, {})
+    oracle = torchvision_model(TINY, bottleneck, **arguments)
+    if mistake in EDITS:
+        EDITS[mistake](oracle)
+    return randomized(oracle), arguments.get("layers", TINY)
+
+
+def test_every_mistake_is_known_to_the_oracle():
+    assert sorted([*ARGUMENTS, *EDITS]) == sorted(MISTAKES)
+
+
+@every_mistake
+def test_sick_patient_equals_torchvision_with_that_mistake(mistake, bottleneck):
+    oracle, depths = sick_torchvision(mistake, bottleneck)
+    patient = carried_over(functional.build(TINY, bottleneck, mistake), oracle, NAMES[functional], depths)
+    found = differences(patient, oracle, NAMES[functional], depths)
+    assert max(found.values()) <= 1e-12, found
+
+
+@every_mistake
+def test_every_mistake_changes_the_function(mistake, bottleneck):
+    torch.manual_seed(0)
+    healthy = randomized(functional.build(TINY, bottleneck))
+    sick = randomized(functional.build(TINY, bottleneck, mistake))
+    shapes = {name: tensor.shape for name, tensor in sick.state_dict().items()}
+    shared = {name: value for name, value in healthy.state_dict().items() if shapes.get(name) == value.shape}
+    sick.load_state_dict(shared, strict=False)
+    found, expected = measured(sick), measured(healthy)
+    changed = {kind for kind in ("eval logits", "train logits") if difference(found[kind], expected[kind]) > 1e-9}
+    if shapes == {name: tensor.shape for name, tensor in healthy.state_dict().items()}:
+        pairs = zip(found["buffers"], expected["buffers"], strict=True)
+        changed |= {"buffers"} if max(difference(a, b) for a, b in pairs) > 1e-9 else set()
+    if mistake in UNSEEN_IN_EVALUATION:
+        assert changed == UNSEEN_IN_EVALUATION[mistake]
+    else:
+        assert "eval logits" in changed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mistake": "no hope"}, "one of MISTAKES, got 'no hope'"),
+        ({"mistake": "width doubled", "bottleneck": False}, "'width doubled' is a bottleneck's mistake"),
+        ({"mistake": "one block too few in layer3", "depths": (1, 1, 1, 1)}, "at least 2 blocks"),
+    ],
+)
+def test_mistakes_that_cannot_be_planted_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        functional.build(**arguments)
