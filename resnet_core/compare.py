@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core.alignment import align, carry, trace
+from resnet_core.alignment import Call, align, carry, fingerprint, trace
 from resnet_core.backbone import STAGES
 from resnet_core.doctor import calibrated, diagnose, first_unknown
 from resnet_core.models import did_you_mean, get_model
@@ -203,28 +203,47 @@ class Pair:
         return Rung(name="parameters", status="equal" if counts[0] == counts[1] else "differs", detail=detail)
 
     def activations(self) -> Rung:
-        """Every module's result in the second network, looked for among those of the first."""
+        """What every module with parameters reads and writes, beside its counterpart."""
         ours, theirs = (trace(model.eval(), self.inputs) for model in (self.a, self.b))
-        written = {call.written for call in ours} | {call.read for call in ours}
-        if all(call.written in written for call in theirs):
-            return Rung(name="activations", status="equal", detail=f"{len(theirs)} modules")
+        written = {self.pairs[call.path]: call.written for call in ours if call.path in self.pairs}
+        count = f"{len(written)} modules"
+        if all(written[call.path] == call.written for call in theirs if call.path in written):
+            return Rung(name="activations", status="equal", detail=count)
         place = self.first_divergence()[0]
         if place is None:
-            return Rung(name="activations", status="rounding", detail=f"{len(theirs)} modules")
+            return Rung(name="activations", status="rounding", detail=count)
         return Rung(name="activations", status="differs", detail=f"first at {place}")
 
     def first_divergence(self) -> tuple[str | None, tuple[str, str] | None]:
-        """The second network's first module whose result the first never has, in float64, and what both have there."""
+        """The second network's first module that computes what the first never does, in float64, and both values.
+
+        That is a module with parameters whose counterpart writes something else, or, where already what it reads
+        differs, the first module before it whose result the first network does not have.
+        """
         theirs = trace(self.exact.eval(), self.inputs.double())
-        number = first_unknown(theirs, self.calls_a)
-        if number == len(theirs):
-            return None, None
-        ours = first_unknown(self.calls_a, theirs)
-        values = [
-            f"{call.path}: {list(call.written.shape)}, mean {call.written.mean:.6g}, norm {call.written.norm:.6g}"
-            for call in (self.calls_a[min(ours, len(self.calls_a) - 1)], theirs[number])
-        ]
-        return theirs[number].path, (values[0], values[1])
+        ours = {self.pairs[call.path]: call for call in self.calls_a if call.path in self.pairs}
+        since = 0
+        for number, call in enumerate(theirs):
+            if not call.shapes:
+                continue
+            if call.path not in ours:
+                return call.path, (f"nothing of shape {list(call.written.shape)}", in_words(call))
+            counterpart = ours[call.path]
+            if not counterpart.written.matches(call.written):
+                same_input = counterpart.read.matches(call.read)
+                between = theirs[since:number] if not same_input else []
+                place = since + first_unknown(between, self.calls_a)
+                return theirs[min(place, number) if between else number].path, (in_words(counterpart), in_words(call))
+            since = number + 1
+        if self.calls_a and theirs and not self.outputs_match():
+            return theirs[-1].path, (in_words(self.calls_a[-1]), in_words(theirs[-1]))
+        return None, None
+
+    def outputs_match(self) -> bool:
+        ours, theirs = (
+            self.run(eval_logits, model)["logits"] for model in (copy.deepcopy(self.a).double(), self.exact)
+        )
+        return fingerprint(ours).matches(fingerprint(theirs))
 
     def judge(self, name: str, outcome: Callable[[nn.Module, Tensor, Tensor], Outcome]) -> Rung:
         """Both networks' outcome in float32, and its errors against the second's in float64 where bits differ."""
@@ -258,6 +277,10 @@ class Pair:
         """The second network's name of one of the first's tensors."""
         path, _, tensor = name.rpartition(".")
         return f"{self.pairs[path]}.{tensor}" if path in self.pairs else name
+
+
+def in_words(call: Call) -> str:
+    return f"{call.path}: {list(call.written.shape)}, mean {call.written.mean:.6g}, norm {call.written.norm:.6g}"
 
 
 def float_errors(ours: Tensor, theirs: Tensor, exact: Tensor) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """The healthy patients are torchvision's function; each sick one is torchvision with its one mistake made there."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -65,74 +65,77 @@ def patients_name(module, names, depths):
 
 
 def torchvision_model(depths, bottleneck, **config):
-    """torchvision's network of these depths, with weights as `randomized` draws them."""
+    """torchvision's network of these depths, as yet without weights."""
+    with torch.device("meta"):
+        return ResNet(**{"block": Bottleneck if bottleneck else BasicBlock, "layers": depths, **config})
+
+
+def drawn(name, like):
+    """A random float64 tensor in place of `like`; of a BatchNorm's, none is what it starts with."""
+    if like.dim() > 1:
+        return torch.randn(like.shape, dtype=torch.float64) * (2 / like[0].numel()) ** 0.5
+    if name.endswith(("bias", "running_mean")):
+        return torch.randn(like.shape, dtype=torch.float64) / 5
+    return torch.rand(like.shape, dtype=torch.float64) + 0.5 if like.is_floating_point() else torch.tensor(0)
+
+
+def with_weights(model, known=None):
+    """The model with each of the `known` weights that it has by name and shape, and random ones else."""
     torch.manual_seed(0)
-    return randomized(ResNet(**{"block": Bottleneck if bottleneck else BasicBlock, "layers": depths, **config}))
-
-
-@torch.no_grad()
-def randomized(model):
-    """The model in float64, each BatchNorm with a scale, shift, mean and variance of its own."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for scale in (module.weight, module.running_var):
-                scale.uniform_(0.5, 1.5)
-            for shift in (module.bias, module.running_mean):
-                shift.normal_(std=0.2)
-    return model.double()
+    known = known or {}
+    loaded = {}
+    for name, like in model.state_dict().items():
+        agrees = name in known and known[name].shape == like.shape
+        loaded[name] = known[name].clone() if agrees else drawn(name, like)
+    model.load_state_dict(loaded, assign=True)
+    return model
 
 
 def images():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@torch.no_grad()
 def measured(model):
-    """Logits in evaluation, then in training, and the BatchNorm buffers that training leaves; all in float64."""
-    with torch.no_grad():
-        logits = model.eval()(images())
-        torch.manual_seed(2)  # for dropout
-        trained = model.train()(images())
-    return {"eval logits": logits, "train logits": trained, "buffers": [*model.buffers()]}
+    """Logits in evaluation, then in training, and the BatchNorm buffers that training leaves, by name."""
+    logits = model.eval()(images())
+    torch.manual_seed(2)  # for dropout
+    trained = model.train()(images())
+    return {"eval logits": logits, "train logits": trained, **dict(model.named_buffers())}
 
 
-def difference(a, b):
-    """Largest difference of two tensors, as a part of the largest value."""
-    return ((a - b).abs().max() / b.abs().max()).item()
+def differences(found, expected):
+    """Largest difference of each two tensors, as a part of the second's largest value."""
+    assert found.keys() == expected.keys()
+    return {name: ((found[name] - expected[name]).abs().max() / expected[name].abs().max()).item() for name in found}
 
 
-def differences(patient, oracle, names, depths):
-    """Largest difference, as a part of the largest value, of the logits and of each buffer."""
-    found, expected = measured(patient), measured(oracle)
-    buffers, oracles = dict(patient.named_buffers()), renamed(dict(oracle.named_buffers()), names, depths)
-    assert buffers.keys() == oracles.keys()
-    return {
-        "eval logits": difference(found["eval logits"], expected["eval logits"]),
-        "train logits": difference(found["train logits"], expected["train logits"]),
-        "buffers": max(difference(buffers[name], oracles[name]) for name in oracles),
-    }
-
-
-def carried_over(patient, oracle, names, depths):
-    """The patient with torchvision's weights: every one of both sides has its counterpart."""
-    patient.load_state_dict(renamed(oracle.state_dict(), names, depths))
-    return patient.double()
+def patient_and_oracle(build, oracle, names, depths):
+    """What the patient computes with the oracle's weights, every one of both sides used, and what the oracle does."""
+    with torch.device("meta"):
+        patient = build()
+    state = {name: tensor.clone() for name, tensor in renamed(oracle.state_dict(), names, depths).items()}
+    patient.load_state_dict(state, assign=True)
+    expected = measured(oracle)
+    logits = {name: expected.pop(name) for name in ("eval logits", "train logits")}
+    return measured(patient), {**logits, **renamed(expected, names, depths)}
 
 
 @pytest.mark.parametrize(("depths", "bottleneck"), [((2, 2, 2, 2), False), ((3, 4, 6, 3), True)], ids=["18", "50"])
 @pytest.mark.parametrize("patients", NAMES, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_healthy_patients_equal_torchvision(patients, depths, bottleneck):
-    oracle = torchvision_model(depths, bottleneck)
-    patient = carried_over(patients.build(depths, bottleneck), oracle, NAMES[patients], depths)
-    found = differences(patient, oracle, NAMES[patients], depths)
-    print(found)
+    oracle = with_weights(torchvision_model(depths, bottleneck))
+    build = partial(patients.build, depths, bottleneck)
+    found = differences(*patient_and_oracle(build, oracle, NAMES[patients], depths))
+    print(f"largest of {len(found)} differences: {max(found.values())}")
     assert max(found.values()) <= 1e-12, found
 
 
 @pytest.mark.parametrize(("groups", "width"), [(32, 4), (1, 128)])
 def test_functional_patient_has_torchvisions_groups_and_width(groups, width):
-    oracle = torchvision_model(TINY, True, groups=groups, width_per_group=width)
-    patient = functional.build(TINY, True, groups=groups, width=width)
-    found = differences(carried_over(patient, oracle, NAMES[functional], TINY), oracle, NAMES[functional], TINY)
+    oracle = with_weights(torchvision_model(TINY, True, groups=groups, width_per_group=width))
+    build = partial(functional.build, TINY, True, groups=groups, width=width)
+    found = differences(*patient_and_oracle(build, oracle, NAMES[functional], TINY))
     assert max(found.values()) <= 1e-12, found
 
 
@@ -330,12 +333,25 @@ every_mistake = pytest.mark.parametrize(
 )
 
 
-def sick_torchvision(mistake, bottleneck):
+@cache
+def healthy(bottleneck):
+    """torchvision's weights, and what the healthy patient computes with them."""
+    oracle = with_weights(torchvision_model(TINY, bottleneck))
+    weights = {name: tensor.clone() for name, tensor in oracle.state_dict().items()}
+    build = partial(functional.build, TINY, bottleneck)
+    return weights, patient_and_oracle(build, oracle, NAMES[functional], TINY)[0]
+
+
+@cache
+def sick(mistake, bottleneck):
+    """What the sick patient and a sick torchvision compute, with the healthy one's weights where shapes agree."""
     arguments = ARGUMENTS.get(mistake, {})
     oracle = torchvision_model(TINY, bottleneck, **arguments)
-    if mistake in EDITS:
-        EDITS[mistake](oracle)
-    return randomized(oracle), arguments.get("layers", TINY)
+    with torch.device("meta"):
+        EDITS.get(mistake, lambda model: None)(oracle)
+    oracle = with_weights(oracle, healthy(bottleneck)[0])
+    build = partial(functional.build, TINY, bottleneck, mistake)
+    return patient_and_oracle(build, oracle, NAMES[functional], arguments.get("layers", TINY))
 
 
 def test_every_mistake_is_known_to_the_oracle():
@@ -344,25 +360,16 @@ def test_every_mistake_is_known_to_the_oracle():
 
 @every_mistake
 def test_sick_patient_equals_torchvision_with_that_mistake(mistake, bottleneck):
-    oracle, depths = sick_torchvision(mistake, bottleneck)
-    patient = carried_over(functional.build(TINY, bottleneck, mistake), oracle, NAMES[functional], depths)
-    found = differences(patient, oracle, NAMES[functional], depths)
+    found = differences(*sick(mistake, bottleneck))
     assert max(found.values()) <= 1e-12, found
 
 
 @every_mistake
 def test_every_mistake_changes_the_function(mistake, bottleneck):
-    torch.manual_seed(0)
-    healthy = randomized(functional.build(TINY, bottleneck))
-    sick = randomized(functional.build(TINY, bottleneck, mistake))
-    shapes = {name: tensor.shape for name, tensor in sick.state_dict().items()}
-    shared = {name: value for name, value in healthy.state_dict().items() if shapes.get(name) == value.shape}
-    sick.load_state_dict(shared, strict=False)
-    found, expected = measured(sick), measured(healthy)
-    changed = {kind for kind in ("eval logits", "train logits") if difference(found[kind], expected[kind]) > 1e-9}
-    if shapes == {name: tensor.shape for name, tensor in healthy.state_dict().items()}:
-        pairs = zip(found["buffers"], expected["buffers"], strict=True)
-        changed |= {"buffers"} if max(difference(a, b) for a, b in pairs) > 1e-9 else set()
+    found, (_, expected) = sick(mistake, bottleneck)[0], healthy(bottleneck)
+    shared = {name for name in found.keys() & expected if found[name].shape == expected[name].shape}
+    apart = differences({name: found[name] for name in shared}, {name: expected[name] for name in shared})
+    changed = {name if "logits" in name else "buffers" for name in shared if apart[name] > 1e-9}
     if mistake in UNSEEN_IN_EVALUATION:
         assert changed == UNSEEN_IN_EVALUATION[mistake]
     else:

@@ -1,0 +1,219 @@
+"""Two networks compared rung by rung, whatever their names, and the first place where they differ."""
+
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import resnet_core
+from resnet_core.alignment import align, fingerprint, trace
+from resnet_core.compare import as_resnet, build, compare, float_errors, ratio
+from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
+
+
+def images(batch=2, size=64):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def tiny(block=Bottleneck, seed=0, **config):
+    torch.manual_seed(seed)
+    return ResNet(block, [1, 2, 1, 1], num_classes=7, **config)
+
+
+def torchvisions(block, seed=0):
+    torch.manual_seed(seed)
+    theirs = torchvision.models.resnet
+    return theirs.ResNet(getattr(theirs, block.__name__), [1, 2, 1, 1], num_classes=7)
+
+
+class Renamed(nn.Module):
+    """A ResNet of one Bottleneck a stage with its own names, shortcut first, mean for pooling."""
+
+    def __init__(self, source):
+        super().__init__()
+        source = copy.deepcopy(source)
+        self.first = nn.Sequential(source.conv1, source.bn1, nn.ReLU(), source.maxpool)
+        self.units = nn.ModuleList(Unit(block) for stage in (1, 2, 3, 4) for block in getattr(source, f"layer{stage}"))
+        self.head = source.fc
+
+    def forward(self, x):
+        x = self.first(x)
+        for unit in self.units:
+            x = unit(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Unit(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.skip = block.downsample
+        self.c, self.n = nn.ModuleList(), nn.ModuleList()
+        for number in (1, 2, 3):
+            self.c.append(getattr(block, f"conv{number}"))
+            self.n.append(getattr(block, f"bn{number}"))
+
+    def forward(self, x):
+        skipped = self.skip(x)
+        for number, (c, n) in enumerate(zip(self.c, self.n, strict=True)):
+            x = n(c(x))
+            x = x.relu() if number < 2 else (skipped + x).relu()
+        return x
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_equal_networks_are_equal_on_every_rung(block):
+    result = compare(tiny(block), torchvisions(block, seed=5), images())
+    assert result, result
+    assert {rung.status for rung in result.rungs} == {"equal"}
+    assert result.first_divergence is None
+    assert result.likely_cause is None
+    assert not result.renamed
+
+
+def test_names_do_not_matter():
+    result = compare(Renamed(tiny(seed=3)), tiny(), images())
+    assert result, result
+    statuses = {rung.name: rung.status for rung in result.rungs}
+    assert statuses["names and shapes"] == "equal"
+    assert result.renamed["units.0.c.0"] == "layer1.0.conv1"
+    assert result.renamed["units.0.skip.0"] == "layer1.0.downsample.0"
+    assert result.renamed["units.4.n.2"] == "layer4.0.bn3"
+    assert len(result.renamed) == len(
+        [m for m in tiny().modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    )
+
+
+def test_neither_network_is_changed():
+    a, b = tiny(), torchvisions(Bottleneck, seed=1)
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in (a, b)]
+    compare(a, b, images())
+    for model, kept in zip((a, b), before, strict=True):
+        assert model.training
+        assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place", "cause"),
+    [
+        (partial(tiny, norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), "bn1", "BatchNorm eps 1e-3"),
+        (partial(tiny, stride_in_1x1=True), "layer2.0.conv1", "stride on the first 1x1"),
+        (lambda: Renamed(tiny(stride_in_1x1=True)), "layer2.0.conv1", "stride on the first 1x1"),
+    ],
+)
+def test_the_first_divergence_and_its_cause_are_named(wrong, place, cause):
+    result = compare(wrong(), tiny(), images())
+    assert not result
+    assert result.first_divergence == place
+    assert result.likely_cause.startswith(cause)
+    assert place in str(result)
+    assert cause in str(result)
+    assert json.loads(result.to_json())["first_divergence"] == place
+
+
+def test_a_mistake_of_training_alone_is_found():
+    result = compare(tiny(norm_layer=partial(nn.BatchNorm2d, momentum=0.9)), tiny(), images())
+    differing = {rung.name for rung in result.rungs if not rung.passed}
+    assert differing == {"BatchNorm statistics"}
+    assert result.likely_cause.startswith("BatchNorm momentum 0.9")
+
+
+def test_shapes_that_differ_are_named_and_the_rest_not_run():
+    result = compare(ResNet(Bottleneck, [1, 1, 1, 1], num_classes=7), tiny(), images())
+    assert not result
+    assert "layer2.1.conv1" in result.rungs[0].detail
+    assert {rung.status for rung in result.rungs[2:]} == {"not run"}
+    assert result.likely_cause.startswith("one block too few in layer2")
+
+
+def test_rounding_is_told_from_difference_by_float64():
+    class Reordered(nn.Module):
+        """The same function in another order of additions."""
+
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            features = self.network.forward_features(x)
+            return self.network.fc(features.flatten(2).flip(2).cumsum(2)[..., -1] / features[0, 0].numel())
+
+    result = compare(Reordered(tiny()), tiny(), images(size=224))
+    assert result, result
+    assert "rounding" in {rung.status for rung in result.rungs}
+
+
+def test_errors_are_measured_against_float64():
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    error, reference = float_errors(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), exact)
+    assert error == 0.5
+    assert reference == pytest.approx(2.0**-23)
+    assert ratio(error, reference) > 1e6
+    assert ratio(float("nan"), 1.0) == float("inf")
+
+
+def test_assert_parity_shows_the_ladder():
+    resnet_core.assert_parity(tiny(), torchvisions(Bottleneck), images())
+    with pytest.raises(AssertionError, match=r"the networks differ\nrung .*(?s:.)*likely cause: BatchNorm eps 1e-3"):
+        resnet_core.assert_parity(tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), tiny(), images())
+
+
+def test_a_projection_is_told_from_a_convolution_of_the_same_shape():
+    calls = [trace(model.double().eval(), images().double()) for model in (Renamed(tiny()), tiny())]
+    pairs, alone = align(*calls)
+    assert not alone
+    assert pairs["units.0.skip.0"] == "layer1.0.downsample.0"
+    assert pairs["units.0.c.2"] == "layer1.0.conv3"
+
+
+def test_fingerprints_tell_a_millionth_of_a_millionth():
+    tensor = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert fingerprint(tensor).matches(fingerprint(tensor * (1 + 1e-12)))
+    assert not fingerprint(tensor).matches(fingerprint(tensor * (1 + 1e-8)))
+    assert not fingerprint(tensor).matches(fingerprint(tensor.flip(2)))
+    assert not fingerprint(tensor).matches(fingerprint(tensor.flatten()))
+    assert not fingerprint(tensor * float("nan")).matches(fingerprint(tensor * float("nan")))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+def test_torchvisions_network_is_recognised_as_a_reference(name):
+    reference = as_resnet(torchvision.models.get_model(name, num_classes=3))
+    assert isinstance(reference, ResNet)
+    assert as_resnet(torchvision.models.vgg11()) is None
+    assert as_resnet(nn.Linear(2, 2)) is None
+
+
+def test_networks_are_built_from_what_a_text_names():
+    assert isinstance(build("resnet18"), ResNet)
+    assert isinstance(build("torchvision:resnet18"), torchvision.models.ResNet)
+    assert isinstance(build("tests.test_compare:tiny"), ResNet)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet1", "unknown model 'resnet1'; did you mean"),
+        ("torchvision:resnet81", "torchvision.models has no resnet81; did you mean"),
+        ("no_such_package:f", "no_such_package cannot be imported"),
+        ("tests.test_compare:torchvisions", "cannot be called without arguments"),
+        ("tests.test_compare:images", "gives a Tensor, not a torch.nn.Module"),
+    ],
+)
+def test_a_text_that_names_no_network_is_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        build(spec)
+
+
+def test_the_command_line_tells_equal_from_different(cli):
+    same = cli("compare", "resnet18", "torchvision:resnet18", "--image-size", 32)
+    assert same.returncode == 0, same.stderr
+    other = cli("compare", "resnet18", "resnet34", "--image-size", 32, "--json", "--diagnosis-seconds", 0)
+    assert other.returncode == 1, other.stderr
+    assert json.loads(other.stdout)["equal"] is False
+    wrong = cli("compare", "resnet18", "torchvision:resnet18", "--channels", 1)
+    assert wrong.returncode == 2
+    assert "do not both run on images of 2 x 1 x 64 x 64" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
