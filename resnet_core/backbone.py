@@ -30,9 +30,14 @@ class Backbone(ResNet):
         self.num_classes = self.fc.out_features
         self.feature_info = feature_info(self.num_features, flags)
 
-    def get_classifier(self) -> nn.Module:
-        """The head."""
-        return self.fc
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The head, or its name."""
+        return "fc" if name_only else self.fc
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits from a feature map, or the pooled features before them."""
+        x = torch.flatten(self.avgpool(x), 1)
+        return x if pre_logits else self.fc(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Gives the body a new head of `num_classes` outputs, freshly initialised; 0 leaves the pooled features.

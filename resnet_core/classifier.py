@@ -40,8 +40,17 @@ class Classifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the network's head, as it is now."""
-        return self.module.get_parameter("fc.weight").shape[0]
+        """Outputs of the network's head, as it is now; 0 where it has none."""
+        return getattr(self.get_classifier(), "out_features", 0)
+
+    def get_classifier(self) -> nn.Module:
+        """The network's head."""
+        return self.module.get_submodule("fc")
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Gives the network a new head of `num_classes` outputs."""
+        head: Any = self.get_classifier()
+        self.module.fc = nn.Linear(head.in_features, num_classes)
 
     def forward(self, batch: tuple[Tensor, Any]) -> Tensor:
         images, _ = batch

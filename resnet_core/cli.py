@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +19,14 @@ import resnet_core
 from resnet_core.compare import build, compare
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
-from resnet_core.deploy.export import Format
+from resnet_core.deploy.export import Format, find_exporter
 from resnet_core.describe import describe as describe_model
-from resnet_core.models import did_you_mean, list_models, load_model
+from resnet_core.models import list_models
 from resnet_core.predict import ImageError, find_images, predict
+from resnet_core.pretrained import load_model
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
 from resnet_core.recipes import run as run_recipe
+from resnet_core.suggestions import did_you_mean
 from resnet_core.train import NonFiniteLossError, join_world, launch
 from resnet_core.train.distributed import exit_rank, is_main_process
 from resnet_core.train.report import plot as plot_run
@@ -194,7 +197,6 @@ class Predict:
     def __call__(self) -> int:
         if not self.images:
             raise ValueError("predict needs an image or a folder of images after the weights")
-        images = list(find_images(self.images))
         model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
         if info.transform is None:
             raise ValueError(
@@ -203,21 +205,32 @@ class Predict:
             )
         print(f"{info.model}, {info.origin}", file=sys.stderr)
         records: list[dict[str, Any]] = []
-        for image in images:
+        for argument in self.images:
             try:
-                guesses = predict(model, info.transform, image, info.class_names, self.top)
+                found = find_images(argument)
             except ImageError as error:
-                print(f"resnet-core: {error}", file=sys.stderr)
-                records.append({"image": str(image), "error": str(error)})
+                records.append(failed(argument, error))
                 continue
-            records.append({"image": str(image), "classes": [asdict(guess) for guess in guesses]})
-            if not self.json:
-                print(image)
-                for guess in guesses:
-                    print(f"  {guess.probability:7.2%}  {guess.name or guess.index}")
+            for image in found:
+                try:
+                    guesses = predict(model, info.transform, image, info.class_names, self.top)
+                except ImageError as error:
+                    records.append(failed(image, error))
+                    continue
+                records.append({"image": str(image), "classes": [asdict(guess) for guess in guesses]})
+                if not self.json:
+                    print(image)
+                    for guess in guesses:
+                        print(f"  {guess.probability:7.2%}  {guess.name or guess.index}")
         if self.json:
             print(json.dumps(records, indent=2))
         return SOME_FAILED if any("error" in record for record in records) else 0
+
+
+def failed(image: Path, error: ImageError) -> dict[str, Any]:
+    """The record of an image that was not predicted, after telling it."""
+    print(f"resnet-core: {error}", file=sys.stderr)
+    return {"image": str(image), "error": str(error)}
 
 
 @dataclass(frozen=True)
@@ -286,17 +299,16 @@ class Convert:
 
     def __call__(self) -> None:
         transform = None
-        if self.resize_size and self.crop_size:
+        if self.resize_size is not None and self.crop_size is not None:
             transform = ImageTransform(resize_size=self.resize_size, crop_size=self.crop_size)
-        print(
-            convert(
-                self.src,
-                self.dst,
-                source=self.source,
-                model=self.model,
-                transform=transform,
-                allow_pickle=self.allow_pickle,
-            )
+        convert(
+            self.src,
+            self.dst,
+            source=self.source,
+            model=self.model,
+            transform=transform,
+            allow_pickle=self.allow_pickle,
+            report=print,
         )
 
 
@@ -318,8 +330,11 @@ class Export:
     """Read .pth and .pt files, with torch's weights_only=True."""
 
     def __call__(self) -> None:
+        find_exporter(self.out, self.format)
         model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
-        size = self.image_size or (info.transform.crop_size if info.transform else 224)
+        size = self.image_size
+        if size is None:
+            size = info.transform.crop_size if info.transform else 224
         channels = info.config.get("in_channels", 3)
         print(export(model, self.out, format=self.format, image_size=size, channels=channels))
 
@@ -382,14 +397,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_program() -> NoReturn:
     """The program `resnet-core`: exits with the status of `main`, or 130 when interrupted."""
+    training = sys.argv[1:2] == ["train"]
+    if not training:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half written stays
     try:
         status = main()
     except KeyboardInterrupt:
         status = INTERRUPTED
         if is_main_process():
-            print(
-                "resnet-core: interrupted; the same command continues a run from its last checkpoint", file=sys.stderr
-            )
+            hint = "; the same command continues the run from its last checkpoint" if training else ""
+            print(f"resnet-core: interrupted{hint}", file=sys.stderr)
     if "RANK" in os.environ:
         exit_rank(status)
     sys.exit(status)

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from resnet_core.alignment import Call, align, carry, fingerprint, trace
 from resnet_core.backbone import STAGES
 from resnet_core.doctor import calibrated, diagnose, first_unknown
-from resnet_core.models import did_you_mean, get_model
+from resnet_core.models import get_model
 from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_core.suggestions import did_you_mean
 
 Status = Literal["equal", "rounding", "differs", "not run"]
 FACTOR = 10.0  # an error of float32 may be this many times the other's

@@ -7,8 +7,10 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin
 
 from resnet_core.backbone import Backbone
-from resnet_core.models import blocks_of, constructor_config, did_you_mean
+from resnet_core.models import blocks_of, constructor_config
+from resnet_core.pretrained import check_config
 from resnet_core.resnet import TABLE_1, WIDER
+from resnet_core.suggestions import did_you_mean
 from resnet_core.weights import WeightsError, load_weights
 
 
@@ -22,14 +24,21 @@ class HubResNet(  # type: ignore[call-arg]
     `resnet50(weights=...)` reads them.
     """
 
-    def __init__(self, name: str = "resnet50", **arguments: Any) -> None:
+    def __init__(self, name: str, **arguments: Any) -> None:
         if name not in (*TABLE_1, *WIDER):
             raise ValueError(f"unknown model {name!r}; {did_you_mean(name, (*TABLE_1, *WIDER))}")
         if "norm_layer" in arguments:
             raise ValueError(
                 "HubResNet takes no norm_layer: config.json cannot hold it; use a builder and write_weights"
             )
+        check_config(arguments, "config.json")
         super().__init__(*blocks_of(name), **constructor_config(name, arguments))
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As `Backbone`'s, and `save_pretrained` then saves the new number of classes, which must be at least 1."""
+        check_config({"num_classes": num_classes}, "HubResNet")
+        super().reset_classifier(num_classes, global_pool)
+        self._hub_mixin_config = {**self._hub_mixin_config, "num_classes": num_classes}  # type: ignore[has-type]
 
     @classmethod
     def _load_as_safetensor(cls, model: HubResNet, model_file: str, map_location: str, strict: bool) -> HubResNet:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from enum import Enum, StrEnum
 from functools import partial
 
 from torch import Tensor, nn
+
+from resnet_core.suggestions import did_you_mean
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 
@@ -33,9 +34,7 @@ class Initializer(StrEnum):
         name, known = name_of(value), [member.value for member in cls]
         if name in known:
             return cls(name)
-        nearest = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown initializer {value!r}; {remedy}")
+        raise ValueError(f"unknown initializer {value!r}; {did_you_mean(name, known)}")
 
     def get_initializer(self) -> Callable[[nn.Module], None]:
         """What `model.apply` takes: a function of one module, which it changes in place."""

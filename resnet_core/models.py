@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack
+from typing import Any, TypedDict, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from resnet_core import cifar
 from resnet_core.backbone import Backbone
 from resnet_core.resnet import TABLE_1, WIDER, BasicBlock, Bottleneck, NormLayer
-
-if TYPE_CHECKING:
-    from resnet_core.weights import WeightsInfo
+from resnet_core.suggestions import did_you_mean
 
 
 class ResNetConfig(TypedDict, total=False):
@@ -97,7 +93,10 @@ def _build(name: str, weights: Weights, progress: bool, config: Mapping[str, Any
         weights = "IMAGENET1K_V1"
     if weights is None:
         return Backbone(*blocks_of(name), **constructor_config(name, config))
-    return _with_weights(name, weights, progress, config)
+    # Imported here, since building a model needs torch alone.
+    from resnet_core.pretrained import with_weights
+
+    return with_weights(name, weights, progress, config)
 
 
 def blocks_of(name: str) -> tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]:
@@ -112,53 +111,6 @@ def constructor_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get(key, value) != value:
             raise ValueError(f"{name} has {key}={value}, got {key}={config[key]}; for another value build {base}")
     return {**config, **wider}
-
-
-def _with_weights(name: str, weights: str | Path | Enum, progress: bool, config: dict[str, Any]) -> Backbone:
-    # Imported here, since building a model needs torch alone.
-    from resnet_core.weights import fetch, find_weights, load_weights, read_info, read_weights
-
-    if names_a_file(weights):
-        state, info = read_weights(weights), read_info(weights)
-        if info and info.model != name:
-            raise ValueError(f"{weights} holds weights of {info.model}, not {name}")
-        needed = dict(info.config) if info else {}
-        if not info and "fc.bias" in state:
-            needed["num_classes"] = len(state["fc.bias"])
-        _check_agreement(config, needed, str(weights))
-    else:
-        published = find_weights(name, weights)  # type: ignore[arg-type]  # a Path names a file
-        needed = {"num_classes": published.num_classes, "stride_in_1x1": False}
-        _check_agreement(config, needed, f"{name}'s {published.name}")
-        path = fetch(published.url, sha256_prefix=published.sha256_prefix, progress=progress)
-        # torchvision publishes pickles: this one has the published hash, and only tensors are read from it.
-        state = read_weights(path, allow_pickle=True)
-    model = Backbone(*blocks_of(name), **constructor_config(name, {**config, **needed}))
-    load_weights(model, state)
-    return model
-
-
-def _check_agreement(config: Mapping[str, Any], needed: Mapping[str, Any], origin: str) -> None:
-    """Raises ValueError where the caller asks for another network than the weights are of."""
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            remedy = NEW_HEAD if key == "num_classes" else ""
-            raise ValueError(f"{origin} needs {key}={value!r}, got {config[key]!r}{remedy}")
-
-
-NEW_HEAD = (
-    "; to keep the body under a new head, leave num_classes out and call model.reset_classifier(num_classes) "
-    "afterwards, or load_weights(model, file, new_head=True)"
-)
-
-
-def names_a_file(weights: Weights) -> TypeGuard[str | Path]:
-    """Whether `weights` is a path: a Path, or text with a folder in it or the ending of a file of weights."""
-    from resnet_core.weights.files import SUFFIXES
-
-    return isinstance(weights, Path) or (
-        isinstance(weights, str) and (os.sep in weights or Path(weights).suffix in SUFFIXES)
-    )
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -200,69 +152,3 @@ def get_model(name: str, **config: Any) -> nn.Module:
     if builder is None:
         raise ValueError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
     return builder(**config)
-
-
-def load_model(
-    source: str | Path, *, model: str | None = None, allow_pickle: bool = False, progress: bool = True
-) -> tuple[nn.Module, WeightsInfo]:
-    """A trained model in evaluation mode, and what its weights say of themselves.
-
-    `source` is a finished run's folder, a file of weights, or a published set: "resnet50" (its best) or
-    "resnet50:IMAGENET1K_V1". `model` names the architecture of a file that does not; its images are then prepared as
-    torchvision's V1 sets want them. Raises ValueError or OSError with the remedy.
-    """
-    from resnet_core.weights import load_weights, read_info, read_weights
-
-    path = Path(source)
-    if path.is_dir():
-        path /= "model.safetensors"
-        if not path.exists():
-            raise ValueError(f"{source} holds no model.safetensors: it is not the folder of a finished run")
-    elif not names_a_file(source):
-        return _published(str(source), progress)
-    state, info = read_weights(path, allow_pickle=allow_pickle), read_info(path)
-    if info and model not in (None, info.model):
-        raise ValueError(f"{path} holds weights of {info.model}, not {model}")
-    if info is None:
-        if model is None:
-            raise ValueError(f"{path} does not say of which model it holds the weights; name it (--model NAME)")
-        info = _assumed(model, state)
-    network = get_model(info.model, **info.config)
-    load_weights(network, state)
-    return network.eval(), info
-
-
-def _published(source: str, progress: bool) -> tuple[nn.Module, WeightsInfo]:
-    from resnet_core.weights import CATALOG, WeightsInfo, find_weights, imagenet_classes
-    from resnet_core.weights.files import SUFFIXES
-
-    name, _, chosen = source.partition(":")
-    if name not in CATALOG:
-        raise ValueError(
-            f"{source!r} is neither a run's folder, nor a file of weights ({', '.join(SUFFIXES)}), nor a model "
-            f"with published weights; {did_you_mean(name, CATALOG)}"
-        )
-    published = find_weights(name, chosen or "DEFAULT")
-    info = WeightsInfo(model=name, transform=published.transform, class_names=imagenet_classes(), origin=published.url)
-    return get_model(name, weights=published.name, progress=progress).eval(), info
-
-
-def _assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
-    """What is most likely true of weights that say nothing."""
-    from resnet_core.weights import WeightsInfo, find_weights, imagenet_classes
-
-    classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
-    return WeightsInfo(
-        model=model,
-        config={"num_classes": classes},
-        transform=find_weights("resnet50", "IMAGENET1K_V1").transform,
-        class_names=imagenet_classes() if classes == 1000 else None,
-        origin="the file says no more: images are prepared as for torchvision's V1 sets, 1000 classes are ImageNet's",
-    )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known names, or all of them."""
-    known = list(known)
-    nearest = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(known)}"

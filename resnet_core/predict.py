@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,14 @@ def predict(
     class_names: Sequence[str] | None = None,
     top: int = 5,
 ) -> list[Guess]:
-    """The `top` likeliest classes of an image file, the likeliest first. Raises ImageError."""
+    """The `top` likeliest classes of an image file, the likeliest first.
+
+    Raises ImageError for a file that is not a whole image, ValueError where the model gives no probabilities.
+    """
     pixels = transform(read_image(image))
     probabilities = model(pixels[None])[0].softmax(0)
+    if not probabilities.isfinite().all():
+        raise ValueError(f"the model's logits for {image} are not finite: its weights are damaged or diverged")
     best = probabilities.topk(min(top, len(probabilities)))
     return [
         Guess(index, class_names[index] if class_names else None, probability)
@@ -45,28 +50,41 @@ def predict(
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The decoded image, upright as its camera says. Raises ImageError for what is not a whole image."""
+    """The decoded image, upright as its camera says, 16-bit grey as 8 bits. Raises ImageError for anything else.
+
+    FORMATS alone are tried, whatever the file's ending: Pillow hands others to programs outside.
+    """
+    if not Path(path).exists():
+        raise ImageError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
-    # Pillow's decoders raise these for damaged or oversized files.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"not an image that Pillow reads ({error})"
-        raise ImageError(f"{path}: {reason}") from error
+            upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # of any type: decoders meet what anyone wrote
+        raise ImageError(f"{path}: not a whole image of {', '.join(FORMATS)} ({error})") from error
+    if max(upright.size) > LARGEST_RATIO * min(upright.size):
+        raise ImageError(f"{path}: {upright.width} x {upright.height} pixels are too long and thin to be cropped")
+    if upright.mode.startswith("I;16"):
+        return upright.point(lambda value: value / 257).convert("L")
+    if upright.mode in ("I", "F"):
+        raise ImageError(f"{path}: values of 32 bits have no agreed white; save it with 8 or 16 bits")
+    return upright
 
 
-def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files named, and those with an image's ending in the folders named, at any depth, sorted.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST_RATIO = 100  # of the longer side to the shorter
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """The file itself, or those with an image's ending in a folder, at any depth, sorted.
 
     Raises ImageError for a folder without any.
     """
-    for path in map(Path, paths):
-        if not path.is_dir():
-            yield path
-            continue
-        endings = Image.registered_extensions()
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
-        if not found:
-            raise ImageError(f"{path}: no image in this folder; Pillow reads {', '.join(sorted(endings)[:8])}, ...")
-        yield from found
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+    if not found:
+        raise ImageError(f"{path}: no image in this folder; known endings are {', '.join(sorted(endings))}")
+    return found

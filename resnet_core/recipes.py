@@ -21,7 +21,8 @@ import resnet_core
 from resnet_core.data import DATASETS, Dataset, EvalLoader, TrainLoader
 from resnet_core.data.transforms import random_crop
 from resnet_core.durable import replace_file
-from resnet_core.models import MODELS, did_you_mean, get_model
+from resnet_core.models import MODELS, get_model
+from resnet_core.suggestions import did_you_mean
 from resnet_core.train import TrainConfig, Trainer, World, join_world
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums

@@ -20,8 +20,10 @@ MAY_IMPORT = {
     "resnet": set(),
     "cifar": {"resnet"},
     "backbone": {"resnet"},
-    "models": {"resnet", "cifar", "backbone", "weights"},  # weights on first use
-    "initializers": set(),
+    "suggestions": set(),
+    "models": {"resnet", "cifar", "backbone", "suggestions", "pretrained"},  # the last on first use
+    "pretrained": {"backbone", "models", "suggestions", "weights"},
+    "initializers": {"suggestions"},
     "losses": set(),
     "classifier": {"resnet", "models", "losses", "initializers", "composer_classifier"},  # the last on first use
     "composer_classifier": {"classifier"},
@@ -29,19 +31,19 @@ MAY_IMPORT = {
     "alignment": set(),
     "mistakes": {"resnet"},
     "doctor": {"resnet", "alignment", "mistakes"},
-    "compare": {"resnet", "backbone", "models", "alignment", "doctor"},
+    "compare": {"resnet", "backbone", "models", "suggestions", "alignment", "doctor"},
     "durable": set(),
     "data": set(),
     "train": {"durable"},
-    "weights": {"data", "durable"},
+    "weights": {"data", "durable", "suggestions"},
     "weights.sources": {"weights", "resnet"},
-    "weights.convert": {"weights", "weights.sources", "resnet", "models", "data"},
-    "hub": {"resnet", "backbone", "models", "weights"},
+    "weights.convert": {"weights", "weights.sources", "resnet", "models", "suggestions", "data"},
+    "hub": {"resnet", "backbone", "models", "pretrained", "suggestions", "weights"},
     "predict": {"data"},
-    "deploy": {"durable", "models"},
-    "recipes": {"__init__", "models", "data", "durable", "train", "weights"},
+    "deploy": {"durable", "suggestions"},
+    "recipes": {"__init__", "models", "suggestions", "data", "durable", "train", "weights"},
     "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "predict", "recipes", "train"}
-    | {"weights.convert"},
+    | {"pretrained", "suggestions", "weights.convert"},
 }
 
 # Third parties that only these places may import.

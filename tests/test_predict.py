@@ -10,8 +10,8 @@ from PIL import Image
 import resnet_core
 from resnet_core.data import load_digits
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.models import load_model
 from resnet_core.predict import ImageError, find_images, predict, read_image
+from resnet_core.pretrained import load_model
 from resnet_core.weights import WeightsInfo, write_weights
 
 
@@ -80,7 +80,6 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_done(digits_run, di
         (["cifar_resnet20", "x.png"], "cifar_resnet20"),
         (["resnet50:IMAGENET1K_V3", "x.png"], "IMAGENET1K_V"),
         (["resnet50"], "predict needs an image"),
-        (["resnet50", "docs"], "no image in this folder"),
         (["resnet50", "x.png", "--top", "0"], "--top must be at least 1"),
     ],
 )
@@ -95,11 +94,11 @@ def test_folders_are_searched_at_any_depth(tmp_path):
     for name in ("b.jpg", "deep/a.PNG", "deep/notes.txt", "c.jpeg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in find_images([tmp_path])] == ["b.jpg", "c.jpeg", "a.PNG"]
+    assert [path.name for path in find_images(tmp_path)] == ["b.jpg", "c.jpeg", "a.PNG"]
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ImageError, match="no image in this folder"):
-        list(find_images([empty]))
+        find_images(empty)
 
 
 def test_a_camera_s_orientation_is_honoured(tmp_path):
@@ -129,6 +128,93 @@ def test_probabilities_are_the_softmax_of_the_logits(tmp_path):
         assert guess.probability == pytest.approx(float(logits.softmax(0)[guess.index]), rel=1e-6)
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("I;16", True), ("I", False), ("F", False)])
+def test_deep_grey_is_scaled_or_refused(tmp_path, mode, kept):
+    path = tmp_path / "deep.tiff"
+    levels = np.array([[0, 257], [25700, 65535]])
+    Image.fromarray(levels.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])).save(path)
+    if kept:
+        assert np.asarray(read_image(path)).tolist() == [[0, 1], [100, 255]]
+    else:
+        with pytest.raises(ImageError, match="values of 32 bits"):
+            read_image(path)
+
+
+def test_no_program_outside_is_called_for_an_image(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "photo.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match=r"photo\.png: not a whole image"):
+        read_image(tmp_path / "photo.png")
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_thin_image_is_refused_before_it_grows(tmp_path):
+    Image.fromarray(np.zeros((1, 600), np.uint8)).save(tmp_path / "thin.png")
+    with pytest.raises(ImageError, match="600 x 1 pixels are too long and thin"):
+        read_image(tmp_path / "thin.png")
+
+
+def test_logits_that_are_not_finite_are_no_result(tmp_path):
+    model = resnet_core.cifar_resnet20().eval()
+    model.bn1.running_var.fill_(-1)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="not finite"):
+        predict(model, ImageTransform(resize_size=32, crop_size=32), tmp_path / "x.png")
+
+
+HOSTILE_CONFIGS = [
+    {"num_classes": 2**36},
+    {"num_classes": 2**19},
+    {"num_classes": -1},
+    {"num_classes": "9"},
+    {"num_classes": True},
+    {"in_channels": 2**40},
+    {"groups": 3},
+    {"norm_layer": "x"},
+    {"pretrained": True},
+    {"weights": "IMAGENET1K_V1"},
+    {"replace_stride_with_dilation": [1, 2, 3]},
+    {"replace_stride_with_dilation": [True]},
+    {"no such": 1},
+]
+
+
+@pytest.mark.parametrize("config", HOSTILE_CONFIGS, ids=str)
+def test_what_a_file_says_of_itself_is_checked_before_a_network_is_made(tmp_path, config, monkeypatch):
+    path = tmp_path / "hostile.safetensors"
+    write_weights(path, resnet_core.resnet18(num_classes=9).state_dict(), WeightsInfo(model="resnet18", config=config))
+    monkeypatch.setattr("resnet_core.pretrained.fetch", None)
+    for load in (load_model, lambda path: resnet_core.resnet18(weights=path)):
+        with pytest.raises(ValueError, match=r"hostile\.safetensors|groups|3 flags"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"class_names": ("a",)}, "names 1 classes, and its weights have 9"),
+        ({"transform": ImageTransform(resize_size=8, crop_size=8, mean=(0.5,), std=(0.5,))}, "images of 1 channels"),
+    ],
+)
+def test_names_and_transform_have_to_fit_the_weights(tmp_path, info, message):
+    path = tmp_path / "odd.safetensors"
+    info = WeightsInfo(model="resnet18", config={"num_classes": 9}, **info)
+    write_weights(path, resnet_core.resnet18(num_classes=9).state_dict(), info)
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize("bias", [torch.tensor(1.0), torch.zeros(3, 0)])
+def test_a_head_that_is_none_is_refused(tmp_path, bias):
+    path = tmp_path / "odd.safetensors"
+    write_weights(path, {**resnet_core.resnet18(num_classes=9).state_dict(), "fc.bias": bias})
+    for load in (lambda path: load_model(path, model="resnet18"), lambda path: resnet_core.resnet18(weights=path)):
+        with pytest.raises(ValueError, match=r"fc\."):
+            load(path)
+
+
 def test_a_file_that_says_nothing_needs_the_models_name(tmp_path):
     path = tmp_path / "weights.safetensors"
     write_weights(path, resnet_core.resnet18(num_classes=4).state_dict())
@@ -152,7 +238,7 @@ def test_another_model_than_the_file_s_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"resize_size": 10, "crop_size": 11}, "crop_size must be 1 to resize_size"),
+        ({"resize_size": 10, "crop_size": 11}, "1 <= crop_size <= resize_size"),
         ({"resize_size": 10, "crop_size": 10, "mean": (0.5, 0.5), "std": (1, 1)}, "1 value .grey. or 3"),
         ({"resize_size": 10, "crop_size": 10, "mean": (0.5,)}, "1 value .grey. or 3"),
     ],

@@ -38,6 +38,22 @@ def test_the_saved_file_is_a_file_of_weights_as_the_builders_read_it(hub, tmp_pa
     assert same_bits(same.eval()(images()), model.eval()(images()))
 
 
+def test_a_new_head_is_saved_with_its_number_of_classes(hub, tmp_path):
+    model = hub.HubResNet("resnet18")
+    model.reset_classifier(5)
+    model.save_pretrained(tmp_path)
+    again = hub.HubResNet.from_pretrained(tmp_path)
+    assert same_bits(again.eval()(images()), model.eval()(images()))
+
+
+@pytest.mark.parametrize("config", [{"num_classes": 2**40}, {"foo": 1}, {"num_classes": "5"}], ids=str)
+def test_a_hostile_config_is_refused(hub, tmp_path, config):
+    hub.HubResNet("resnet18", num_classes=5).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"name": "resnet18", **config}))
+    with pytest.raises(ValueError, match=r"config\.json has"):
+        hub.HubResNet.from_pretrained(tmp_path)
+
+
 def test_what_does_not_fit_is_refused(hub, tmp_path):
     hub.HubResNet("resnet18", num_classes=5).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -12,6 +12,7 @@ from resnet_core.backbone import Backbone
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.interop
 
+METHODS = ("forward_head", "forward_intermediates", "get_classifier", "reset_classifier", "set_grad_checkpointing")
 NAMES = ("resnet18", "resnet50", "resnext50_32x4d")
 
 
@@ -52,7 +53,7 @@ def test_intermediates_are_timms(name, arguments):
         assert same_bits(map, expected)
 
 
-@pytest.mark.parametrize("method", ["forward_intermediates", "reset_classifier", "set_grad_checkpointing"])
+@pytest.mark.parametrize("method", METHODS)
 def test_signatures_are_timms(method):
     ours, theirs = (
         [(each.name, each.default) for each in inspect.signature(getattr(owner, method)).parameters.values()]

@@ -43,8 +43,13 @@ class ImageTransform:
     std: Sequence[float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if not 1 <= self.crop_size <= self.resize_size:
-            raise ValueError(f"crop_size must be 1 to resize_size ({self.resize_size}), got {self.crop_size}")
+        if not 1 <= self.crop_size <= self.resize_size <= LARGEST_SIZE:
+            raise ValueError(
+                f"sizes must be 1 <= crop_size <= resize_size <= {LARGEST_SIZE}, "
+                f"got crop_size {self.crop_size} and resize_size {self.resize_size}"
+            )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be above 0, got {self.std}")
         if len(self.mean) != len(self.std) or len(self.mean) not in CHANNEL_MODES:
             raise ValueError(f"mean and std need 1 value (grey) or 3 (RGB), got {self.mean} and {self.std}")
 
@@ -58,4 +63,5 @@ class ImageTransform:
         return V.normalize(pixels / 255, list(self.mean), list(self.std))
 
 
+LARGEST_SIZE = 4096  # pixels
 CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from resnet_core.durable import replacing
-from resnet_core.models import did_you_mean
+from resnet_core.suggestions import did_you_mean
 
 Format = Literal["onnx", "torch-export", "aoti"]
 

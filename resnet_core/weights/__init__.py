@@ -2,7 +2,15 @@
 
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import DownloadError, fetch
-from resnet_core.weights.files import LoadReport, WeightsError, load_weights, read_info, read_weights, write_weights
+from resnet_core.weights.files import (
+    LoadReport,
+    WeightsError,
+    fit,
+    load_weights,
+    read_info,
+    read_weights,
+    write_weights,
+)
 from resnet_core.weights.info import WeightsInfo
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "WeightsInfo",
     "fetch",
     "find_weights",
+    "fit",
     "imagenet_classes",
     "load_weights",
     "read_info",

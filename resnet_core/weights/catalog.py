@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -11,6 +9,7 @@ from importlib import resources
 from pathlib import PurePosixPath
 
 from resnet_core.data.transforms import ImageTransform
+from resnet_core.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def find_weights(model: str, name: str | Enum) -> WeightSet:
     set that is not published, with the nearest that is, and for another model's; TypeError for anything but a name.
     """
     if model not in CATALOG:
-        raise ValueError(f"no weights are published for {model!r}; {_nearest(model.lower(), CATALOG)}")
+        raise ValueError(f"no weights are published for {model!r}; {did_you_mean(model, CATALOG)}")
     if not isinstance(name, str | Enum):
         raise TypeError(f"weights are chosen by name, such as 'DEFAULT' or 'IMAGENET1K_V1', got {name!r}")
     spelled = f"{type(name).__name__}.{name.name}" if isinstance(name, Enum) else name
@@ -85,14 +84,8 @@ def find_weights(model: str, name: str | Enum) -> WeightSet:
     if owner.lower() not in ("", f"{model}_weights"):
         raise ValueError(f"{spelled} does not belong to {model}, whose weights are {', '.join(sets)}")
     if member not in sets:
-        raise ValueError(f"{model} has no weights {spelled!r}; {_nearest(member.upper(), sets)}")
+        raise ValueError(f"{model} has no weights {spelled!r}; {did_you_mean(member, sets)}")
     return sets[member]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(known)}"
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.models import did_you_mean, get_model
+from resnet_core.models import get_model
 from resnet_core.resnet import TABLE_1
+from resnet_core.suggestions import did_you_mean
 from resnet_core.weights.files import WeightsError, load_weights, write_weights
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.sources import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source
+from resnet_core.weights.sources import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,13 @@ class Conversion:
 def convert(
     src: str | Path, dst: str | Path, *, source: str, model: str | None = None,
     transform: ImageTransform | None = None, allow_pickle: bool = False,
+    report: Callable[[Conversion], None] | None = None,
 ) -> Conversion:  # fmt: skip
     """Writes another library's weights as ours, after both networks gave the same logits; says what was found.
 
     `source` is a name of SOURCES. The model is found from the shapes, or refused if it is not `model`. A file does not
     say how its images were prepared: `transform` is recorded where you give it. `allow_pickle` as in `read_weights`.
+    `report` is called with the result before anything is written.
     Raises WeightsError, and OSError where `dst` exists or cannot be written; `dst` is then not there.
     """
     src, dst = Path(src), Path(dst)
@@ -58,7 +61,13 @@ def convert(
     ours = get_model(name, **config)
     tensors = convert_names(original.tensors, source, ours.state_dict())
     load_weights(ours, tensors)
-    difference, largest_logit = compare_logits(ours.eval(), original.network(name, classes))
+    try:
+        theirs = original.network(name, classes)
+        difference, largest_logit = compare_logits(ours.eval(), theirs)
+    except WeightsError:
+        raise
+    except Exception as error:  # of any type: a library meets what anyone wrote
+        raise WeightsError(f"{src} cannot be run by {source} itself ({first_line(error)})") from error
     bound = library.bound * max(1.0, largest_logit)
     if not difference <= bound:
         raise WeightsError(
@@ -67,10 +76,13 @@ def convert(
         )
     origin = f"{src.name}, converted from {source}"
     info = WeightsInfo(model=name, config=config, transform=transform, class_names=original.class_names, origin=origin)
-    write_weights(dst, tensors, info)
-    return Conversion(
+    conversion = Conversion(
         source=source, model=name, config=config, tensors=len(tensors), largest_difference=difference, path=dst
     )
+    if report is not None:
+        report(conversion)
+    write_weights(dst, tensors, info)
+    return conversion
 
 
 def check_destination(dst: Path) -> None:
@@ -127,7 +139,7 @@ def identify(path: Path, tensors: Mapping[str, Tensor], source: str, model: str 
         raise WeightsError(
             f"{path} is not {nearest}{'' if model else ', the nearest'} of {source}: "
             f"{', '.join(misfits[nearest][:3])}{more}; "
-            "name the model it must be with model=NAME"
+            "name the model it must be with --model NAME"
         )
     return nearest, classes
 

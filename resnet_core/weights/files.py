@@ -30,6 +30,7 @@ logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
 DIGEST = "resnet_core.sha256"
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
 
 
 class WeightsError(ValueError):
@@ -57,7 +58,7 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
 
     A file of `write_weights` is verified against its SHA-256. Others carry none: a bit flipped in their tensors is a
     changed value that nobody sees. A pickle holds a dict of tensors, itself or under "state_dict" or "model".
-    `module.`, which DistributedDataParallel puts before every name, is taken off where all names have it.
+    What DistributedDataParallel and torch.compile put before every name is taken off.
     Raises WeightsError.
     """
     path = Path(path)
@@ -71,8 +72,8 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
             )
         if not allow_pickle:
             raise ValueError(
-                "is a pickle by its name, and reading one is a choice: convert it to .safetensors, or pass "
-                "allow_pickle=True (on the command line --allow-pickle)"
+                "is a pickle by its name, and reading one is a choice: allow_pickle=True of load_model and "
+                "load_weights, --allow-pickle on the command line"
             )
         return without_module(read_pickle(path))
 
@@ -123,9 +124,23 @@ def load_weights(
     Raises WeightsError: wrong names, shapes, kinds, values that are not finite, or not one name of the model's.
     """
     source = "the weights" if isinstance(weights, Mapping) else str(weights)
-    found = dict(weights) if isinstance(weights, Mapping) else read_weights(weights, allow_pickle=allow_pickle)
+    found = weights if isinstance(weights, Mapping) else read_weights(weights, allow_pickle=allow_pickle)
+    matched, report = fit(model, found, source, strict=strict, new_head=new_head)
+    model.load_state_dict(matched, strict=False)
+    if report.dropped:
+        logger.warning("%s: the head stays the model's own, %s left out", source, few(report.dropped))
+    return report
+
+
+def fit(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, *, strict: bool = True, new_head: bool = False
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """What `load_weights` would copy under the model's names, and its report. The model may be on the meta device.
+
+    Raises WeightsError that begins with `source`, as `load_weights`.
+    """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    found = without_module(found)
+    found = without_module(dict(weights))
     if own and all(name.startswith("module.") for name in own):
         found = {f"module.{name}": value for name, value in found.items()}
     head = head_prefix(model)
@@ -149,10 +164,7 @@ def load_weights(
         faults += [f"unexpected {few(report.unexpected)}"] if report.unexpected else []
     if faults:
         raise WeightsError(f"{source} cannot be loaded into {type(model).__name__}: {'; '.join(faults)}")
-    model.load_state_dict(matched, strict=False)
-    if report.dropped:
-        logger.warning("%s: the head stays the model's own, %s left out", source, few(report.dropped))
-    return report
+    return matched, report
 
 
 def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: set[str]) -> Iterator[str]:
@@ -200,10 +212,11 @@ def batch_counts(model: nn.Module) -> set[str]:
 
 
 def without_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; `module.` is taken off their names where all have it."""
-    if not all(name.startswith("module.") for name in tensors):
-        return tensors
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    """The same tensors; what wrappers put before every name is taken off."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            return without_module({name.removeprefix(wrapper): value for name, value in tensors.items()})
+    return tensors
 
 
 @contextmanager

@@ -152,12 +152,23 @@ def read_transformers(path: Path, allow_pickle: bool) -> Original:
         ) from error
 
     def network(name: str, classes: int) -> Network:
+        expected = {"num_channels": 3, "embedding_size": 64, "hidden_act": "relu", "num_labels": classes}
+        odd = [f"{key}={getattr(config, key)!r}" for key, value in expected.items() if getattr(config, key) != value]
+        expansion, depths = 4 if config.layer_type == "bottleneck" else 1, TABLE_1[name][1]
+        if (
+            odd
+            or list(config.depths) != [*depths]
+            or list(config.hidden_sizes) != [width * expansion for width in (64, 128, 256, 512)]
+        ):
+            raise WeightsError(f"{file.with_name('config.json')} is not {name}'s ({', '.join(odd) or 'depths, sizes'})")
         model = transformers.ResNetForImageClassification(config)
         load_weights(model, tensors)
         return lambda images: model.eval()(images, return_dict=True).logits
 
     v1 = config.layer_type == "bottleneck" and config.downsample_in_bottleneck
     names = tuple(config.id2label[label] for label in sorted(config.id2label))
+    if sorted(config.id2label) != list(range(len(names))) or not all(isinstance(each, str) for each in names):
+        raise WeightsError(f"{file.with_name('config.json')}: id2label must name the classes 0, 1, 2, ... in words")
     return Original(
         tensors=tensors,
         network=network,
@@ -184,7 +195,7 @@ def config_beside(file: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path} is not a JSON object ({error}); fetch it again") from error
 
 
@@ -233,7 +244,7 @@ def read_keras(path: Path, allow_pickle: bool) -> Original:
         )
         try:
             network.load_weights(path)
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # of any type: Keras meets what anyone wrote
             raise WeightsError(f"{path} does not fit Keras' {network.name} ({first_line(error)}); {known}") from error
 
     def to_torch(value: Any) -> Tensor:
@@ -253,6 +264,8 @@ def count_keras(path: Path) -> tuple[int, list[int]]:
 
     def note(name: str, item: Any) -> None:
         if hasattr(item, "shape") and not name.startswith("optimizer"):
+            if item.id.get_storage_size() < item.nbytes:
+                raise KeyError(f"{name} claims more bytes than it has")
             shapes.append(item.shape)
 
     try:

@@ -71,11 +71,15 @@ def test_what_cannot_fit_is_refused_before_the_download(monkeypatch):
     def fetch(url, **options):
         raise AssertionError("fetched")
 
-    monkeypatch.setattr("resnet_core.weights.fetch", fetch)
+    monkeypatch.setattr("resnet_core.pretrained.fetch", fetch)
     with pytest.raises(ValueError, match="needs num_classes=1000, got 10"):
         resnet_core.resnet18(weights="DEFAULT", num_classes=10)
     with pytest.raises(ValueError, match="needs num_classes=1000, got 10"):
         resnet_core.composer_resnet("resnet18", 10, True)
+    with pytest.raises(ValueError, match="BasicBlock only supports groups=1"):
+        resnet_core.composer_resnet("resnet18", pretrained=True, groups=2)
+    with pytest.raises(TypeError, match="bogus"):
+        resnet_core.resnet18(weights="DEFAULT", bogus=1)
 
 
 def test_the_remedy_for_another_class_count_works(published):
