@@ -71,7 +71,7 @@ class Comparison:
         return json.dumps({"equal": bool(self), **asdict(self)}, indent=2)
 
     def __str__(self) -> str:
-        lines = [f"{'rung':<24}{'result':<10}{'difference':>12}  "]
+        lines = [f"{'rung':<24}{'result':<10}{'difference':>12}"]
         for rung in self.rungs:
             difference = "" if rung.largest_difference is None else f"{rung.largest_difference:.2e}"
             errors = "errors against float64 {:.1e} and {:.1e}".format(*rung.errors) if rung.errors else ""
