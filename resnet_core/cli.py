@@ -405,7 +405,7 @@ def run_program() -> NoReturn:
     except KeyboardInterrupt:
         status = INTERRUPTED
         if is_main_process():
-            hint = "; the same command continues the run from its last checkpoint" if training else ""
+            hint = "; the same command continues a run from its last checkpoint" if training else ""
             print(f"resnet-core: interrupted{hint}", file=sys.stderr)
     if "RANK" in os.environ:
         exit_rank(status)

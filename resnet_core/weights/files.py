@@ -106,10 +106,20 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Weights
         copies = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
         }
-        data = save(copies, {**metadata, DIGEST: digest(copies, metadata)})
+        data = in_order(save(copies, {**metadata, DIGEST: digest(copies, metadata)}))
         check_header(data[8 : 8 + int.from_bytes(data[:8], "little")], len(data))
     with replacing(path) as aside:
         aside.write_bytes(data)
+
+
+def in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted, which the library writes in any order: one content, one file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_weights(

@@ -78,6 +78,13 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
 )
 
 
+def test_one_content_makes_one_file(tmp_path):
+    tensors = hostile.model().state_dict()
+    for number in range(8):
+        write_weights(tmp_path / f"{number}.safetensors", tensors, INFO)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 @settings(max_examples=150, deadline=None)
 @given(content=st.dictionaries(names, tensors(), max_size=4), info=st.sampled_from([INFO, None]))
 def test_any_tensors_come_back_to_the_bit_and_as_other_readers_see_them(tmp_path_factory, content, info):
