@@ -59,7 +59,7 @@ def test_two_mistakes_are_named_together():
     for norm in patient.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = 1e-3
-    diagnosis = diagnose(patient, reference(True), images(), seconds=60)
+    diagnosis = diagnose(patient, reference(True), images(), seconds=600)
     assert set(diagnosis.mistakes) == {"shortcut halved", "BatchNorm eps 1e-3"}
 
 

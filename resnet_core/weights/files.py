@@ -161,9 +161,9 @@ def fit(
     matched = {name: value for name, value in found.items() if name in own and name not in kept}
     report = LoadReport(
         loaded=len(matched),
-        dropped=tuple(name for name in found if name in kept),
+        dropped=tuple(sorted(name for name in found if name in kept)),
         missing=tuple(name for name in own if name not in found and name not in kept),
-        unexpected=tuple(name for name in found if name not in own and name not in kept),
+        unexpected=tuple(sorted(name for name in found if name not in own and name not in kept)),
     )
     faults = list(misfits(matched, own, in_head))
     if not matched:
