@@ -267,6 +267,8 @@ class Compare:
         images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
         try:
             result = compare(a, b, images, diagnosis_seconds=self.diagnosis_seconds)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
         except RuntimeError as error:
             shape = " x ".join(map(str, images.shape))
             raise ValueError(f"the networks do not both run on images of {shape} ({error})") from error

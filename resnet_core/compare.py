@@ -92,6 +92,8 @@ def compare(a: nn.Module, b: nn.Module, inputs: Tensor, *, diagnosis_seconds: fl
     Where a rung differs and `b` is a ResNet of this package or of torchvision's form, the known mistakes are simulated
     for at most `diagnosis_seconds`. Raises what the networks raise on these inputs.
     """
+    for network in (a, b):
+        check_network(network, inputs)
     pair = Pair(a, b, inputs)
     rungs = tuple(pair.rungs())
     if all(rung.passed for rung in rungs):
@@ -102,6 +104,19 @@ def compare(a: nn.Module, b: nn.Module, inputs: Tensor, *, diagnosis_seconds: fl
     if diagnosis_seconds > 0 and reference is not None:
         cause = str(diagnose(a, reference, inputs, seconds=diagnosis_seconds))
     return Comparison(rungs=rungs, first_divergence=path, values=values, likely_cause=cause, renamed=pair.renamed)
+
+
+@torch.no_grad()
+def check_network(network: nn.Module, inputs: Tensor) -> None:
+    """Raises TypeError for what is no network, or gives anything but a tensor of logits."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"compare takes networks, got a {type(network).__name__}; where it is a function, call it")
+    output = copy.deepcopy(network).to(inputs.dtype)(inputs)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{type(network).__name__} returns a {type(output).__name__}, not a tensor; wrap it in a module that "
+            "returns the logits"
+        )
 
 
 def assert_parity(a: nn.Module, b: nn.Module, inputs: Tensor) -> None:
@@ -194,6 +209,8 @@ class Pair:
         if self.alone:
             more = f" and {len(self.alone) - 3} more" if len(self.alone) > 3 else ""
             detail = f"without counterpart: {', '.join(self.alone[:3])}{more}"
+            if all("Linear" in each for each in self.alone):
+                detail += "; give both heads the same number of classes"
             return Rung(name="names and shapes", status="differs", detail=detail)
         note = f"{len(self.renamed)} modules have other names" if self.renamed else ""
         return Rung(name="names and shapes", status="equal", detail=note)

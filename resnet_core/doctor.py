@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,7 @@ class Case:
         self.calls = trace(self.patient, self.inputs)
         self.shapes = shape_counts({call.path: call.shapes for call in self.calls}.values())
         self.behaviour = behave(self.patient, self.inputs)
+        self.alignments: dict[tuple[Any, ...], tuple[dict[str, str], list[str]]] = {}
 
     def candidates(self, reference: ResNet, deadline: float) -> Iterator[tuple[str, ...]]:
         """No mistake, each alone, then two of which the first explains the first divergence."""
@@ -119,13 +121,20 @@ class Case:
             if shape_counts(map(own_shapes, network.modules())) != self.shapes:
                 return None
             network = network.double().eval()
-            pairs, alone = align(self.calls, trace(network, self.inputs))
+            pairs, alone = self.aligned(network)
         except (NotApplicable, RuntimeError, ValueError, AttributeError, TypeError):
             return None  # two mistakes that exclude each other
         if alone:
             return None
         carry(self.patient, network, pairs)
         return network, pairs
+
+    def aligned(self, network: nn.Module) -> tuple[dict[str, str], list[str]]:
+        """As `align`; networks whose modules have the same names and shapes are aligned once."""
+        key = tuple((path, *own_shapes(module).items()) for path, module in network.named_modules())
+        if key not in self.alignments:
+            self.alignments[key] = align(self.calls, trace(network, self.inputs))
+        return self.alignments[key]
 
     def explained_by(self, reference: ResNet, names: tuple[str, ...]) -> bool:
         simulated = self.simulated(reference, names)

@@ -94,8 +94,13 @@ BLOCK_FORWARDS: dict[str, Callable[[Block, Tensor], Tensor]] = {
     "ReLU on the projected shortcut": clobbered,
     "shortcut halved": lambda block, x: F.relu(branch(block, x) + block.downsample(x) / 2),
     "branch and shortcut averaged": lambda block, x: F.relu((branch(block, x) + block.downsample(x)) / 2),
-    "no shortcut": lambda block, x: F.relu(branch(block, x)),
 }
+
+
+def no_shortcut(model: ResNet) -> nn.Module:
+    for block in blocks(model):
+        block.downsample = nn.Identity()  # its projection is not there either
+    return forward_of_blocks(lambda block, x: F.relu(branch(block, x)), model)
 
 
 # Another layer in its place.
@@ -296,10 +301,12 @@ MISTAKES: dict[str, Mistake] = {
     "3x3 stem": three_by_three_stem,
     "no stem BatchNorm": partial(replace, "bn1", lambda model: nn.Identity()),
     "no stem ReLU": partial(replace, "relu", lambda model: nn.Identity()),
+    "max-pool without padding": partial(replace, "maxpool", lambda model: nn.MaxPool2d(3, 2)),
     "no max-pool": partial(replace, "maxpool", lambda model: nn.Identity()),
     "2x2 max-pool": partial(replace, "maxpool", lambda model: nn.MaxPool2d(2, 2)),
     "average pool in the stem": partial(replace, "maxpool", lambda model: nn.AvgPool2d(3, 2, 1)),
     **{name: partial(forward_of_blocks, forward) for name, forward in BLOCK_FORWARDS.items()},
+    "no shortcut": no_shortcut,
     "no BatchNorm in the shortcut": no_shortcut_norm,
     "projection on every block": projection_on_every_block,
     "average-pool shortcut": average_pool_shortcut,

@@ -207,6 +207,22 @@ def test_a_text_that_names_no_network_is_refused(spec, message):
         build(spec)
 
 
+def test_what_is_no_network_or_gives_no_tensor_is_refused():
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return {"logits": x}
+
+    with pytest.raises(TypeError, match="returns a dict, not a tensor"):
+        compare(Wrapped(), tiny(), images())
+    with pytest.raises(TypeError, match="got a function; where it is a function, call it"):
+        compare(tiny, tiny(), images())
+
+
+def test_another_number_of_classes_is_named():
+    result = compare(tiny(), ResNet(Bottleneck, [1, 2, 1, 1], num_classes=8), images(), diagnosis_seconds=0)
+    assert "give both heads the same number of classes" in result.rungs[0].detail
+
+
 def test_the_command_line_tells_equal_from_different(cli):
     same = cli("compare", "resnet18", "torchvision:resnet18", "--image-size", 32)
     assert same.returncode == 0, same.stderr

@@ -80,6 +80,6 @@ def test_the_networks_given_are_not_changed():
 
 
 def test_a_mistake_of_the_catalogue_is_told_from_the_others():
-    for name in ("no stride in layer4", "SAME padding in the stem", "max-pool at the head"):
+    for name in ("no stride in layer4", "no shortcut", "max-pool without padding", "max-pool at the head"):
         patient = MISTAKES[name](shaken(reference(True)))
         assert diagnose(patient, reference(True), images(), seconds=0).mistakes == (name,)

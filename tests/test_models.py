@@ -64,7 +64,7 @@ def test_names_are_found_in_any_case():
         (lambda: resnet_core.resnet50(weights="IMAGENET1K_V3"), ValueError, "IMAGENET1K_V2"),
         (lambda: resnet_core.resnet50(weights="V1", pretrained=True), ValueError, "give one of the two"),
         (lambda: resnet_core.resnet50(weights="no/such.safetensors"), ValueError, r"no/such\.safetensors is not there"),
-        (lambda: resnet_core.resnet50(weights="weights.pth"), ValueError, "reading one is a choice"),
+        (lambda: resnet_core.resnet50(weights="weights.pth"), ValueError, "weights.pth is not there"),
         (lambda: resnet_core.resnet50(num_clases=3), TypeError, "num_clases"),
         (lambda: resnet_core.resnet50(None), TypeError, "positional"),
     ],

@@ -92,7 +92,8 @@ def find_exporter(path: Path, format: str) -> Exporter:
     exporter = EXPORTERS[format]
     if path.suffix != exporter.suffix:
         raise ValueError(
-            f"{path}: a file of format {format} ends in {exporter.suffix}; name it {path.stem}{exporter.suffix}"
+            f"{path}: a file of format {format} ends in {exporter.suffix}; name it {path.stem}{exporter.suffix}, or "
+            f"choose another --format of {', '.join(EXPORTERS)}"
         )
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it or choose another name")

@@ -64,6 +64,8 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
     path = Path(path)
     ending = path.suffix.lower()
     with blaming(path):
+        if not path.exists():
+            raise ValueError("is not there; check the name")
         if ending == ".safetensors":
             return without_module(read_safetensors(path))
         if ending not in PICKLES:
