@@ -105,7 +105,7 @@ def test_transformers_class_names_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden_act": "gelu"}, "differ from transformers's own"),
+        ({"hidden_act": "gelu"}, "is not resnet50.s"),
         ({"downsample_in_first_stage": True}, "differ from transformers's own|shortcut"),
         ({"embedding_size": 32}, r"embedder\.embedder\.convolution\.weight has shape \[32, 3, 7, 7\]"),
     ],
