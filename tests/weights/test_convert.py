@@ -245,7 +245,7 @@ def changed(state, **changes):
         ),
         ({"fc.weight": None}, r"no matrix fc\.weight: give weights with a head"),
         ({"fc.weight": torch.ones(7)}, r"no matrix fc\.weight"),
-        ({"bn1.bias": None}, r"not resnet18, the nearest of torchvision: bn1\.bias is missing; .*model=NAME"),
+        ({"bn1.bias": None}, r"not resnet18, the nearest of torchvision: bn1\.bias is missing; .*--model NAME"),
         ({"layer1.0.se.weight": torch.ones(1)}, r"layer1\.0\.se\.weight is unknown"),
         ({f"extra{i}": torch.ones(1) for i in range(5)}, r"extra0 is unknown, .*extra2 is unknown and 2 more"),
     ],
