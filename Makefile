@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:
 	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
 	@echo 'make test    runs the tests and the parity suite'
-	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime; installs them aside (0.6 GB)'
+	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime; installs them aside (0.5 GB)'
 	@echo 'make check   lint, format, types, and who may import whom'
 	@echo 'make parity  prints the parity report: model by rung'
 	@echo 'make clean   removes .venv and caches; runs/ is yours and stays'
