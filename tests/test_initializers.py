@@ -103,5 +103,8 @@ def test_log_bias_is_minus_log_of_the_outputs_and_nothing_else_changes():
 
 def test_layers_without_the_parameter_are_left_alone():
     bare = nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm2d(4, affine=False))
+    before = {name: value.clone() for name, value in bare.named_buffers()}
     for initializer in Initializer:
         bare.apply(initializer.get_initializer())
+    assert [name for name, _ in bare.named_parameters()] == ["0.weight"]
+    assert all(torch.equal(value, before[name]) for name, value in bare.named_buffers())
