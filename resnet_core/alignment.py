@@ -39,18 +39,21 @@ class Fingerprint:
         pairs = zip((self.norm, *self.projections), (other.norm, *other.projections), strict=True)
         return all(abs(a - b) <= scale for a, b in pairs)
 
+    def __str__(self) -> str:
+        return f"{list(self.shape)}, mean {self.mean:.10g}, norm {self.norm:.10g}"
+
 
 def fingerprint(tensor: Tensor) -> Fingerprint:
     values = tensor.detach().double().flatten()
-    projections = tuple(torch.mv(directions(len(values)), values).tolist())
+    projections = tuple(torch.mv(directions(len(values), values.device), values).tolist())
     return Fingerprint(tuple(tensor.shape), values.norm().item(), projections, values.mean().item())
 
 
 @cache
-def directions(length: int) -> Tensor:
+def directions(length: int, device: torch.device) -> Tensor:
     """Three fixed vectors of norm about 1."""
     angles = torch.arange(length, dtype=torch.float64)[None] * torch.tensor([[0.7], [1.3], [2.9]], dtype=torch.float64)
-    return angles.square().cos() * math.sqrt(2 / max(length, 1))
+    return (angles.square().cos() * math.sqrt(2 / max(length, 1))).to(device)
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[st
                 if not by_source or (source is not None and pairs.get(source) == their_source):
                     pairs[call.path] = other.path
                     break
-    alone = [f"{call.path} {describe_shapes(call)}" for call in ours if call.path not in pairs]
-    alone += [f"{call.path} {describe_shapes(call)}" for call in theirs if call.path not in pairs.values()]
+    alone = [f"the first's {call.path} {describe_shapes(call)}" for call in ours if call.path not in pairs]
+    alone += [f"the second's {call.path} {describe_shapes(call)}" for call in theirs if call.path not in pairs.values()]
     return pairs, alone
 
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 import resnet_core
-from resnet_core.compare import build, compare
+from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
 from resnet_core.deploy.export import Format, find_exporter
@@ -26,6 +26,7 @@ from resnet_core.predict import ImageError, find_images, predict
 from resnet_core.pretrained import load_model
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
 from resnet_core.recipes import run as run_recipe
+from resnet_core.specs import find_network
 from resnet_core.suggestions import did_you_mean
 from resnet_core.train import NonFiniteLossError, join_world, launch
 from resnet_core.train.distributed import exit_rank, is_main_process
@@ -251,6 +252,12 @@ class Compare:
     """Of the random images."""
     batch: int = 2
     """Random images, at least 2."""
+    all: bool = False
+    """Also torch.compile, torch.export and ONNX."""
+    skip: tuple[str, ...] = ()
+    """Rungs to leave out, such as "seeded initialisation"."""
+    device: str = "cpu"
+    """Where both run: cpu, cuda."""
     diagnosis_seconds: float = 60.0
     """How long to look for the mistake; 0: not at all."""
     json: bool = False
@@ -262,11 +269,15 @@ class Compare:
 
     def __call__(self) -> int:
         sys.path.insert(0, os.getcwd())
-        a, b = build(self.a), build(self.b)
+        for name in self.skip:
+            if name not in ALL_RUNGS:
+                raise ValueError(f"--skip {name!r} is no rung; {did_you_mean(name, ALL_RUNGS)}")
+        rungs = [name for name in (ALL_RUNGS if self.all else DEFAULT_RUNGS) if name not in self.skip]
+        a, b = find_network(self.a), find_network(self.b)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
         try:
-            result = compare(a, b, images, diagnosis_seconds=self.diagnosis_seconds)
+            result = compare(a, b, images.to(self.device), rungs=rungs, diagnosis_seconds=self.diagnosis_seconds)
         except TypeError as error:
             raise ValueError(str(error)) from error
         except RuntimeError as error:

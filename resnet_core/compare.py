@@ -1,6 +1,6 @@
 """Two networks, rung by rung: how equal they are, where they first differ, and what the likely cause is.
 
-    result = compare(my_resnet50(), resnet_core.resnet50(), torch.randn(2, 3, 64, 64))
+    result = compare(my_resnet50, resnet_core.resnet50, torch.randn(2, 3, 64, 64))
     print(result)         # the ladder
     assert result         # falsy where a rung differs
 
@@ -12,43 +12,28 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from typing import Any, Literal
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from resnet_core.alignment import Call, align, carry, fingerprint, trace
-from resnet_core.backbone import STAGES
-from resnet_core.doctor import calibrated, diagnose, first_unknown
-from resnet_core.models import get_model
-from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_core.alignment import Call, Fingerprint, align, carry, fingerprint, recording, trace
+from resnet_core.doctor import as_resnet, calibrate, diagnose, first_unknown
+from resnet_core.ladder import RUNGS, SLOW, NotRun, Outcome, Run, Rung, judge
+from resnet_core.mistakes import INITIALISATIONS
+from resnet_core.models import MODELS, get_model
+from resnet_core.rounding import same_bits, same_distribution
 from resnet_core.suggestions import did_you_mean
 
-Status = Literal["equal", "rounding", "differs", "not run"]
-FACTOR = 10.0  # an error of float32 may be this many times the other's
-STEPS = 3
+Network = nn.Module | Callable[[], nn.Module]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One line of the ladder."""
-
-    name: str
-    status: Status
-    """To the bit; up to float32's rounding, judged by float64; or not. "not run" where it makes no sense."""
-    largest_difference: float | None = None
-    errors: tuple[float, float] | None = None
-    """Of the first and the second network against float64, where they are not equal to the bit."""
-    detail: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.status != "differs"
+FIRST_RUNGS = ("names and shapes", "parameters", "seeded initialisation", "activations")
+ALL_RUNGS = (*FIRST_RUNGS, *RUNGS)
+DEFAULT_RUNGS = tuple(name for name in ALL_RUNGS if name not in SLOW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,124 +71,104 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(a: nn.Module, b: nn.Module, inputs: Tensor, *, diagnosis_seconds: float = 60.0) -> Comparison:
+def compare(
+    a: Network,
+    b: Network,
+    inputs: Tensor,
+    *,
+    rungs: Collection[str] = DEFAULT_RUNGS,
+    diagnosis_seconds: float = 60.0,
+) -> Comparison:
     """The ladder of `a`, the network in question, and `b`, the reference, on `inputs` `[N, C, H, W]`, N at least 2.
 
-    Where a rung differs and `b` is a ResNet of this package or of torchvision's form, the known mistakes are simulated
-    for at most `diagnosis_seconds`. Raises what the networks raise on these inputs.
+    Each is a module, or a function that builds one: with functions the weights that a seed gives are compared, too.
+    `rungs` are names of ALL_RUNGS; by default all but the slow ones. They run on the inputs' device. Where a rung
+    differs and `b` is a ResNet of this package or of torchvision's form, the known mistakes are simulated for at most
+    `diagnosis_seconds`. Raises what the networks raise on these inputs, TypeError for what is no network, ValueError
+    for an unknown rung.
     """
-    for network in (a, b):
-        check_network(network, inputs)
-    pair = Pair(a, b, inputs)
-    rungs = tuple(pair.rungs())
-    if all(rung.passed for rung in rungs):
-        return Comparison(rungs=rungs, renamed=pair.renamed)
-    path, values = pair.first_divergence()
-    reference = as_resnet(b)
-    cause = None
-    if diagnosis_seconds > 0 and reference is not None:
-        cause = str(diagnose(a, reference, inputs, seconds=diagnosis_seconds))
-    return Comparison(rungs=rungs, first_divergence=path, values=values, likely_cause=cause, renamed=pair.renamed)
+    for name in rungs:
+        if name not in ALL_RUNGS:
+            raise ValueError(f"unknown rung {name!r}; {did_you_mean(name, ALL_RUNGS)}")
+    with exact_arithmetic(), torch.random.fork_rng():
+        pair = Pair(a, b, inputs)
+        found = tuple(pair.rungs(rungs))
+        failed = {rung.name for rung in found if not rung.passed}
+        path, values, causes = None, None, []
+        if failed - {"seeded initialisation", *SLOW}:
+            path, values = pair.first_divergence()
+            causes.append(pair.diagnosis(diagnosis_seconds))
+        if "seeded initialisation" in failed:
+            causes.append(pair.initialisation_cause())
+    return Comparison(
+        rungs=found,
+        first_divergence=path,
+        values=values,
+        likely_cause="; ".join(cause for cause in causes if cause) or None,
+        renamed=pair.renamed,
+    )
 
 
-@torch.no_grad()
-def check_network(network: nn.Module, inputs: Tensor) -> None:
-    """Raises TypeError for what is no network, or gives anything but a tensor of logits."""
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"compare takes networks, got a {type(network).__name__}; where it is a function, call it")
-    output = copy.deepcopy(network).to(inputs.dtype)(inputs)
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"{type(network).__name__} returns a {type(output).__name__}, not a tensor; wrap it in a module that "
-            "returns the logits"
-        )
-
-
-def assert_parity(a: nn.Module, b: nn.Module, inputs: Tensor) -> None:
+def assert_parity(a: Network, b: Network, inputs: Tensor, *, rungs: Collection[str] = DEFAULT_RUNGS) -> None:
     """Raises AssertionError with the ladder where a rung differs; for tests."""
-    comparison = compare(a, b, inputs)
+    comparison = compare(a, b, inputs, rungs=rungs)
     if not comparison:
         raise AssertionError(f"the networks differ\n{comparison}")
 
 
-def as_resnet(model: nn.Module) -> ResNet | None:
-    """Our ResNet that computes what `model` does, built from its torchvision names; None where there is none."""
-    if isinstance(model, ResNet):
-        return model
-    network: Any = model
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Within it a GPU computes float32 as float32, not as TF32, and cuDNN takes the same algorithm each time."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
-        first, config = network.layer1[0], {}
-        if hasattr(first, "conv3"):
-            groups = first.conv2.groups
-            v1 = network.layer2[0].conv1.stride == (2, 2)
-            config = {"groups": groups, "width_per_group": first.conv2.out_channels // groups, "stride_in_1x1": v1}
-        ours = ResNet(
-            Bottleneck if config else BasicBlock,
-            [len(network.get_submodule(stage)) for stage in STAGES],
-            num_classes=network.fc.out_features,
-            in_channels=network.conv1.in_channels,
-            **config,
-        )
-        ours.load_state_dict(network.state_dict())
-    except (AttributeError, RuntimeError, ValueError, TypeError, IndexError):
-        return None
-    return ours
-
-
-def build(spec: str) -> nn.Module:
-    """The network that a text names: "resnet50" of ours, "torchvision:resnet50", "timm:resnet18", "my.module:function".
-
-    It imports and calls what is named, which is the user's own code. Raises ValueError with the remedy where that is
-    not to be had, or is no network that can be built without arguments.
-    """
-    place, _, name = spec.rpartition(":")
-    if not place:
-        return get_model(name)
-    module = LIBRARIES.get(place, place)
-    try:
-        builder = getattr(import_module(module), name)
-    except ImportError as error:
-        raise ValueError(
-            f"{spec}: {module} cannot be imported ({error}); go to its folder, or set PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        known = [each for each, value in vars(sys.modules[module]).items() if callable(value) and each[0] != "_"]
-        raise ValueError(f"{spec}: {module} has no {name}; {did_you_mean(name, known)}") from error
-    try:
-        network = builder if isinstance(builder, nn.Module) else builder()
-    except TypeError as error:
-        raise ValueError(f"{spec} cannot be called without arguments ({error}); name a function that can") from error
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{spec} gives a {type(network).__name__}, not a torch.nn.Module")
-    return network
-
-
-LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm.models"}
-
-Outcome = dict[str, Tensor]
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 class Pair:
-    """Two networks with the same weights, ready to be compared."""
+    """Two networks of which each module has its counterpart, and which share their weights once `rungs` ran."""
 
-    def __init__(self, a: nn.Module, b: nn.Module, inputs: Tensor) -> None:
-        self.a, self.b, self.inputs = calibrated(a, inputs.float()), copy.deepcopy(b).float(), inputs.float()
-        self.labels = torch.arange(len(inputs))
-        self.calls_a = trace(copy.deepcopy(self.a).double(), inputs.double())
-        self.pairs, self.alone = align(self.calls_a, trace(copy.deepcopy(self.b).double().eval(), inputs.double()))
+    def __init__(self, a: Network, b: Network, inputs: Tensor) -> None:
+        self.inputs = inputs.float()
+        self.labels = torch.arange(len(inputs), device=inputs.device)
+        self.both_built = not isinstance(a, nn.Module) and not isinstance(b, nn.Module)
+        self.a, self.generator_a = owned(a, self.inputs)
+        self.b, self.generator_b = owned(b, self.inputs)
+        self.pairs, self.alone = align(trace(self.a, self.inputs), trace(self.b, self.inputs))
         self.renamed = {ours: theirs for ours, theirs in self.pairs.items() if ours != theirs}
-        carry(self.a, self.b, self.pairs)
-        self.exact = copy.deepcopy(self.b).double()
 
-    def rungs(self) -> Iterator[Rung]:
-        yield self.names_and_shapes()
-        yield self.parameters()
+    def rungs(self, names: Collection[str]) -> Iterator[Rung]:
+        """The rungs of these names, lowest first."""
+        yield from (rung for rung in (self.names_and_shapes(), self.parameters()) if rung.name in names)
         if self.alone:
-            yield from (Rung(name=name, status="not run", detail="shapes differ") for name in RUNGS)
+            self.share_weights()
+            higher = (name for name in ALL_RUNGS[2:] if name in names)
+            yield from (Rung(name=name, status="not run", detail="shapes differ") for name in higher)
             return
-        yield self.activations()
-        for name, outcome in RUNGS.items():
-            yield self.judge(name, outcome)
+        if "seeded initialisation" in names:
+            yield self.initialisation()
+        self.share_weights()
+        if "activations" in names:
+            yield self.activations()
+        yield from (self.judged(name, *runs) for name, runs in RUNGS.items() if name in names)
+
+    def share_weights(self) -> None:
+        calibrate(self.a, self.inputs)
+        carry(self.a, self.b, self.pairs)
+
+    @cached_property
+    def exact(self) -> tuple[tuple[list[Call], Fingerprint], tuple[list[Call], Fingerprint]]:
+        """The calls of both, and what they return, in float64."""
+        return self.in_float64(self.a), self.in_float64(self.b)
+
+    @torch.no_grad()
+    def in_float64(self, model: nn.Module) -> tuple[list[Call], Fingerprint]:
+        model = copy.deepcopy(model).double().eval()
+        with recording(model) as calls:
+            return calls, fingerprint(model(self.inputs.double()))
 
     def names_and_shapes(self) -> Rung:
         if self.alone:
@@ -220,17 +185,57 @@ class Pair:
         detail = f"{counts[0]:,}" if counts[0] == counts[1] else f"{counts[0]:,} and {counts[1]:,}"
         return Rung(name="parameters", status="equal" if counts[0] == counts[1] else "differs", detail=detail)
 
+    def initialisation(self) -> Rung:
+        """The weights that both functions give after `torch.manual_seed(0)`."""
+        name = "seeded initialisation"
+        if not self.both_built:
+            return Rung(name=name, status="not run", detail="give functions that build the networks")
+        ours = {self.translated(key): value for key, value in self.a.named_parameters()}
+        theirs = dict(self.b.named_parameters())
+        if all(same_bits(ours[key], theirs[key]) for key in theirs):
+            if torch.equal(self.generator_a, self.generator_b):
+                return Rung(name=name, status="equal", largest_difference=0.0)
+            return Rung(name=name, status="alike", detail="the random generators differ afterwards")
+        unlike = [key for key in theirs if not same_distribution(ours[key], theirs[key])]
+        if not unlike:
+            return Rung(name=name, status="alike", detail="other draws of the same distributions")
+        first = unlike[0]
+        values = " and ".join(f"mean {each[first].mean():.3g} std {spread(each[first]):.3g}" for each in (ours, theirs))
+        return Rung(name=name, status="differs", detail=f"{len(unlike)} parameters, the first {first}: {values}")
+
     def activations(self) -> Rung:
-        """What every module with parameters reads and writes, beside its counterpart."""
+        """What every module with parameters writes, beside its counterpart: in float32, and in float64."""
+        place = self.first_divergence()[0]
+        if place is not None:
+            return Rung(name="activations", status="differs", detail=f"first at {place}")
         ours, theirs = (trace(model.eval(), self.inputs) for model in (self.a, self.b))
         written = {self.pairs[call.path]: call.written for call in ours if call.path in self.pairs}
-        count = f"{len(written)} modules"
-        if all(written[call.path] == call.written for call in theirs if call.path in written):
-            return Rung(name="activations", status="equal", detail=count)
-        place = self.first_divergence()[0]
-        if place is None:
-            return Rung(name="activations", status="rounding", detail=count)
-        return Rung(name="activations", status="differs", detail=f"first at {place}")
+        equal = all(written[call.path] == call.written for call in theirs if call.path in written)
+        return Rung(name="activations", status="equal" if equal else "rounding", detail=f"{len(written)} modules")
+
+    def judged(self, name: str, ours: Run, theirs: Run) -> Rung:
+        try:
+            outcome = {self.translated(key): value for key, value in self.run(ours, self.a).items()}
+        except NotRun as reason:
+            return Rung(name=name, status="not run", detail=str(reason))
+        except Exception as error:  # whatever a network that runs in float32 raises here
+            return Rung(name=name, status="differs", detail=f"the first network raises {in_short(error)}")
+        try:
+            reference = self.run(theirs, self.b)
+        except Exception as error:
+            return Rung(name=name, status="not run", detail=f"the second network raises {in_short(error)}")
+        return judge(name, outcome, reference, lambda: self.run(theirs, copy.deepcopy(self.b).double()))
+
+    def run(self, run: Run, model: nn.Module) -> Outcome:
+        """What happens to a copy of the model; random layers draw the same numbers each time."""
+        model = copy.deepcopy(model)
+        torch.manual_seed(1)
+        return run(model, self.inputs.to(next(model.parameters()).dtype), self.labels)
+
+    def translated(self, name: str) -> str:
+        """The second network's name of one of the first's tensors."""
+        path, _, tensor = name.rpartition(".")
+        return f"{self.pairs[path]}.{tensor}" if path in self.pairs else name
 
     def first_divergence(self) -> tuple[str | None, tuple[str, str] | None]:
         """The second network's first module that computes what the first never does, in float64, and both values.
@@ -238,140 +243,92 @@ class Pair:
         That is a module with parameters whose counterpart writes something else, or, where already what it reads
         differs, the first module before it whose result the first network does not have.
         """
-        theirs = trace(self.exact.eval(), self.inputs.double())
-        ours = {self.pairs[call.path]: call for call in self.calls_a if call.path in self.pairs}
+        (calls, logits), (theirs, their_logits) = self.exact
+        ours = {self.pairs[call.path]: call for call in calls if call.path in self.pairs}
         since = 0
         for number, call in enumerate(theirs):
             if not call.shapes:
                 continue
             if call.path not in ours:
-                return call.path, (f"nothing of shape {list(call.written.shape)}", in_words(call))
+                return call.path, (f"nothing of shape {list(call.written.shape)}", written(call))
             counterpart = ours[call.path]
             if not counterpart.written.matches(call.written):
-                same_input = counterpart.read.matches(call.read)
-                between = theirs[since:number] if not same_input else []
-                place = since + first_unknown(between, self.calls_a)
-                return theirs[min(place, number) if between else number].path, (in_words(counterpart), in_words(call))
+                if counterpart.read.matches(call.read):
+                    return call.path, (written(counterpart), written(call))
+                place = min(since + first_unknown(theirs[since:number], calls), number)
+                return theirs[place].path, (read(counterpart), read(call))
             since = number + 1
-        if self.calls_a and theirs and not self.outputs_match():
-            return theirs[-1].path, (in_words(self.calls_a[-1]), in_words(theirs[-1]))
+        if theirs and not logits.matches(their_logits):
+            return theirs[-1].path, (f"its end, {logits}", f"its end, {their_logits}")
         return None, None
 
-    def outputs_match(self) -> bool:
-        ours, theirs = (
-            self.run(eval_logits, model)["logits"] for model in (copy.deepcopy(self.a).double(), self.exact)
+    def diagnosis(self, seconds: float) -> str | None:
+        """The mistake that explains the first network, in words; None where the second is no reference to try it on."""
+        reference = as_resnet(self.b)
+        if seconds <= 0 or reference is None:
+            return None
+        diagnosis = diagnose(self.a, reference, self.inputs, seconds=seconds)
+        model = lookalike(self.a) if diagnosis.mistakes is None and self.alone else None
+        return f"its convolutions have the shapes of a {model}'s" if model else str(diagnosis)
+
+    def initialisation_cause(self) -> str | None:
+        """The known initialisation that gives weights like the first network's."""
+        reference = as_resnet(self.b)
+        if reference is None:
+            return None
+        ours = {self.translated(key): value for key, value in self.a.named_parameters()}
+        for name, initialise in INITIALISATIONS.items():
+            network = copy.deepcopy(reference)
+            initialise(network)
+            if all(same_distribution(ours[key], value) for key, value in network.named_parameters()):
+                return f"{name}: with that, the reference starts from weights like its own"
+        return None
+
+
+def owned(network: Network, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """A network of our own on the inputs' device in evaluation mode, and the random generator's state after its making.
+
+    Raises TypeError for what is no network, or gives anything but a tensor of logits.
+    """
+    torch.manual_seed(0)
+    model = copy.deepcopy(network) if isinstance(network, nn.Module) else network() if callable(network) else network
+    generator = torch.get_rng_state()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compare takes networks or functions that build them, got a {type(model).__name__}")
+    model = model.to(inputs.device).float().eval()
+    with torch.no_grad():
+        output = model(inputs)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} returns a {type(output).__name__}, not a tensor; wrap it in a module that "
+            "returns the logits"
         )
-        return fingerprint(ours).matches(fingerprint(theirs))
-
-    def judge(self, name: str, outcome: Callable[[nn.Module, Tensor, Tensor], Outcome]) -> Rung:
-        """Both networks' outcome in float32, and its errors against the second's in float64 where bits differ."""
-        ours = {self.translated(key): value for key, value in self.run(outcome, self.a).items()}
-        theirs = self.run(outcome, self.b)
-        unlike = [key for key in theirs if key not in ours or ours[key].shape != theirs[key].shape]
-        if unlike:
-            return Rung(name=name, status="differs", detail=f"{unlike[0]} is missing or of another shape")
-        largest = max((ours[key].double() - theirs[key].double()).abs().max().item() for key in theirs)
-        if all(same_bits(ours[key], theirs[key]) for key in theirs):
-            return Rung(name=name, status="equal", largest_difference=largest)
-        exact = self.run(outcome, self.exact)
-        errors = {key: float_errors(ours[key], theirs[key], exact[key]) for key in theirs}
-        worst = max(errors, key=lambda key: ratio(*errors[key]))
-        passed = ratio(*errors[worst]) <= FACTOR
-        return Rung(
-            name=name,
-            status="rounding" if passed else "differs",
-            largest_difference=largest,
-            errors=errors[worst],
-            detail="" if worst == name else worst,
-        )
-
-    def run(self, outcome: Callable[[nn.Module, Tensor, Tensor], Outcome], model: nn.Module) -> Outcome:
-        """What happens to a copy of the model; random layers draw the same numbers each time."""
-        model = copy.deepcopy(model)
-        torch.manual_seed(1)
-        return outcome(model, self.inputs.to(next(model.parameters()).dtype), self.labels)
-
-    def translated(self, name: str) -> str:
-        """The second network's name of one of the first's tensors."""
-        path, _, tensor = name.rpartition(".")
-        return f"{self.pairs[path]}.{tensor}" if path in self.pairs else name
+    return model, generator
 
 
-def in_words(call: Call) -> str:
-    return f"{call.path}: {list(call.written.shape)}, mean {call.written.mean:.6g}, norm {call.written.norm:.6g}"
+def lookalike(model: nn.Module) -> str | None:
+    """The model of ours whose convolutions have the same shapes."""
+    shapes = convolution_shapes(model)
+    with torch.device("meta"):
+        return next((name for name in MODELS if convolution_shapes(get_model(name)) == shapes), None)
 
 
-def float_errors(ours: Tensor, theirs: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Largest errors of two tensors; half a float32 step of the largest value is granted to the second."""
-    floor = exact.abs().max().item() * torch.finfo(torch.float32).eps / 2
-    error, reference = ((each.double() - exact).abs().max().item() for each in (ours, theirs))
-    return error, max(reference, floor)
+def convolution_shapes(model: nn.Module) -> Counter[torch.Size]:
+    return Counter(parameter.shape for parameter in model.parameters() if parameter.dim() == 4)
 
 
-def ratio(error: float, reference: float) -> float:
-    """How many times larger the error is; infinite where it is no number."""
-    if not error < float("inf"):
-        return float("inf")
-    return error / reference if reference else float(error > 0)
+def spread(tensor: Tensor) -> float:
+    """The standard deviation."""
+    return tensor.std(correction=0).item()
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(*(each.contiguous().flatten().view(torch.uint8) for each in (a, b)))
+def written(call: Call) -> str:
+    return f"{call.path} writes {call.written}"
 
 
-@torch.no_grad()
-def eval_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    return {"logits": model.eval()(inputs)}
+def read(call: Call) -> str:
+    return f"{call.path} reads {call.read}"
 
 
-@torch.no_grad()
-def train_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    return {"logits": model.train()(inputs)}
-
-
-def gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    inputs = inputs.clone().requires_grad_()
-    loss = F.cross_entropy(model.train()(inputs), labels)
-    loss.backward()
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return {"loss": loss.detach(), "the input's gradient": inputs.grad, **found}  # type: ignore[dict-item]
-
-
-def statistics(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    train_logits(model, inputs, labels)
-    return {name: value for name, value in model.named_buffers() if value.is_floating_point()}
-
-
-def optimizer_steps(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    momenta = {
-        f"{name} momentum": optimizer.state[value]["momentum_buffer"] for name, value in model.named_parameters()
-    }
-    return parameters | momenta
-
-
-def channels_last(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    model = model.to(memory_format=torch.channels_last)
-    return eval_logits(model, inputs.to(memory_format=torch.channels_last), labels)
-
-
-def bfloat16(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    if inputs.dtype is torch.float32:
-        model, inputs = model.bfloat16(), inputs.bfloat16()
-    return {name: value.to(torch.float64) for name, value in eval_logits(model, inputs, labels).items()}
-
-
-RUNGS: dict[str, Callable[[nn.Module, Tensor, Tensor], Outcome]] = {
-    "logits": eval_logits,
-    "training logits": train_logits,
-    "loss and gradients": gradients,
-    "BatchNorm statistics": statistics,
-    f"{STEPS} optimizer steps": optimizer_steps,
-    "channels_last": channels_last,
-    "bfloat16": bfloat16,
-}
+def in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"

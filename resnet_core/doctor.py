@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.alignment import Call, Fingerprint, Shapes, align, carry, fingerprint, own_shapes, recording, trace
+from resnet_core.backbone import STAGES
 from resnet_core.mistakes import MISTAKES, NotApplicable
-from resnet_core.resnet import ResNet
+from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
 
 SECONDS = 60.0
 
@@ -75,12 +76,13 @@ def diagnose(patient: nn.Module, reference: ResNet, inputs: Tensor, *, seconds: 
     on these inputs.
     """
     began = time.monotonic()
-    case = Case(patient, inputs)
     tried = 0
-    for names in case.candidates(reference, began + seconds):
-        tried += 1
-        if case.explained_by(reference, names):
-            return Diagnosis(mistakes=names, tried=tried, seconds=time.monotonic() - began)
+    with torch.random.fork_rng():
+        case = Case(patient, inputs)
+        for names in case.candidates(reference, began + seconds):
+            tried += 1
+            if case.explained_by(reference, names):
+                return Diagnosis(mistakes=names, tried=tried, seconds=time.monotonic() - began)
     return Diagnosis(mistakes=None, tried=tried, seconds=time.monotonic() - began)
 
 
@@ -89,7 +91,7 @@ class Case:
 
     def __init__(self, patient: nn.Module, inputs: Tensor) -> None:
         self.inputs = inputs.double()
-        self.patient = calibrated(patient, self.inputs)
+        self.patient = calibrate(copy.deepcopy(patient).double(), self.inputs)
         self.calls = trace(self.patient, self.inputs)
         self.shapes = shape_counts({call.path: call.shapes for call in self.calls}.values())
         self.behaviour = behave(self.patient, self.inputs)
@@ -169,13 +171,36 @@ def shape_counts(modules: Iterable[Shapes]) -> Counter[tuple[tuple[int, ...], ..
     return Counter(tuple(sorted(shapes.values())) for shapes in modules if shapes)
 
 
-def calibrated(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """A copy of the inputs' dtype in evaluation mode whose norms have seen them: untrained logits would explode."""
-    model = copy.deepcopy(model).to(inputs.dtype).train()
+@torch.no_grad()
+def calibrate(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """The model in evaluation mode, after its norms have seen the inputs: untrained logits would explode."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        model(inputs)
+    model.train()(inputs)
     return model.eval()
+
+
+def as_resnet(model: nn.Module) -> ResNet | None:
+    """Our ResNet that computes what `model` does, built from its torchvision names; None where there is none."""
+    if isinstance(model, ResNet):
+        return model
+    network: Any = model
+    try:
+        first, config = network.layer1[0], {}
+        if hasattr(first, "conv3"):
+            groups = first.conv2.groups
+            v1 = network.layer2[0].conv1.stride == (2, 2)
+            config = {"groups": groups, "width_per_group": first.conv2.out_channels // groups, "stride_in_1x1": v1}
+        ours = ResNet(
+            Bottleneck if config else BasicBlock,
+            [len(network.get_submodule(stage)) for stage in STAGES],
+            num_classes=network.fc.out_features,
+            in_channels=network.conv1.in_channels,
+            **config,
+        )
+        ours.load_state_dict(network.state_dict())
+    except (AttributeError, RuntimeError, ValueError, TypeError, IndexError):
+        return None
+    return ours
 
 
 @torch.no_grad()

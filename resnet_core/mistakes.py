@@ -327,3 +327,31 @@ MISTAKES: dict[str, Mistake] = {
     **{f"one block too many in layer{stage + 1}": partial(deeper, stage, 1) for stage in range(4)},
     **{f"one block too few in layer{stage + 1}": partial(deeper, stage, -1) for stage in range(4)},
 }
+
+
+# Other weights to start from: what a network computes stays, what training makes of it does not.
+
+
+def default_initialisation(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def zero_last_norms(model: nn.Module) -> None:
+    for block in model.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            last: Any = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            nn.init.zeros_(last.weight)
+
+
+def kaiming_over_fan_in(model: nn.Module) -> None:
+    for convolution in convolutions(model):
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "PyTorch's default initialisation": default_initialisation,
+    "last BatchNorm of each block starts at zero": zero_last_norms,
+    "Kaiming's normal over fan_in": kaiming_over_fan_in,
+}

@@ -30,8 +30,11 @@ MAY_IMPORT = {
     "describe": {"resnet", "models"},
     "alignment": set(),
     "mistakes": {"resnet"},
-    "doctor": {"resnet", "alignment", "mistakes"},
-    "compare": {"resnet", "backbone", "models", "suggestions", "alignment", "doctor"},
+    "doctor": {"resnet", "backbone", "alignment", "mistakes"},
+    "rounding": set(),
+    "ladder": {"rounding", "deploy"},  # the last on first use
+    "compare": {"alignment", "doctor", "ladder", "mistakes", "models", "rounding", "suggestions"},
+    "specs": {"models", "suggestions"},
     "durable": set(),
     "data": set(),
     "train": {"durable"},
@@ -40,10 +43,10 @@ MAY_IMPORT = {
     "weights.convert": {"weights", "weights.sources", "resnet", "models", "suggestions", "data"},
     "hub": {"resnet", "backbone", "models", "pretrained", "suggestions", "weights"},
     "predict": {"data"},
-    "deploy": {"durable", "suggestions"},
+    "deploy": {"durable", "rounding", "suggestions"},
     "recipes": {"__init__", "models", "suggestions", "data", "durable", "train", "weights"},
     "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "predict", "recipes", "train"}
-    | {"pretrained", "suggestions", "weights.convert"},
+    | {"pretrained", "specs", "suggestions", "weights.convert"},
 }
 
 # Third parties that only these places may import.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from resnet_core.durable import replacing
+from resnet_core.rounding import FACTOR, float_errors
 from resnet_core.suggestions import did_you_mean
 
 Format = Literal["onnx", "torch-export", "aoti"]
@@ -22,7 +23,6 @@ Format = Literal["onnx", "torch-export", "aoti"]
 EXAMPLE_BATCH = 2
 CHECKED_BATCHES = (1, 5)  # not the example's, so that a batch that became a constant shows
 DYNAMIC_BATCH = ({0: Dim("batch", min=1)},)
-ALLOWED = 10  # times the float32 model's own error
 
 
 class ExportError(ValueError):
@@ -58,7 +58,7 @@ def export(model: nn.Module, out: str | Path, *, format: Format, image_size: int
     """The file `out`: `[N, channels, image_size, image_size]` -> logits in float32 on the CPU, for any N.
 
     The model goes in as it evaluates, and stays as it is. The file takes its name only if its logits are as near to a
-    float64 run of the model as the float32 model's, within a factor of ALLOWED, on random images.
+    float64 run of the model as the float32 model's, within a factor of FACTOR, on random images.
     Raises ExportError if not, or if the format cannot be written; ValueError or OSError for arguments that do not fit.
     """
     path = Path(out)
@@ -144,10 +144,8 @@ def capture(network: nn.Module, example: Tensor) -> ExportedProgram:
 def compare_logits(written: Tensor, logits: Tensor, exact: Tensor) -> tuple[float, float, float, float]:
     """Largest difference and logit, error and allowed error, as in `Export`. Raises RuntimeError for unlike shapes."""
     written, logits, exact = torch.stack([written.double(), logits.double(), exact])
-    largest = exact.abs().max().item()
-    # A model of few logits can be exact by chance: half a float32 step of the largest is granted to all.
-    model_error = max((logits - exact).abs().max().item(), largest * torch.finfo(torch.float32).eps / 2)
-    return (written - logits).abs().max().item(), largest, (written - exact).abs().max().item(), ALLOWED * model_error
+    error, model_error = float_errors(written, logits, exact)
+    return (written - logits).abs().max().item(), exact.abs().max().item(), error, FACTOR * model_error
 
 
 def check(result: Export) -> None:

@@ -1,0 +1,46 @@
+"""Equal, rounded, or different: two tensors judged to the bit, or by their errors against float64.
+
+No tolerance is chosen by hand: an error may be at most FACTOR times the error that the reference itself makes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FACTOR = 10.0
+
+
+def float_errors(ours: Tensor, theirs: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Largest errors of two tensors; half a float32 step of the largest value is granted to the second."""
+    floor = exact.abs().max().item() * torch.finfo(torch.float32).eps / 2
+    error, reference = ((each.double() - exact).abs().max().item() for each in (ours, theirs))
+    return error, max(reference, floor)
+
+
+def ratio(error: float, reference: float) -> float:
+    """How many times larger the error is; infinite where it is no number."""
+    if not error < float("inf"):
+        return float("inf")
+    return error / reference if reference else float(error > 0)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values of the same type; -0.0 is not 0.0, and a NaN equals itself."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(each.detach().contiguous().flatten().view(torch.uint8) for each in (a, b)))
+
+
+def same_distribution(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors can be samples of one distribution: Kolmogorov and Smirnov's test, wrong once in a billion.
+
+    Constants are told apart exactly. Large tensors are thinned out to about 10,000 values.
+    """
+    first, second = (each.detach().flatten()[:: 1 + each.numel() // 10_000].sort().values for each in (a, b))
+    points = torch.cat([first, second])
+    ranks = [torch.searchsorted(each, points, right=True).double() / len(each) for each in (first, second)]
+    bound = 3.27 * (1 / len(first) + 1 / len(second)) ** 0.5  # sqrt(-ln(1e-9 / 2) / 2) = 3.27
+    same = first[0] == first[-1] == second[0] == second[-1]
+    constant = first[0] == first[-1] or second[0] == second[-1]
+    return bool(same) if constant else (ranks[0] - ranks[1]).abs().max().item() <= bound
