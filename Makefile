@@ -4,14 +4,15 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test interop check parity clean
+.PHONY: help demo test interop check parity report clean
 
 help:
 	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
 	@echo 'make test    runs the tests and the parity suite'
 	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime; installs them aside (0.5 GB)'
 	@echo 'make check   lint, format, types, and who may import whom'
-	@echo 'make parity  prints the parity report: model by rung'
+	@echo 'make parity  prints the parity report: model by rung, beside torchvision'
+	@echo 'make report  writes docs/report: beside timm, transformers, Keras and onnxruntime, too (half an hour)'
 	@echo 'make clean   removes .venv and caches; runs/ is yours and stays'
 
 demo: .venv/installed
@@ -33,6 +34,9 @@ check: .venv/installed
 
 parity: .venv/installed
 	$(BIN)/python -m parity
+
+report: .venv-interop/installed
+	.venv-interop/bin/python -m parity --out docs/report
 
 clean:
 	rm -rf .venv .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,15 +1,19 @@
-"""The rungs, as tests: each of torchvision's ten models against ours."""
+"""The ladder beside torchvision, all ten models, as tests."""
 
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import resnet_core
-from parity.__main__ import first_failure, judge_model
-from parity.mutants import MUTANTS
-from parity.rungs import RUNGS, TORCHVISION_MODELS, difference, judge, same_bits
+from parity.rungs import DROP_IN, difference, images, judge
+from resnet_core.compare import DEFAULT_RUNGS, compare
+from resnet_core.ladder import SLOW
+from resnet_core.resnet import TABLE_1, WIDER
+
+MODELS = (*TABLE_1, *WIDER)
 
 # Published by torchvision with its weights (meta["num_params"] of each set).
 PARAMETERS = {
@@ -26,13 +30,32 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "rung"), [(name, rung) for rung in RUNGS for name in RUNGS[rung].models])
-def test_model_equals_torchvision_bitwise(name, rung):
-    verdict = judge_model(name, rung)
-    assert verdict.passed, verdict
+def builders(name):
+    return partial(resnet_core.get_model, name), partial(torchvision.models.get_model, name)
 
 
-@pytest.mark.parametrize("name", TORCHVISION_MODELS)
+@pytest.mark.parametrize("name", MODELS)
+def test_model_equals_torchvision_bitwise_on_every_rung(name):
+    result = compare(*builders(name), images())
+    assert {rung.name: rung.status for rung in result.rungs} == dict.fromkeys(DEFAULT_RUNGS, "equal"), result
+    assert not result.renamed
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_compiled_and_exported_model_computes_what_torchvisions_does(name):
+    result = compare(*builders(name), images(), rungs=SLOW)
+    assert result, result
+    assert "torch.compile" not in {rung.name for rung in result.rungs if rung.status == "not run"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("check", DROP_IN)
+def test_model_stands_in_for_torchvisions(name, check):
+    rung = judge(check, DROP_IN[check](*builders(name)))
+    assert rung.status == "equal", rung
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_parameter_count_is_the_published_one(name):
     published = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
     assert resnet_core.describe(name, image_size=32).parameters == PARAMETERS[name] == published
@@ -40,32 +63,39 @@ def test_parameter_count_is_the_published_one(name):
 
 def test_all_of_torchvisions_resnets_are_compared():
     torchvisions = torchvision.models.list_models(torchvision.models, include=["resne*", "wide_resnet*"])
-    assert sorted(TORCHVISION_MODELS) == torchvisions
+    assert sorted(MODELS) == torchvisions
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_known_wrong_variant_is_found_by_the_rung_that_the_docs_name(name):
-    rung, _ = first_failure(MUTANTS[name])
-    docs = Path(__file__).parent.parent / "docs" / "parity.md"
-    assert f"| {name} | {rung} |" in docs.read_text().splitlines()
+def test_a_ten_millionth_in_the_logits_is_found():
+    class Nudged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = resnet_core.resnet18()
+
+        def forward(self, x):
+            return self.network(x) * (1 + 1e-7)
+
+    result = compare(Nudged(), torchvision.models.resnet18(), images(), diagnosis_seconds=0)
+    assert "activations" in {rung.name for rung in result.rungs if not rung.passed}, result
 
 
-def test_every_rung_that_compares_values_can_tell_a_millionth():
-    def nudged():
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("state-dict keys in order", lambda model: setattr(model, "bn1", model.__dict__["_modules"].pop("bn1"))),
+        ("strict loading", lambda model: setattr(model, "more", nn.Linear(1, 1))),
+        ("fx nodes", lambda model: setattr(model, "relu", nn.Identity())),
+    ],
+)
+def test_each_check_of_a_drop_in_can_fail(check, change):
+    def changed():
         model = resnet_core.resnet18()
-        model.fc.weight.data *= 1 + 1e-6
+        change(model)
         return model
 
-    static = {"names, shapes", "parameters", "strict loading"}
-    for name in RUNGS.keys() - static:
-        verdict = judge(RUNGS[name].compare(nudged, torchvision.models.resnet18))
-        assert not verdict.passed, name
-        assert 0 < verdict.largest_difference < 1, name
+    assert not judge(check, DROP_IN[check](changed, torchvision.models.resnet18)).passed
 
 
-def test_same_bits_tells_what_equality_does_not():
-    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
-    assert same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
-    assert not same_bits(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+def test_differences_without_a_number_are_infinite():
     assert difference(torch.zeros(2), torch.zeros(3)) == float("inf")
     assert difference(torch.zeros(2), torch.tensor([0.5, float("nan")])) == float("inf")

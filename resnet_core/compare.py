@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from resnet_core.alignment import Call, Fingerprint, align, carry, fingerprint, recording, trace
 from resnet_core.doctor import as_resnet, calibrate, diagnose, first_unknown
-from resnet_core.ladder import RUNGS, SLOW, NotRun, Outcome, Run, Rung, judge
+from resnet_core.ladder import RUNGS, SLOW, NotRun, Outcome, Run, Rung, judge, timed
 from resnet_core.mistakes import INITIALISATIONS
 from resnet_core.models import MODELS, get_model
 from resnet_core.rounding import same_bits, same_distribution
@@ -92,7 +92,7 @@ def compare(
             raise ValueError(f"unknown rung {name!r}; {did_you_mean(name, ALL_RUNGS)}")
     with exact_arithmetic(), torch.random.fork_rng():
         pair = Pair(a, b, inputs)
-        found = tuple(pair.rungs(rungs))
+        found = tuple(timed(pair.rungs(rungs)))
         failed = {rung.name for rung in found if not rung.passed}
         path, values, causes = None, None, []
         if failed - {"seeded initialisation", *SLOW}:

@@ -6,8 +6,9 @@ compared: ours may be at most FACTOR times the reference's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,10 +44,19 @@ class Rung:
     errors: tuple[float, float] | None = None
     """Of the first and the second network against float64, where they are not equal to the bit."""
     detail: str = ""
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
         return self.status != "differs"
+
+
+def timed(rungs: Iterator[Rung]) -> Iterator[Rung]:
+    """The rungs with the seconds that each took."""
+    began = time.monotonic()
+    for rung in rungs:
+        yield replace(rung, seconds=round(time.monotonic() - began, 3))
+        began = time.monotonic()
 
 
 def judge(name: str, ours: Outcome, theirs: Outcome, exact: Callable[[], Outcome]) -> Rung:

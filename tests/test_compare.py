@@ -133,7 +133,9 @@ def test_shapes_that_differ_are_named_and_the_rest_not_run():
     assert "layer2.1.conv1" in result.rungs[0].detail
     assert {rung.status for rung in result.rungs[2:]} == {"not run"}
     assert result.likely_cause.startswith("one block too few in layer2")
-    assert result.rungs[0].detail.startswith("without counterpart: the second's layer2.1.conv1 (Conv2d weight [128, 512")
+    assert result.rungs[0].detail.startswith(
+        "without counterpart: the second's layer2.1.conv1 (Conv2d weight [128, 512"
+    )
 
 
 def test_another_model_is_recognised_by_its_shapes():

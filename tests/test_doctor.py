@@ -6,50 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+from parity.confusion import DEPTHS, HEALTHY, OTHER_NAMES, images, of_healthy, of_mistake, reference, shaken
 from resnet_core.doctor import diagnose
 from resnet_core.mistakes import MISTAKES
-from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
-from tests.patients import flat, functional, teaching
+from tests.patients import functional
 
-DEPTHS = (1, 1, 2, 1)
-OTHER_NAMES = {"wrong groups": "2 groups in the 3x3", "width doubled": "3x3 twice as wide"}
 CASES = [(mistake, True) for mistake in functional.MISTAKES]
 CASES += [(mistake, False) for mistake in functional.MISTAKES[::5] if mistake not in functional.NEEDS_BOTTLENECK]
 
 
-def images():
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def reference(bottleneck):
-    torch.manual_seed(1)
-    return ResNet(Bottleneck if bottleneck else BasicBlock, DEPTHS, num_classes=7)
-
-
-def shaken(model):
-    """The model with norms as if trained: with scales of 1 and shifts of 0 some mistakes do not show."""
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.affine:
-            module.weight.data = 0.5 + torch.rand(module.weight.shape, generator=generator)
-            module.bias.data = 0.2 * torch.randn(module.bias.shape, generator=generator)
-    return model
-
-
 @pytest.mark.parametrize(("mistake", "bottleneck"), CASES)
 def test_a_planted_mistake_is_named(mistake, bottleneck):
-    torch.manual_seed(3)
-    patient = shaken(functional.build(DEPTHS, bottleneck=bottleneck, mistake=mistake, num_classes=7))
-    diagnosis = diagnose(patient, reference(bottleneck), images(), seconds=0)
+    diagnosis = of_mistake(mistake, bottleneck=bottleneck)
     assert diagnosis.mistakes == (OTHER_NAMES.get(mistake, mistake),), diagnosis
 
 
 @pytest.mark.parametrize("bottleneck", [True, False])
-@pytest.mark.parametrize("patients", [flat, functional, teaching], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("patients", HEALTHY)
 def test_a_healthy_network_gets_a_clean_bill(patients, bottleneck):
-    torch.manual_seed(3)
-    patient = shaken(patients.build(DEPTHS, bottleneck=bottleneck, num_classes=7))
-    diagnosis = diagnose(patient, reference(bottleneck), images(), seconds=0)
+    diagnosis = of_healthy(patients, bottleneck=bottleneck)
     assert diagnosis.healthy, diagnosis
     assert diagnosis.tried == 1
 

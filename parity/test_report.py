@@ -1,0 +1,73 @@
+"""The catalogue of mistakes against the ladder, and the report that the docs carry."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity import budget
+from parity.__main__ import main
+from parity.mutation import CATALOGUE, rungs_that_catch
+from parity.oracles import ORACLES
+from parity.report import Section, summary
+from parity.rungs import DROP_IN
+from resnet_core.compare import ALL_RUNGS
+from tests.patients import functional
+
+REPORT = Path(__file__).parent.parent / "docs" / "report"
+
+
+def sections():
+    return json.loads((REPORT / "parity.json").read_text())["sections"]
+
+
+@pytest.mark.parametrize("mistake", CATALOGUE)
+def test_no_mistake_survives_the_ladder(mistake):
+    first = next(rungs_that_catch(mistake), None)
+    assert first is not None
+    (published,) = [row["rungs"] for row in sections()["Known mistakes made in ours"] if row["mistake"] == mistake]
+    assert published[0] == first.name
+
+
+def test_the_published_report_is_whole_and_has_no_failures():
+    record = json.loads((REPORT / "parity.json").read_text())
+    assert record["failures"] == []
+    for name, oracle in ORACLES.items():
+        rows = record["sections"][f"Ours beside {name}"]
+        assert [row["model"] for row in rows] == list(oracle.models)
+        for row in rows:
+            assert [rung["name"] for rung in row["rungs"]] == (list(ALL_RUNGS) if oracle.build else ["logits"])
+            assert "not run" not in {rung["status"] for rung in row["rungs"]}
+    assert [row["mistake"] for row in record["sections"]["Known mistakes made in ours"]] == list(CATALOGUE)
+    planted = [row["planted"] for row in record["sections"]["Known mistakes made in others' networks"]]
+    assert planted[6:] == list(functional.MISTAKES)
+    assert [row["model"] for row in record["sections"]["Error budget"]] == list(budget.MODELS)
+    assert {rung["name"] for rung in record["sections"]["In the place of torchvision's"][0]["rungs"]} == set(DROP_IN)
+
+
+def test_the_published_page_shows_what_was_measured():
+    page = (REPORT / "parity.md").read_text()
+    for section in sections().values():
+        for row in section:
+            assert row.get("model", row.get("mistake", row.get("planted", ""))) in page
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--oracle", "tensorflow"]])
+def test_a_report_that_cannot_be_made_is_refused_in_one_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["parity", *arguments])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_failures_are_counted():
+    section = Section("title", "intro", ("model",))
+    rung = {"name": "logits", "status": "differs", "seconds": 2.0}
+    section.add(("resnet18",), {"model": "resnet18", "rungs": [rung]}, ["resnet18, logits: other"])
+    assert summary([section]).splitlines() == [
+        "1 comparisons: 1 differs; 1 failures",
+        "slowest rung: logits of resnet18 beside torchvision, 2 s",
+    ]
+    assert "| resnet18 |" in section.markdown()
