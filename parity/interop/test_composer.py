@@ -5,12 +5,11 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
 import resnet_core
+from parity.oracles.composer import BLOCKS, network
 from parity.rungs import same_bits
 from resnet_core import losses
 from resnet_core.classifier import Classifier, composer_resnet, composer_resnet_cifar
@@ -177,22 +176,9 @@ def test_composers_selective_backprop_finds_the_losss_reduction():
     assert len(trained) == 8
 
 
-def composers_cifar_network(n):
-    """Composer 0.18's, by its plan, of torchvision's blocks; its own pooling, of 8x8, adds in another order."""
-
-    def block(before, width, stride):
-        projection = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        return TorchvisionBlock(before, width, stride, projection if stride == 2 else None)
-
-    widths = [(16, 16, 1), *[(16, 16, 1)] * (n - 1), (16, 32, 2), *[(32, 32, 1)] * (n - 1), (32, 64, 2)]
-    blocks = [block(*arguments) for arguments in [*widths, *[(64, 64, 1)] * (n - 1)]]
-    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-@pytest.mark.parametrize(("name", "n"), [("resnet_20", 3), ("resnet_56", 9)])
-def test_cifar_networks_compute_what_composers_plan_says(name, n):
-    ours, theirs = composer_resnet_cifar(name).module, composers_cifar_network(n)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_cifar_networks_compute_what_composers_plan_says(name):
+    ours, theirs = composer_resnet_cifar(name).module, network(name)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     images, _ = pictures(4)
     assert same_bits(ours.train()(images), theirs.train()(images))

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchvision
 
+from parity.oracles.transformers import classifier
 from parity.rungs import calibrate, difference, images, same_bits
 from resnet_core.models import get_model
-from resnet_core.resnet import TABLE_1, Bottleneck
 from resnet_core.weights.convert import convert, their_names
 from resnet_core.weights.files import WeightsError, load_weights, read_info, write_weights
 from resnet_core.weights.sources import KERAS_EPSILON, NETWORKS
@@ -59,17 +59,9 @@ def test_timm_weights_give_timms_logits_bitwise(name, tmp_path):
 
 
 def transformers_model(name, **options):
-    transformers = pytest.importorskip("transformers")
-    block, depths = TABLE_1[name]
-    config = transformers.ResNetConfig(
-        depths=list(depths),
-        hidden_sizes=[planes * block.expansion for planes in (64, 128, 256, 512)],
-        layer_type="bottleneck" if block is Bottleneck else "basic",
-        id2label={label: f"class {label}" for label in range(CLASSES)},
-        **options,
-    )
+    pytest.importorskip("transformers")
     torch.manual_seed(0)
-    model = transformers.ResNetForImageClassification(config)
+    model = classifier(name, id2label={label: f"class {label}" for label in range(CLASSES)}, **options)
     calibrate(model)
     return model
 
