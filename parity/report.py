@@ -127,11 +127,20 @@ def ladder(name: str, oracle: Oracle, settings: Settings) -> Section:
     )
     for model in settings.models(oracle):
         found = climb(oracle, model, settings)
-        row = (f"`{model}`", *map(cell, found))
+        row = (
+            f"`{model}`",
+            *(f"known ({oracle.known[each.name]})" if known(each, oracle) else cell(each) for each in found),
+        )
         record = {"oracle": name, "model": model, "rungs": [asdict(rung) for rung in found]}
-        section.add(row, record, [f"{name} {model}, {rung.name}: {rung.detail}" for rung in found if not rung.passed])
+        wrong = [rung for rung in found if rung.passed == (rung.name in oracle.known)]
+        section.add(row, record, [f"{name} {model}, {rung.name}: {rung.status} {rung.detail}" for rung in wrong])
         print_row(row)
     return section
+
+
+def known(rung: Rung, oracle: Oracle) -> bool:
+    """Whether a rung differs for a reason that stands in the ledger."""
+    return not rung.passed and rung.name in oracle.known
 
 
 def drop_in(settings: Settings) -> Section:

@@ -39,6 +39,7 @@ def test_the_published_report_is_whole_and_has_no_failures():
         for row in rows:
             assert [rung["name"] for rung in row["rungs"]] == (list(ALL_RUNGS) if oracle.build else ["logits"])
             assert "not run" not in {rung["status"] for rung in row["rungs"]}
+            assert {rung["name"] for rung in row["rungs"] if rung["status"] == "differs"} == set(oracle.known)
     assert [row["mistake"] for row in record["sections"]["Known mistakes made in ours"]] == list(CATALOGUE)
     planted = [row["planted"] for row in record["sections"]["Known mistakes made in others' networks"]]
     assert planted[6:] == list(functional.MISTAKES)

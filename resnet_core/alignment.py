@@ -110,6 +110,19 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
     return calls
 
 
+@torch.no_grad()
+def shake(model: nn.Module) -> nn.Module:
+    """The model with random values in each parameter that was one constant, as the scales and shifts of new norms are.
+
+    A scale of 0 silences a branch and lets different tensors be equal; scales of 1 cannot be told from each other.
+    """
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if (parameter == parameter.flatten()[0]).all():
+            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    return model
+
+
 def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[str]]:
     """Our modules with parameters -> theirs, and those of either that have no counterpart, in words.
 

@@ -4,8 +4,8 @@
     print(result)         # the ladder
     assert result         # falsy where a rung differs
 
-Names may differ: modules are matched by execution order, shapes and sources. Both get the first network's weights; the
-networks given are not changed.
+Names may differ: modules are matched by execution order, shapes and sources. Both get the first network's weights, with
+random values where a parameter is one constant, as in new norms; the networks given are not changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from resnet_core.alignment import Call, Fingerprint, align, carry, fingerprint, recording, trace
+from resnet_core.alignment import Call, Fingerprint, align, carry, fingerprint, recording, shake, trace
 from resnet_core.doctor import as_resnet, calibrate, diagnose, first_unknown
 from resnet_core.ladder import RUNGS, SLOW, NotRun, Outcome, Run, Rung, judge, timed
 from resnet_core.mistakes import INITIALISATIONS
@@ -98,8 +98,7 @@ def compare(
         if failed - {"seeded initialisation", *SLOW}:
             path, values = pair.first_divergence()
             causes.append(pair.diagnosis(diagnosis_seconds))
-        if "seeded initialisation" in failed:
-            causes.append(pair.initialisation_cause())
+        causes.append(pair.cause_of_weights)
     return Comparison(
         rungs=found,
         first_divergence=path,
@@ -137,8 +136,10 @@ class Pair:
         self.both_built = not isinstance(a, nn.Module) and not isinstance(b, nn.Module)
         self.a, self.generator_a = owned(a, self.inputs)
         self.b, self.generator_b = owned(b, self.inputs)
-        self.pairs, self.alone = align(trace(self.a, self.inputs), trace(self.b, self.inputs))
+        calls = (trace(shake(copy.deepcopy(model)), self.inputs) for model in (self.a, self.b))
+        self.pairs, self.alone = align(*calls)
         self.renamed = {ours: theirs for ours, theirs in self.pairs.items() if ours != theirs}
+        self.cause_of_weights: str | None = None
 
     def rungs(self, names: Collection[str]) -> Iterator[Rung]:
         """The rungs of these names, lowest first."""
@@ -156,7 +157,7 @@ class Pair:
         yield from (self.judged(name, *runs) for name, runs in RUNGS.items() if name in names)
 
     def share_weights(self) -> None:
-        calibrate(self.a, self.inputs)
+        calibrate(shake(self.a), self.inputs)
         carry(self.a, self.b, self.pairs)
 
     @cached_property
@@ -199,6 +200,7 @@ class Pair:
         unlike = [key for key in theirs if not same_distribution(ours[key], theirs[key])]
         if not unlike:
             return Rung(name=name, status="alike", detail="other draws of the same distributions")
+        self.cause_of_weights = self.initialisation_cause(ours)
         first = unlike[0]
         values = " and ".join(f"mean {each[first].mean():.3g} std {spread(each[first]):.3g}" for each in (ours, theirs))
         return Rung(name=name, status="differs", detail=f"{len(unlike)} parameters, the first {first}: {values}")
@@ -271,12 +273,11 @@ class Pair:
         model = lookalike(self.a) if diagnosis.mistakes is None and self.alone else None
         return f"its convolutions have the shapes of a {model}'s" if model else str(diagnosis)
 
-    def initialisation_cause(self) -> str | None:
+    def initialisation_cause(self, ours: Outcome) -> str | None:
         """The known initialisation that gives weights like the first network's."""
         reference = as_resnet(self.b)
         if reference is None:
             return None
-        ours = {self.translated(key): value for key, value in self.a.named_parameters()}
         for name, initialise in INITIALISATIONS.items():
             network = copy.deepcopy(reference)
             initialise(network)

@@ -16,7 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_core.alignment import Call, Fingerprint, Shapes, align, carry, fingerprint, own_shapes, recording, trace
+from resnet_core.alignment import (
+    Call,
+    Fingerprint,
+    Shapes,
+    align,
+    carry,
+    fingerprint,
+    own_shapes,
+    recording,
+    shake,
+    trace,
+)
 from resnet_core.backbone import STAGES
 from resnet_core.mistakes import MISTAKES, NotApplicable
 from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
@@ -91,7 +102,7 @@ class Case:
 
     def __init__(self, patient: nn.Module, inputs: Tensor) -> None:
         self.inputs = inputs.double()
-        self.patient = calibrate(copy.deepcopy(patient).double(), self.inputs)
+        self.patient = calibrate(shake(copy.deepcopy(patient)).double(), self.inputs)
         self.calls = trace(self.patient, self.inputs)
         self.shapes = shape_counts({call.path: call.shapes for call in self.calls}.values())
         self.behaviour = behave(self.patient, self.inputs)

@@ -36,11 +36,13 @@ def torchvisions(block, seed=0):
 class Renamed(nn.Module):
     """A ResNet of one Bottleneck a stage with its own names, shortcut first, mean for pooling."""
 
-    def __init__(self, source):
+    def __init__(self, source, numbers=(1, 2, 3)):
         super().__init__()
         source = copy.deepcopy(source)
         self.first = nn.Sequential(source.conv1, source.bn1, nn.ReLU(), source.maxpool)
-        self.units = nn.ModuleList(Unit(block) for stage in (1, 2, 3, 4) for block in getattr(source, f"layer{stage}"))
+        self.units = nn.ModuleList(
+            Unit(block, numbers) for stage in (1, 2, 3, 4) for block in getattr(source, f"layer{stage}")
+        )
         self.head = source.fc
 
     def forward(self, x):
@@ -51,11 +53,11 @@ class Renamed(nn.Module):
 
 
 class Unit(nn.Module):
-    def __init__(self, block):
+    def __init__(self, block, numbers):
         super().__init__()
         self.skip = block.downsample
         self.c, self.n = nn.ModuleList(), nn.ModuleList()
-        for number in (1, 2, 3):
+        for number in numbers:
             self.c.append(getattr(block, f"conv{number}"))
             self.n.append(getattr(block, f"bn{number}"))
 
@@ -63,7 +65,7 @@ class Unit(nn.Module):
         skipped = self.skip(x)
         for number, (c, n) in enumerate(zip(self.c, self.n, strict=True)):
             x = n(c(x))
-            x = x.relu() if number < 2 else (skipped + x).relu()
+            x = x.relu() if number < len(self.c) - 1 else (skipped + x).relu()
         return x
 
 
@@ -91,6 +93,17 @@ def test_names_do_not_matter():
     assert len(result.renamed) == len(
         [m for m in tiny().modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     )
+
+
+def test_branches_that_start_silent_are_compared_as_well():
+    silent = partial(tiny, BasicBlock, zero_init_residual=True)
+    assert compare(silent, silent, images(), diagnosis_seconds=0)
+    result = compare(silent(), Renamed(silent(), numbers=(1, 2)), images(), diagnosis_seconds=0)
+    assert result, result
+
+    wrong = silent()
+    wrong.layer2[1].conv1.dilation = wrong.layer2[1].conv1.padding = (2, 2)
+    assert compare(wrong, silent(), images(), diagnosis_seconds=0).first_divergence == "layer2.1.conv1"
 
 
 def test_neither_network_is_changed():

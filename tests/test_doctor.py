@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity.confusion import DEPTHS, HEALTHY, OTHER_NAMES, images, of_healthy, of_mistake, reference, shaken
+from parity.confusion import DEPTHS, HEALTHY, OTHER_NAMES, images, of_healthy, of_mistake, reference
 from resnet_core.doctor import diagnose
 from resnet_core.mistakes import MISTAKES
 from tests.patients import functional
@@ -30,7 +30,7 @@ def test_a_healthy_network_gets_a_clean_bill(patients, bottleneck):
 
 
 def test_two_mistakes_are_named_together():
-    patient = shaken(functional.build(DEPTHS, mistake="shortcut halved", num_classes=7))
+    patient = functional.build(DEPTHS, mistake="shortcut halved", num_classes=7)
     for norm in patient.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = 1e-3
@@ -56,5 +56,5 @@ def test_the_networks_given_are_not_changed():
 
 def test_a_mistake_of_the_catalogue_is_told_from_the_others():
     for name in ("no stride in layer4", "no shortcut", "max-pool without padding", "max-pool at the head"):
-        patient = MISTAKES[name](shaken(reference(True)))
+        patient = MISTAKES[name](reference(True))
         assert diagnose(patient, reference(True), images(), seconds=0).mistakes == (name,)

@@ -47,7 +47,9 @@ def workplace(digits_run, tmp_path_factory):
 
 def test_blocks_are_of_known_languages():
     for page in PAGES:
-        assert set(re.findall(r"^```(.+)$", page.read_text(), flags=re.MULTILINE)) <= {"python", "console", "yaml"}, page
+        assert set(re.findall(r"^```(.+)$", page.read_text(), flags=re.MULTILINE)) <= {"python", "console", "yaml"}, (
+            page
+        )
 
 
 @pytest.mark.parametrize("block", list(fenced("python")))

@@ -41,6 +41,8 @@ class Oracle:
     weights, for images of `IMAGE_SIZE` pixels."""
     deviations: tuple[str, ...] = ()
     """Keys of `parity.oracles.ledger.LEDGER`: what differs where nothing is done about it."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Rungs of the ladder that differ for that reason -> the key."""
 
     def __post_init__(self) -> None:
         if (self.build is None) == (self.pair is None):
