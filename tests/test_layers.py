@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "mistakes": {"resnet"},
     "doctor": {"resnet", "alignment", "mistakes"},
     "compare": {"resnet", "backbone", "models", "suggestions", "alignment", "doctor"},
+    "exercises": {"resnet", "compare", "doctor", "suggestions"},
     "durable": set(),
     "data": set(),
     "train": {"durable"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "deploy": {"durable", "suggestions"},
     "recipes": {"__init__", "models", "suggestions", "data", "durable", "train", "weights"},
     "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "predict", "recipes", "train"}
-    | {"pretrained", "suggestions", "weights.convert"},
+    | {"exercises", "pretrained", "suggestions", "weights.convert"},
 }
 
 # Third parties that only these places may import.
