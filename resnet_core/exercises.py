@@ -179,10 +179,6 @@ EXERCISES: dict[str, Exercise] = {
         symptom="our checkpoint loads, but logits are 84% off",
         edits=at_both_ends("out = branch\n        out = (out + self.downsample(x)) / 2\n        return self.relu(out)"),
     ),
-    "shortcut halved": Exercise(
-        symptom="our checkpoint loads, but logits are 68% off",
-        edits=at_both_ends("out = branch\n        out += self.downsample(x) / 2\n        return self.relu(out)"),
-    ),
     "ReLU on the projected shortcut": Exercise(
         symptom="our checkpoint loads, but logits are 46% off",
         edits=((PROJECTION, PROJECTION.replace("norm_layer(out_channels))", "norm_layer(out_channels), nn.ReLU())")),),
@@ -240,10 +236,9 @@ EXERCISES: dict[str, Exercise] = {
     ),
 }
 
-
 LEGEND = (
-    "Parameters and maps: of a ResNet-50 at 224x224 pixels, where 25,557,032 and 7x7 are right. Logits: how far off is the",
-    "length of the difference over that of the right ones, in a small network of Bottlenecks with our weights.",
+    "Parameters and maps: of a ResNet-50 at 224x224 pixels, where 25,557,032 and 7x7 are right. Logits: how far off is",
+    "the length of the difference over that of the right ones, in a small network of Bottlenecks with our weights.",
 )
 
 HEADER = """\

@@ -182,30 +182,27 @@ def test_our_own_source_is_graded_as_mended(student, capsys):
 
 def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    number = NUMBERS["stride on the first 1x1"]
+    monkeypatch.setattr(exercises, "BLOCKS", ("BasicBlock",))
+    mistake = "no stem ReLU"
     assert main(["exercise"]) == 0
     listed = capsys.readouterr().out
-    assert f"{number}  Bottleneck  {EXERCISES['stride on the first 1x1'].symptom}\n" in listed
+    assert f"{NUMBERS[mistake]:>2}  both        {EXERCISES[mistake].symptom}\n" in listed
     assert not [mistake for mistake in EXERCISES if mistake in listed]
-    assert main(["exercise", str(number)]) == 0
-    name = f"exercise_{number}.py"
+    assert main(["exercise", str(NUMBERS[mistake])]) == 0
+    name = f"exercise_{NUMBERS[mistake]:02}.py"
     assert capsys.readouterr().out == f"{name}: mend it, then `resnet-core grade {name}`\n"
 
     assert main(["grade", name]) == 1
     hint = capsys.readouterr().out
-    assert re.search(r"^Bottleneck: layer2\.0\.conv1\n  yours: layer2\.0\.conv1: \[2, 128, 8, 8\]", hint, re.MULTILINE)
-    assert "stride on the first 1x1" not in hint
-    assert "BasicBlock" not in hint
-
-    monkeypatch.setattr(exercises, "BLOCKS", ("Bottleneck",))
+    number = r"mean \S+, norm \S+"
+    values = [rf"  {whose}: +layer1\.0\.conv1: \[2, 64, 16, 16\], {number}\n" for whose in ("yours", "ours")]
+    assert re.fullmatch(f"{name} is not mended yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
     assert main(["grade", name, "--tell"]) == 1
-    assert "  stride on the first 1x1: with that, the reference computes just what it does\n" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{hint}  {mistake}: with that, the reference computes just what it does\n"
 
-    source = (tmp_path / name).read_text()
-    for old, new in EXERCISES["stride on the first 1x1"].edits:
-        source = source.replace(new, old)
-    (tmp_path / name).write_text(source)
-    assert grade(tmp_path / name) == ()
+    ((old, new),) = EXERCISES[mistake].edits
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace(new, old))
+    assert main(["grade", name]) == 0
 
 
 @pytest.mark.parametrize(
