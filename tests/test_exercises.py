@@ -221,6 +221,19 @@ def test_a_mistake_that_no_activation_shows_is_found(mistake, place, tmp_path, m
     assert found.evidence
 
 
+def test_what_shows_only_in_trained_norms_is_placed(student, monkeypatch):
+    monkeypatch.setattr(exercises, "BLOCKS", ("BasicBlock",))
+    (found,) = grade(
+        student(
+            (
+                "self.relu(self.bn1(self.conv1(x)))  #",
+                "self.relu(self.bn1(self.conv1(x)) * self.bn1.weight.view(-1, 1, 1))  #",
+            )
+        )
+    )
+    assert found.where == "BasicBlock: relu"
+
+
 def test_a_wrong_row_of_the_table_is_found(student, monkeypatch):
     monkeypatch.setattr(exercises, "BLOCKS", ())
     (found,) = grade(student(('"resnet50": (Bottleneck, (3, 4, 6, 3))', '"resnet50": (Bottleneck, (3, 4, 5, 3))')))
