@@ -112,14 +112,14 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
 
 @torch.no_grad()
 def shake(model: nn.Module) -> nn.Module:
-    """The model with random values in each parameter that was one constant, as the scales and shifts of new norms are.
+    """The model with noise on each parameter that was one constant, as the scales and shifts of new norms are.
 
     A scale of 0 silences a branch and lets different tensors be equal; scales of 1 cannot be told from each other.
     """
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         if (parameter == parameter.flatten()[0]).all():
-            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
     return model
 
 

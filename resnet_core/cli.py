@@ -21,6 +21,7 @@ from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
 from resnet_core.deploy.export import Format, find_exporter
 from resnet_core.describe import describe as describe_model
+from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
 from resnet_core.models import list_models
 from resnet_core.predict import ImageError, find_images, predict
 from resnet_core.pretrained import load_model
@@ -288,6 +289,57 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Exercise:
+    """List the broken ResNets to mend, by number and symptom, the easiest first; or write one of them."""
+
+    number: tyro.conf.Positional[int | None] = None
+    """Which to write."""
+    out: Path | None = None
+    """The file to write: exercise_07.py for number 7 when left out."""
+
+    def __call__(self) -> None:
+        if self.number is None:
+            if self.out is not None:
+                raise ValueError(f"--out {self.out} needs the exercise's number before it")
+            print(f"{'':<4}{'block':<12}what is seen")
+            for number, exercise in enumerate(EXERCISES.values(), 1):
+                block = exercise.blocks[0] if len(exercise.blocks) == 1 else "both"
+                print(f"{number:>2}  {block:<12}{exercise.symptom}")
+            print("\n".join(LEGEND))
+            return
+        out = self.out or Path(f"exercise_{self.number:02}.py")
+        text = handout(self.number, str(out))
+        try:
+            with out.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise ValueError(f"{out} is there already, perhaps mended; choose another file with --out") from error
+        print(f"{out}: mend it, then `resnet-core grade {out}`")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Say whether an exercise is mended or, if not, where its networks first differ from ours.
+
+    It runs the file: it is your own code.
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """The mended exercise, a Python file with ResNet, BasicBlock, Bottleneck and TABLE_1."""
+    tell: bool = False
+    """Name the mistake; this takes up to a minute for each block."""
+
+    def __call__(self) -> int:
+        differences = grade(self.file, tell=self.tell)
+        if not differences:
+            print(f"{self.file} is mended: its networks compute what ours do, from the same seed with the same weights")
+            return 0
+        print(f"{self.file} is not mended yet; it first differs at")
+        print("\n".join(map(str, differences)))
+        return DIFFERENT
+
+
+@dataclass(frozen=True)
 class Convert:
     """Bring another library's weights into a file of ours, after comparing both models' outputs."""
 
@@ -367,6 +419,8 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "plot": Plot,
     "compare": Compare,
+    "exercise": Exercise,
+    "grade": Grade,
     "predict": Predict,
     "convert": Convert,
     "export": Export,

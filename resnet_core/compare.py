@@ -5,7 +5,7 @@
     assert result         # falsy where a rung differs
 
 Names may differ: modules are matched by execution order, shapes and sources. Both get the first network's weights, with
-random values where a parameter is one constant, as in new norms; the networks given are not changed.
+noise where a parameter is one constant, as in new norms; the networks given are not changed.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ class Pair:
         name = "seeded initialisation"
         if not self.both_built:
             return Rung(name=name, status="not run", detail="give functions that build the networks")
-        ours = {self.translated(key): value for key, value in self.a.named_parameters()}
-        theirs = dict(self.b.named_parameters())
+        ours: Outcome = {self.translated(key): value for key, value in self.a.named_parameters()}
+        theirs: Outcome = dict(self.b.named_parameters())
         if all(same_bits(ours[key], theirs[key]) for key in theirs):
             if torch.equal(self.generator_a, self.generator_b):
                 return Rung(name=name, status="equal", largest_difference=0.0)

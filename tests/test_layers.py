@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "ladder": {"rounding", "deploy"},  # the last on first use
     "compare": {"alignment", "doctor", "ladder", "mistakes", "models", "rounding", "suggestions"},
     "specs": {"models", "suggestions"},
+    "exercises": {"resnet", "compare", "doctor", "suggestions"},
     "durable": set(),
     "data": set(),
     "train": {"durable"},
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "deploy": {"durable", "rounding", "suggestions"},
     "recipes": {"__init__", "models", "suggestions", "data", "durable", "train", "weights"},
     "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "predict", "recipes", "train"}
-    | {"pretrained", "specs", "suggestions", "weights.convert"},
+    | {"exercises", "pretrained", "specs", "suggestions", "weights.convert"},
 }
 
 # Third parties that only these places may import.
