@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "compare": {"resnet", "backbone", "models", "suggestions", "alignment", "doctor"},
     "durable": set(),
     "data": set(),
-    "train": {"durable"},
+    "train": {"durable", "suggestions"},
     "weights": {"data", "durable", "suggestions"},
     "weights.sources": {"weights", "resnet"},
     "weights.convert": {"weights", "weights.sources", "resnet", "models", "suggestions", "data"},
