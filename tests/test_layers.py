@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "exercises": {"resnet", "compare", "doctor", "suggestions"},
     "durable": set(),
     "data": set(),
-    "train": {"durable"},
+    "train": {"durable", "suggestions"},
     "weights": {"data", "durable", "suggestions"},
     "weights.sources": {"weights", "resnet"},
     "weights.convert": {"weights", "weights.sources", "resnet", "models", "suggestions", "data"},

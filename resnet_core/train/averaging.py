@@ -1,0 +1,74 @@
+"""Moving averages of the weights, which often score better than the weights of the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingConfig:
+    """Exponential moving average of the weights (Tarvainen & Valpola 2017, arXiv:1703.01780)."""
+
+    ema_decay: float = 0.0
+    """Share of the old average that an update keeps; 0: no average is made."""
+    ema_every_steps: int = 1
+    """Optimizer steps between updates. The average remembers about ema_every_steps / (1 - ema_decay) steps."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"averaging.ema_decay must be in [0, 1), got {self.ema_decay}; 0 makes no average")
+        if self.ema_every_steps < 1:
+            raise ValueError(f"averaging.ema_every_steps must be at least 1, got {self.ema_every_steps}")
+
+
+class WeightAverage:
+    """The average of a model's weights over its steps, as named tensors like those of its `state_dict()`.
+
+    The first update copies, so that initial weights leave no trace; each one after it is
+    `average <- ema_decay * average + (1 - ema_decay) * weight`. Buffers are copied, not averaged: BatchNorm's running
+    statistics are moving averages already, and counters have no mean. Each rank computes the same bits by itself,
+    since all have the same weights.
+    """
+
+    def __init__(self, config: AveragingConfig) -> None:
+        self.config = config
+        self.tensors: dict[str, Tensor] = {}
+        """Empty before the first update."""
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after `step` optimizer steps, where that step is due."""
+        if not self.config.ema_decay or step % self.config.ema_every_steps:
+            return
+        current = {name: value.detach() for name, value in model.state_dict().items()}
+        if not self.tensors:
+            self.tensors = {name: value.clone() for name, value in current.items()}
+            return
+        weights = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        averages, latest = ([tensors[name] for name in weights] for tensors in (self.tensors, current))
+        torch._foreach_lerp_(averages, latest, 1 - self.config.ema_decay)
+        for name in current.keys() - set(weights):
+            self.tensors[name].copy_(current[name])
+
+    def load(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+        """Puts back what `tensors` was, on the model's device and in its memory format."""
+        current = model.state_dict()
+        self.tensors = {name: torch.empty_like(current[name]).copy_(value) for name, value in tensors.items()}
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """Within it the model has the averaged weights, to be evaluated or saved; its own where there is no average."""
+        if not self.tensors:
+            yield
+            return
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.tensors)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
