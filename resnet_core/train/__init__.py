@@ -2,12 +2,13 @@
 
 from resnet_core.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from resnet_core.train.distributed import World, join_world, launch
-from resnet_core.train.trainer import NonFiniteLossError, Step, TrainConfig, Trainer
+from resnet_core.train.trainer import NonFiniteLossError, RunConfig, Step, TrainConfig, Trainer
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "NonFiniteLossError",
+    "RunConfig",
     "Step",
     "TrainConfig",
     "Trainer",

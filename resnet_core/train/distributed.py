@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -44,6 +45,21 @@ class World:
             return model
         ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **KEEP_BUFFERS)
+
+    @contextmanager
+    def apart(self, replica: nn.Module) -> Iterator[None]:
+        """Within it backward adds to each rank's own gradients; the next one outside averages the sums."""
+        if isinstance(replica, DistributedDataParallel):
+            with replica.no_sync():
+                yield
+        else:
+            yield
+
+    def peak_memory(self) -> int:
+        """The most bytes that this process has held: of the GPU's memory where it computes there."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the ranks."""

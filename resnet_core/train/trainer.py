@@ -7,10 +7,12 @@ learning rate and the seed of random layers are computed from it, so a checkpoin
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from resnet_core.train.distributed import World
 from resnet_core.train.metrics import means
+from resnet_core.train.optimizers import clip_gradients
 from resnet_core.train.report import Report
 
 
@@ -33,15 +37,40 @@ class TrainConfig:
     """bf16: automatic mixed precision; weights, gradients and their averages stay float32."""
     channels_last: bool = False
     """Memory format NHWC, which many CPUs and GPUs convolve faster."""
+    compile: bool = False
+    """torch.compile the network."""
+    accumulation: int = 1
+    """Parts in which each process computes its batch, one after the other: less memory, the same mean gradient."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the batches of all processes; on GPUs alone."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time; slower on GPUs."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.precision not in ("float32", "bf16"):
+            raise ValueError(
+                f"train.precision must be float32 or bf16, got {self.precision!r}; fp16 is not offered: its gradients "
+                "need a loss scale that changes the run, and bf16 has float32's range"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run computes and how often it reports: what cannot change the weights."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPUs where there is one for each process of this machine, else the CPU."""
     log_every_steps: int = 10
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "log_every_steps", "eval_every_epochs", "checkpoint_every_epochs"):
+        for name in ("log_every_steps", "eval_every_epochs", "checkpoint_every_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -64,21 +93,26 @@ class EvalBatches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step that was done: its number from 1, the loss (mean over the ranks) and the learning rate."""
+    """One optimizer step that was done."""
 
-    number: int
+    step: int
+    """From 1."""
     epoch: float
     loss: float
+    """Mean over the ranks."""
     lr: float
+    gradient_norm: float
+    """Over all parameters, before clipping."""
 
 
 class Trainer:
     """Trains `model` with `optimizer` on batches of `(inputs, targets)`.
 
-    `loss_fn(outputs, targets)` is a scalar, `lr_fn(step)` the learning rate of step 0, 1, .., and
-    `score_fn(outputs, targets)` gives sums over a batch with their "count" (see `train/metrics.py`).
-    Every rank must hold the same model and get its own part of the batches. With a `folder`, checkpoints are kept
-    there and `fit()` continues from the newest. Without a `report` it is silent.
+    `loss_fn(outputs, targets)` is a scalar, the mean over the batch; `lr_fn(step)` is the learning rate of step
+    0, 1, ..; `score_fn(outputs, targets)` gives sums over a batch with their "count" (see `train/metrics.py`).
+    Every rank must hold the same model and get its own, equally large part of the batches. With an `average` of the
+    weights, that is what is evaluated. With a `folder`, checkpoints are kept there and `fit()` continues from the
+    newest. Without a `report` it is silent.
     """
 
     def __init__(
@@ -93,6 +127,9 @@ class Trainer:
         train_loader: Batches,
         eval_loader: EvalBatches,
         score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+        max_gradient_norm: float = math.inf,
+        average: WeightAverage | None = None,
+        run: RunConfig | None = None,
         report: Report | None = None,
         folder: str | Path | None = None,
         seed: int = 0,
@@ -100,13 +137,15 @@ class Trainer:
         self.config, self.optimizer, self.world = config, optimizer, world
         self.loss_fn, self.lr_fn, self.score_fn = loss_fn, lr_fn, score_fn
         self.train_loader, self.eval_loader = train_loader, eval_loader
+        self.max_gradient_norm, self.average, self.run = max_gradient_norm, average, run or RunConfig()
         self.report, self.folder, self.seed = report or Report(None), folder, seed
         self.memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-        self.model = model.to(world.device).to(memory_format=self.memory_format)
+        self.model = prepare(model, config, world)
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
         self.step = 0  # optimizer steps done
         self.seconds = 0.0  # spent in fit() so far, also before a restart
+        self.waited = 0.0  # of these for data, by this rank
 
     def fit(self) -> dict[str, float]:
         """Trains from the newest checkpoint, or from the start, to the end; the last evaluation's means.
@@ -116,27 +155,22 @@ class Trainer:
         self.restore()
         self.report.start(self.step, self.num_steps)
         began = time.monotonic() - self.seconds
-        timed_from, timed_at = self.step, time.monotonic()
-        scores = None
+        pace, scores = self.pace(), None
         for step in self.steps():
-            if step.number % self.config.log_every_steps == 0:
-                samples = (step.number - timed_from) * self.train_loader.global_batch
-                rate = samples / (time.monotonic() - timed_at)
-                self.report.record(
-                    "train", step=step.number, epoch=step.epoch, loss=step.loss, lr=step.lr, samples_per_second=rate
-                )
-                timed_from, timed_at = step.number, time.monotonic()
-            if self._ends(step, self.config.eval_every_epochs):
+            if step.step % self.run.log_every_steps == 0:
+                self.report.record("train", **asdict(step), **self.pace().since(pace))
+                pace = self.pace()
+            if self._ends(step, self.run.eval_every_epochs):
                 scores = self.evaluate()
                 if not all(map(math.isfinite, scores.values())):
                     raise NonFiniteLossError(
-                        f"the evaluation after step {step.number} of {self.num_steps} gives {scores}: the weights are "
+                        f"the evaluation after step {step.step} of {self.num_steps} gives {scores}: the weights are "
                         "lost and were not saved; lower the learning rate or lengthen the warm-up"
                     )
-                self.report.record("eval", step=step.number, epoch=step.epoch, **scores)
-                timed_from, timed_at = step.number, time.monotonic()
+                self.report.record("eval", step=step.step, epoch=step.epoch, **scores)
+                pace = self.pace()
             self.seconds = time.monotonic() - began
-            if self._ends(step, self.config.checkpoint_every_epochs):
+            if self._ends(step, self.run.checkpoint_every_epochs):
                 self.save()
         return scores or self.evaluate()
 
@@ -144,7 +178,11 @@ class Trainer:
         """Does one optimizer step for each item it yields, up to the last: `fit`'s loop, for a loop of your own."""
         while self.step < self.num_steps:
             epoch, position = divmod(self.step, len(self.train_loader))
-            for inputs, targets in self.train_loader.epoch(epoch, start=position):
+            batches = iter(self.train_loader.epoch(epoch, start=position))
+            for _ in range(position, len(self.train_loader)):
+                began = time.monotonic()
+                inputs, targets = next(batches)
+                self.waited += time.monotonic() - began
                 yield self.train_step(inputs, targets)
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
@@ -153,11 +191,9 @@ class Trainer:
         torch.manual_seed(random_layers_seed(self.seed, self.step, self.world.rank))
         lr = self.lr_fn(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        loss = self.loss_fn(*self._forward(self.replica, inputs, targets))
-        self.optimizer.zero_grad()
-        loss.backward()
-        mean_loss = self.world.mean(loss.detach()).item()
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        mean_loss = self.world.mean(self._gradients(inputs, targets)).item()
+        norm = clip_gradients(self.model.parameters(), self.max_gradient_norm)
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(
                 f"the loss is {mean_loss} at step {self.step + 1} of {self.num_steps}: training stopped before that "
@@ -165,20 +201,43 @@ class Trainer:
             )
         self.optimizer.step()
         self.step += 1
-        return Step(number=self.step, epoch=self.step / len(self.train_loader), loss=mean_loss, lr=lr)
+        if self.average:
+            self.average.update(self.model, self.step)
+        epoch = self.step / len(self.train_loader)
+        return Step(step=self.step, epoch=epoch, loss=mean_loss, lr=lr, gradient_norm=norm.item())
+
+    def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Computes the gradients of the batch's mean loss, part by part, averaged over the ranks; that mean, here."""
+        self.optimizer.zero_grad()
+        parts = list(zip(*(each.chunk(self.config.accumulation) for each in (inputs, targets)), strict=True))
+        total = torch.zeros((), device=self.world.device)
+        for number, part in enumerate(parts, 1):
+            with self.world.apart(self.replica) if number < len(parts) else nullcontext():
+                loss = self.loss_fn(*self._forward(self.replica, *part)) * (len(part[0]) / len(inputs))
+                loss.backward()
+            total += loss.detach()
+        return total
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Means over all samples of the evaluation data, each counted once, with rank 0's buffers on every rank."""
-        self.world.share_buffers(self.model)
         was_training = self.model.training
-        self.model.eval()
         sums: dict[str, Tensor] = {}
-        for inputs, targets in self.eval_loader:
-            for key, value in self.score_fn(*self._forward(self.model, inputs, targets)).items():
-                sums[key] = sums[key] + value if key in sums else value
+        with self.average.inside(self.model) if self.average else nullcontext():
+            self.world.share_buffers(self.model)
+            self.model.eval()
+            for inputs, targets in self.eval_loader:
+                for key, value in self.score_fn(*self._forward(self.model, inputs, targets)).items():
+                    sums[key] = sums[key] + value if key in sums else value
         self.model.train(was_training)
         return means(self.world.sum({key: value.item() for key, value in sums.items()}))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights and buffers to use: the average where there is one."""
+        return (self.average and self.average.tensors) or self.model.state_dict()
+
+    def pace(self) -> Pace:
+        return Pace(self.step, self.step * self.train_loader.global_batch, time.monotonic(), self.waited, self.world)
 
     def save(self) -> None:
         """Writes a checkpoint of the current step, from rank 0."""
@@ -186,6 +245,8 @@ class Trainer:
             return
         folder, state = self.folder, {"step": self.step, "seconds": self.seconds, "world_size": self.world.size}
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
+        if self.average:
+            tensors["average"] = self.average.tensors
         self.world.on_main(lambda: str(save_checkpoint(folder, self.step, tensors, state)))
 
     def restore(self) -> None:
@@ -197,6 +258,8 @@ class Trainer:
         checkpoint = load_checkpoint(newest)
         self.model.load_state_dict(checkpoint.tensors["model"])
         load_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+        if self.average:
+            self.average.load(checkpoint.tensors["average"], self.model)
         self.step, self.seconds = checkpoint.state["step"], checkpoint.state["seconds"]
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
 
@@ -209,7 +272,48 @@ class Trainer:
         return outputs.float(), targets.to(self.world.device, non_blocking=True)
 
     def _ends(self, step: Step, every_epochs: int) -> bool:
-        return step.number == self.num_steps or step.number % (every_epochs * len(self.train_loader)) == 0
+        return step.step == self.num_steps or step.step % (every_epochs * len(self.train_loader)) == 0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A moment of a run; the difference of two is a speed."""
+
+    step: int
+    samples: int
+    seconds: float
+    waited: float
+    world: World
+
+    def since(self, before: Pace) -> dict[str, float]:
+        """Samples per second of all ranks, the share of the time that rank 0 waited for data, and its memory's peak."""
+        seconds = self.seconds - before.seconds
+        return {
+            "samples_per_second": (self.samples - before.samples) / seconds,
+            "data_wait": (self.waited - before.waited) / seconds,
+            "peak_memory_gib": self.world.peak_memory() / 2**30,
+        }
+
+
+def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+    """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
+    if config.sync_batchnorm:
+        if world.device.type != "cuda":
+            raise ValueError(
+                "train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave it out on the CPU, or make "
+                "each process's batch large enough for statistics of its own"
+            )
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS demands for it
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    model = model.to(world.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        model.compile()
+    return model
 
 
 def random_layers_seed(seed: int, step: int, rank: int) -> int:
