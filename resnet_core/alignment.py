@@ -119,7 +119,7 @@ def shake(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         if (parameter == parameter.flatten()[0]).all():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
     return model
 
 
