@@ -157,7 +157,7 @@ class Evaluate:
     """Print JSON."""
 
     def __call__(self) -> None:
-        with join_world(read_recipe(self.run).train.device) as world:
+        with join_world(read_recipe(self.run).run.device) as world:
             scores = load_run(self.run, world).evaluate()
         if is_main_process():
             print(json.dumps(scores) if self.json else describe_scores(scores))

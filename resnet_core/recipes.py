@@ -7,14 +7,15 @@ import os
 import platform
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import resnet_core
@@ -23,12 +24,13 @@ from resnet_core.data.transforms import random_crop
 from resnet_core.durable import replace_file
 from resnet_core.models import MODELS, get_model
 from resnet_core.suggestions import did_you_mean
-from resnet_core.train import TrainConfig, Trainer, World, join_world
+from resnet_core.train import RunConfig, TrainConfig, Trainer, World, join_world
+from resnet_core.train.averaging import AveragingConfig, WeightAverage
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
-from resnet_core.train.optimizers import SGDConfig, build_sgd
+from resnet_core.train.optimizers import OptimizerConfig, build_optimizer
 from resnet_core.train.report import Report
-from resnet_core.train.schedules import warmup_cosine
+from resnet_core.train.schedules import Schedule, ScheduleConfig
 from resnet_core.weights import WeightsInfo, load_weights, write_weights
 
 
@@ -64,44 +66,74 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Linear warm-up, then cosine to 0, both by step."""
+class LossConfig:
+    """What training makes small. Targets are class numbers, or probabilities where images are mixed."""
 
-    warmup_epochs: float = 0.0
+    name: str = "cross_entropy"
+    """cross_entropy, or binary_cross_entropy: each class a yes or no of its own."""
+    label_smoothing: float = 0.0
+    """Share of the target that goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567)."""
 
     def __post_init__(self) -> None:
-        if not self.warmup_epochs >= 0:
-            raise ValueError(f"schedule.warmup_epochs must be at least 0, got {self.warmup_epochs}")
+        if self.name not in LOSSES:
+            raise ValueError(f"loss.name: unknown loss {self.name!r}; {did_you_mean(self.name, LOSSES)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    """Summed over the classes, mean over the batch (Beyer et al. 2020, arXiv:2006.07159, section 5)."""
+    classes = logits.shape[1]
+    wanted = targets if targets.dim() == 2 else F.one_hot(targets, classes)
+    wanted = wanted.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run's result."""
+    """Everything that decides a run's result, and in `run` what does not."""
 
     model: ModelConfig
     data: DataConfig
-    optimizer: SGDConfig = field(default_factory=SGDConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
     """Of the initial weights, the order of samples and their augmentation."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
-        if self.schedule.warmup_epochs >= self.train.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than "
-                f"train.epochs ({self.train.epochs})"
-            )
+        self.lr_fn(steps_per_epoch=1000)  # raises where the schedule does not fit
 
+    def lr_fn(self, steps_per_epoch: int) -> Schedule:
+        """The learning rate of each step."""
+        peak, epochs = self.optimizer.lr, self.train.epochs
+        return Schedule(config=self.schedule, peak=peak, steps_per_epoch=steps_per_epoch, epochs=epochs)
+
+
+# Settings that cannot change a run's weights: another value continues the same run.
+FREE = ("run", "data.workers")
 
 RECIPES: dict[str, Recipe] = {
     # ResNet-20 on the 1,437 digits that ship with the package: at least 99.0% of the 360 test images.
     "digits": Recipe(
         model=ModelConfig(name="cifar_resnet20"),
         data=DataConfig(name="digits", global_batch=64, crop_padding=2),
-        optimizer=SGDConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
+        optimizer=OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
         schedule=ScheduleConfig(warmup_epochs=2.0),
         train=TrainConfig(epochs=20),
     ),
@@ -128,7 +160,11 @@ def from_mapping(config: type[Any], values: Mapping[str, Any], where: str) -> An
         if not _fits(value, types[key]):
             raise ValueError(f"{where}: {key} should be {_words(types[key])}, got {value!r}")
     arguments = {
-        key: from_mapping(types[key], value, f"{where}: {key}") if is_dataclass(types[key]) else value
+        key: from_mapping(types[key], value, f"{where}: {key}")
+        if is_dataclass(types[key])
+        else tuple(value)
+        if get_origin(types[key]) is tuple
+        else value
         for key, value in values.items()
     }
     missing = [each.name for each in fields(config) if each.name not in arguments]
@@ -140,6 +176,8 @@ def from_mapping(config: type[Any], values: Mapping[str, Any], where: str) -> An
 def _fits(value: Any, annotation: Any) -> bool:
     if is_dataclass(annotation):
         return isinstance(value, Mapping)
+    if get_origin(annotation) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(each, get_args(annotation)[0]) for each in value)
     if choices := get_args(annotation):
         return value in choices
     return type(value) in ((int, float) if annotation is float else (annotation,))
@@ -147,6 +185,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 def _words(annotation: Any) -> str:
     choices = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return f"a list, each {_words(choices[0])}"
     if choices:
         return " or ".join(map(repr, choices))
     return "a table" if is_dataclass(annotation) else f"of type {annotation.__name__}"
@@ -193,6 +233,8 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key, value in ours.items():
+        if prefix + key in FREE:
+            continue
         if isinstance(value, Mapping):
             found += _differences(theirs[key], value, f"{prefix}{key}.")
         elif theirs[key] != value:
@@ -228,25 +270,21 @@ def make_trainer(
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`. Raises as `make_loaders`."""
     world = world or World()
     dataset, train_loader, eval_loader = make_loaders(recipe, world)
-    steps_per_epoch = len(train_loader)
-    lr_fn = partial(
-        warmup_cosine,
-        peak=recipe.optimizer.lr,
-        warmup_steps=round(recipe.schedule.warmup_epochs * steps_per_epoch),
-        total_steps=recipe.train.epochs * steps_per_epoch,
-    )
     torch.manual_seed(recipe.seed)
-    model = get_model(recipe.model.name, **head_and_stem(dataset))
+    model: Any = get_model(recipe.model.name, **head_and_stem(dataset))
     return Trainer(
         recipe.train,
         model,
-        build_sgd(model, recipe.optimizer),
+        build_optimizer(model, recipe.optimizer, head=model.fc),
         world=world,
-        loss_fn=F.cross_entropy,
-        lr_fn=lr_fn,
+        loss_fn=partial(LOSSES[recipe.loss.name], label_smoothing=recipe.loss.label_smoothing),
+        lr_fn=recipe.lr_fn(len(train_loader)),
         train_loader=train_loader,
         eval_loader=eval_loader,
         score_fn=classification_sums,
+        max_gradient_norm=recipe.optimizer.max_grad_norm,
+        average=WeightAverage(recipe.averaging) if recipe.averaging.ema_decay else None,
+        run=recipe.run,
         report=report,
         folder=Path(folder) / "checkpoints" if folder else None,
         seed=recipe.seed,
@@ -265,7 +303,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
     cannot be, NonFiniteLossError when the loss is lost.
     """
     out = Path(out)
-    with join_world(recipe.train.device) as world:
+    with join_world(recipe.run.device) as world:
         world.on_main(lambda: prepare(recipe, out, world.size))
         result = world.on_main(lambda: read_result(out))
         if result is not None:
@@ -302,7 +340,7 @@ def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, fl
         class_names=dataset.class_names,
         origin=f"resnet_core {resnet_core.__version__}, {trainer.num_steps} steps on {recipe.data.name}",
     )
-    write_weights(out / "model.safetensors", trainer.model.state_dict(), info)
+    write_weights(out / "model.safetensors", trainer.weights(), info)
     replace_file(out / "result.json", json.dumps(result, indent=2).encode())
 
 

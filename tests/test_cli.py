@@ -140,7 +140,7 @@ def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(
 def test_a_start_that_failed_leaves_its_folder_free(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     out = tmp_path / "run"
-    assert main(["train", "digits", "--out", str(out), "--train.device", "cuda"]) == 2
+    assert main(["train", "digits", "--out", str(out), "--run.device", "cuda"]) == 2
     assert "find 0 GPUs" in capsys.readouterr().err
     prepare(RECIPES["digits"], out)
     assert (out / "recipe.toml").read_text() == to_toml(RECIPES["digits"])

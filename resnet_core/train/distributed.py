@@ -55,6 +55,14 @@ class World:
         else:
             yield
 
+    def communication_seconds(self, replica: nn.Module) -> float:
+        """Seconds of a backward in which gradients were on their way and nothing was computed, as DDP measured it."""
+        if not isinstance(replica, DistributedDataParallel):
+            return 0.0
+        measured = replica._get_ddp_logging_data()
+        nanoseconds = [measured.get(f"avg_backward_{name}_time", 0) for name in ("comm", "compute_comm_overlap")]
+        return max(0, nanoseconds[0] - nanoseconds[1]) / 1e9
+
     def peak_memory(self) -> int:
         """The most bytes that this process has held: of the GPU's memory where it computes there."""
         if self.device.type == "cuda":

@@ -252,8 +252,3 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float = math.inf) -> 
     if max_norm < math.inf:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
-
-
-# Names of the time before there was a choice.
-SGDConfig = OptimizerConfig
-build_sgd = build_optimizer

@@ -20,7 +20,11 @@ FORMATS = {
     "lr": "{:.4f}",
     "top1": "{:.2%}",
     "top5": "{:.2%}",
+    "gradient_norm": "{:.3g}",
     "samples_per_second": "{:,.0f}",
+    "data_wait": "{:.0%}",
+    "communication_wait": "{:.0%}",
+    "peak_memory_gib": "{:.2f}",
 }
 SECONDS_BETWEEN_LINES = 30
 
@@ -62,7 +66,7 @@ class Report:
             replace_file(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self.bar.update(self.task, completed=step, total=total_steps)
 
-    def record(self, event: str, *, step: int, **values: float) -> None:
+    def record(self, event: str, *, step: float, **values: float) -> None:
         """Appends one record and shows it."""
         if not self.path:
             return

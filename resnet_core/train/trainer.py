@@ -12,9 +12,9 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -155,11 +155,11 @@ class Trainer:
         self.restore()
         self.report.start(self.step, self.num_steps)
         began = time.monotonic() - self.seconds
-        pace, scores = self.pace(), None
+        logged, scores = self._now(), None
         for step in self.steps():
             if step.step % self.run.log_every_steps == 0:
-                self.report.record("train", **asdict(step), **self.pace().since(pace))
-                pace = self.pace()
+                self.report.record("train", **vars(step), **self._speed(logged))
+                logged = self._now()
             if self._ends(step, self.run.eval_every_epochs):
                 scores = self.evaluate()
                 if not all(map(math.isfinite, scores.values())):
@@ -168,7 +168,7 @@ class Trainer:
                         "lost and were not saved; lower the learning rate or lengthen the warm-up"
                     )
                 self.report.record("eval", step=step.step, epoch=step.epoch, **scores)
-                pace = self.pace()
+                logged = self._now()
             self.seconds = time.monotonic() - began
             if self._ends(step, self.run.checkpoint_every_epochs):
                 self.save()
@@ -236,8 +236,18 @@ class Trainer:
         """The weights and buffers to use: the average where there is one."""
         return (self.average and self.average.tensors) or self.model.state_dict()
 
-    def pace(self) -> Pace:
-        return Pace(self.step, self.step * self.train_loader.global_batch, time.monotonic(), self.waited, self.world)
+    def _now(self) -> Moment:
+        return Moment(self.step, time.monotonic(), self.waited)
+
+    def _speed(self, since: Moment) -> dict[str, float]:
+        """Samples per second of all ranks; the shares of the time in which rank 0 did nothing but wait; memory."""
+        steps, seconds, waited = (now - then for now, then in zip(self._now(), since, strict=True))
+        return {
+            "samples_per_second": steps * self.train_loader.global_batch / seconds,
+            "data_wait": waited / seconds,
+            "communication_wait": steps * self.world.communication_seconds(self.replica) / seconds,
+            "peak_memory_gib": self.world.peak_memory() / 2**30,
+        }
 
     def save(self) -> None:
         """Writes a checkpoint of the current step, from rank 0."""
@@ -275,24 +285,12 @@ class Trainer:
         return step.step == self.num_steps or step.step % (every_epochs * len(self.train_loader)) == 0
 
 
-@dataclass(frozen=True)
-class Pace:
+class Moment(NamedTuple):
     """A moment of a run; the difference of two is a speed."""
 
     step: int
-    samples: int
     seconds: float
     waited: float
-    world: World
-
-    def since(self, before: Pace) -> dict[str, float]:
-        """Samples per second of all ranks, the share of the time that rank 0 waited for data, and its memory's peak."""
-        seconds = self.seconds - before.seconds
-        return {
-            "samples_per_second": (self.samples - before.samples) / seconds,
-            "data_wait": (self.waited - before.waited) / seconds,
-            "peak_memory_gib": self.world.peak_memory() / 2**30,
-        }
 
 
 def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
@@ -310,7 +308,7 @@ def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
         torch.backends.cudnn.benchmark = False
     model = model.to(world.device)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     if config.compile:
         model.compile()
     return model

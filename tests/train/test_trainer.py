@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.train import NonFiniteLossError, TrainConfig, Trainer, World
+from resnet_core.train import NonFiniteLossError, RunConfig, TrainConfig, Trainer, World
+from resnet_core.train.averaging import AveragingConfig, WeightAverage
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.report import Report, read_records
-from resnet_core.train.schedules import warmup_cosine
+from resnet_core.train.schedules import Schedule, ScheduleConfig
 
 EPOCHS, SAMPLES, BATCH = 3, 26, 8
 
@@ -30,18 +31,17 @@ def network():
     )
 
 
-def lr_at(step):
-    return warmup_cosine(step, peak=0.1, warmup_steps=2, total_steps=EPOCHS * (SAMPLES // BATCH))
+lr_at = Schedule(config=ScheduleConfig(warmup_epochs=2 / 3), peak=0.1, steps_per_epoch=SAMPLES // BATCH, epochs=EPOCHS)
 
 
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
 
 
-def trainer(folder=None, *, make_optimizer=sgd, report=None, model=None, loss_fn=F.cross_entropy, **config):
+def trainer(folder=None, *, make_optimizer=sgd, report=None, model=None, loss_fn=F.cross_entropy, more=None, **config):
     model = model or network()
     return Trainer(
-        TrainConfig(epochs=EPOCHS, log_every_steps=2, **config),
+        TrainConfig(epochs=EPOCHS, **config),
         model,
         make_optimizer(model),
         world=World(),
@@ -53,6 +53,8 @@ def trainer(folder=None, *, make_optimizer=sgd, report=None, model=None, loss_fn
         report=report,
         folder=folder,
         seed=5,
+        run=RunConfig(log_every_steps=2),
+        **(more or {}),
     )
 
 
@@ -93,7 +95,7 @@ def test_a_run_cut_at_any_step_ends_with_the_same_weights(tmp_path, cut_after, m
 
     cut = trainer(tmp_path, make_optimizer=make_optimizer)
     for step in cut.steps():
-        if step.number == cut_after:
+        if step.step == cut_after:
             cut.save()
             break
     resumed = trainer(tmp_path, make_optimizer=make_optimizer)
@@ -137,13 +139,13 @@ def test_fit_records_each_step_that_is_due_and_each_evaluation(tmp_path):
 
 def test_a_continued_record_has_each_step_once(tmp_path):
     with Report(tmp_path) as report:
-        cut = trainer(tmp_path / "checkpoints", report=report, checkpoint_every_epochs=2)
+        cut = trainer(tmp_path / "checkpoints", report=report)
         report.start(0, cut.num_steps)
         for step in cut.steps():
-            report.record("train", step=step.number, epoch=step.epoch, loss=step.loss, lr=step.lr)
-            if step.number == 6:
+            report.record("train", step=step.step, epoch=step.epoch, loss=step.loss, lr=step.lr)
+            if step.step == 6:
                 cut.save()
-            if step.number == 8:
+            if step.step == 8:
                 break
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "st')  # cut off while writing
@@ -187,7 +189,123 @@ def test_precision_and_memory_format_follow_the_same_path(options):
         assert losses != expected
 
 
-@pytest.mark.parametrize("name", ["epochs", "log_every_steps", "eval_every_epochs", "checkpoint_every_epochs"])
-def test_settings_below_1_are_refused(name):
-    with pytest.raises(ValueError, match=f"train.{name} must be at least 1, got 0"):
-        TrainConfig(**{name: 0})
+def test_a_record_says_where_the_time_went(tmp_path):
+    with Report(tmp_path) as report:
+        trainer(report=report).fit()
+    record = next(read_records(tmp_path / "metrics.jsonl"))
+    assert record["gradient_norm"] > 0
+    assert 0 <= record["data_wait"] < 1
+    assert record["communication_wait"] == 0
+    assert 0.05 < record["peak_memory_gib"] < 100
+    assert record["samples_per_second"] > 0
+
+
+class Plain(nn.Module):
+    """No norm, no dropout: each sample is computed by itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().flatten(1))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8, 50])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(parts):
+    """3 parts of 8 samples are not alike: 3, 3 and 2."""
+    whole, accumulated = (trainer(model=Plain()) for _ in range(2))
+    accumulated.config = TrainConfig(epochs=EPOCHS, accumulation=parts)
+    losses, expected = ([step.loss for step in each.steps()] for each in (accumulated, whole))
+    assert losses == pytest.approx(expected, abs=1e-6)
+    for ours, theirs in zip(accumulated.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_gradients_are_scaled_down_to_the_norm_and_their_own_is_recorded():
+    free, bound = trainer(model=Plain()), trainer(model=Plain(), more={"max_gradient_norm": 0.5})
+    norms = [next(each.steps()).gradient_norm for each in (free, bound)]
+    assert norms[0] == norms[1] > 0.5
+    total = sum(parameter.grad.square().sum() for parameter in bound.model.parameters()).sqrt()
+    assert total.item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_part_of_the_network_learns_at_its_own_rate():
+    def two_rates(model):
+        body, head = [*model.conv.parameters()], [*model.fc.parameters()]
+        return torch.optim.SGD([{"params": body}, {"params": head, "lr_scale": 10.0}], lr=0.1)
+
+    one = trainer(model=Plain(), make_optimizer=two_rates)
+    step = next(one.steps())
+    assert [group["lr"] for group in one.optimizer.param_groups] == [step.lr, 10 * step.lr]
+
+
+def averaged():
+    return {"average": WeightAverage(AveragingConfig(ema_decay=0.7))}
+
+
+def test_the_average_is_evaluated_and_training_goes_on_without_it():
+    plain, one = trainer(), trainer(more=averaged())
+    assert [step.loss for step in plain.steps()] == [step.loss for step in one.steps()]
+    scores = one.evaluate()
+    assert_same_state(plain, one)
+    plain.model.load_state_dict(one.weights())
+    assert plain.evaluate() == scores
+    assert one.weights().keys() == one.model.state_dict().keys()
+    assert not torch.equal(one.weights()["0.weight"], one.model[0].weight)
+
+
+@pytest.mark.parametrize("cut_after", [1, 4])
+def test_a_cut_run_ends_with_the_same_average(tmp_path, cut_after):
+    whole, cut = trainer(more=averaged()), trainer(tmp_path, more=averaged())
+    whole.fit()
+    for step in cut.steps():
+        if step.step == cut_after:
+            cut.save()
+            break
+    resumed = trainer(tmp_path, more=averaged())
+    resumed.fit()
+    for name, value in whole.weights().items():
+        assert torch.equal(resumed.weights()[name], value), name
+
+
+def test_a_compiled_network_learns_the_same():
+    one, reference = trainer(model=Plain(), compile=True), trainer(model=Plain())
+    losses, expected = ([step.loss for step in each.steps()] for each in (one, reference))
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert list(one.model.state_dict()) == list(reference.model.state_dict())
+    torch.compiler.reset()
+
+
+def test_the_same_algorithms_each_time_are_asked_of_torch():
+    try:
+        trainer(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_batchnorm_over_all_processes_is_refused_on_the_cpu():
+    with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave"):
+        trainer(sync_batchnorm=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (TrainConfig, "epochs"),
+        (TrainConfig, "accumulation"),
+        (RunConfig, "log_every_steps"),
+        (RunConfig, "eval_every_epochs"),
+        (RunConfig, "checkpoint_every_epochs"),
+    ],
+)
+def test_settings_below_1_are_refused(config, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        config(**{name: 0})
+
+
+def test_fp16_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="fp16 is not offered: its gradients need a loss scale"):
+        TrainConfig(precision="fp16")
