@@ -183,6 +183,11 @@ def test_lamb_without_decay_is_torchs_adam():
     assert_close(train(ours, optimizer), train(theirs, expected), 1e-12)
 
 
+def test_lambs_first_beta_is_the_momentum():
+    (group,) = build_optimizer(network(), OptimizerConfig(name="lamb", momentum=0.95)).param_groups
+    assert (group["betas"], group["eps"]) == ((0.95, 0.999), 1e-6)
+
+
 def test_lambs_step_is_as_long_as_the_weights_times_the_learning_rate():
     weight = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
     before = weight.detach().clone()

@@ -108,13 +108,11 @@ def test_one_cycle_is_torchs_whose_last_step_is_not_taken(final_lr):
     assert ours.count(max(ours)) == 1
 
 
-def test_the_digits_keep_their_learning_rates_bit_for_bit():
-    for warmup_epochs in (0, 2):
-        ours = rates(warmup_epochs=warmup_epochs)
-        warmup_steps = warmup_epochs * STEPS_PER_EPOCH
-        assert ours == [
-            warmup_cosine(step, peak=PEAK, warmup_steps=warmup_steps, total_steps=TOTAL) for step in range(TOTAL)
-        ]
+@given(st.floats(1e-3, 10), st.integers(0, 3))
+def test_cosine_is_the_digits_learning_rate_bit_for_bit(peak, warmup_epochs):
+    ours = rates(peak=peak, warmup_epochs=warmup_epochs)
+    settings = {"peak": peak, "warmup_steps": warmup_epochs * STEPS_PER_EPOCH, "total_steps": TOTAL}
+    assert ours == [warmup_cosine(step, **settings) for step in range(TOTAL)]
 
 
 def test_the_cards_warm_up_of_8_epochs_and_cosine_of_82_fill_its_90():
