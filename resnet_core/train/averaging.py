@@ -31,8 +31,8 @@ class WeightAverage:
 
     The first update copies, so that initial weights leave no trace; each one after it is
     `average <- ema_decay * average + (1 - ema_decay) * weight`. Buffers are copied, not averaged: BatchNorm's running
-    statistics are moving averages already, and counters have no mean. Each rank computes the same bits by itself,
-    since all have the same weights.
+    statistics are moving averages already, and counters have no mean. All ranks have the same weights and so, each by
+    itself, the same averages; their buffers differ as the model's do.
     """
 
     def __init__(self, config: AveragingConfig) -> None:
