@@ -153,7 +153,7 @@ def test_a_start_that_failed_leaves_its_folder_free(capsys, tmp_path, monkeypatc
         ("epochs = 20", 'epochs = "20"', "epochs should be of type int, got '20'"),
         ('precision = "float32"', 'precision = "fp16"', "precision should be 'float32' or 'bf16', got 'fp16'"),
         ("[data]", "[data", "is not TOML"),
-        ("seed = 0", "", "missing seed"),
+        ('name = "cifar_resnet20"\n', "", "missing name"),
         ("lr = 0.1", "lr = -1.0", "optimizer.lr must be positive"),
     ],
 )
