@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,9 +24,21 @@ from resnet_core.deploy.export import Format, find_exporter
 from resnet_core.describe import describe as describe_model
 from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
 from resnet_core.models import list_models
+from resnet_core.plan import make_plan
 from resnet_core.predict import ImageError, find_images, predict
 from resnet_core.pretrained import load_model
-from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
+from resnet_core.recipes import (
+    RECIPES,
+    Recipe,
+    get_recipe,
+    load_run,
+    overlay,
+    prepare,
+    read_recipe,
+    read_result,
+    scaling_advice,
+    to_toml,
+)
 from resnet_core.recipes import run as run_recipe
 from resnet_core.specs import find_network
 from resnet_core.suggestions import did_you_mean
@@ -119,6 +132,12 @@ class Train:
     """Folder of the run."""
     processes: int = 1
     """Processes on this machine that train together."""
+    config: Path | None = None
+    """A TOML file with the values that differ from the recipe's, as `resnet-core show RECIPE` prints them."""
+    dry_run: bool = False
+    """Print what would run: model, steps, learning rates, memory."""
+    advice: tyro.conf.Suppress[str | None] = None
+    """What to say before it begins."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -129,7 +148,14 @@ class Train:
             if self.processes > 1:
                 raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
             return train_here(self.recipe, self.out)
-        prepare(self.recipe, self.out, self.processes)
+        plan = make_plan(self.recipe, self.processes) if self.dry_run else None
+        if plan is None:
+            prepare(self.recipe, self.out, self.processes)
+        if self.advice:
+            print(f"resnet-core: {self.advice}", file=sys.stderr)
+        if plan:
+            print(plan)
+            return 0
         if self.processes == 1 or read_result(self.out):
             return train_here(self.recipe, self.out)
         return launch(train_here, (self.recipe, self.out), self.processes)
@@ -484,7 +510,22 @@ def parse_train(words: list[str]) -> Train:
     if not words or words[0].startswith("-"):
         raise ValueError(f"train needs a recipe first, of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
     name = words[0]
-    defaults = Train(get_recipe(name), out=Path("runs") / name)
-    return tyro.cli(
-        Train, args=words[1:], prog=f"resnet-core train {name}", default=defaults, console_outputs=is_main_process()
+    recipe = get_recipe(name)
+    if config := option("--config", words):
+        recipe = overlay(recipe, config)
+    train = tyro.cli(
+        Train,
+        args=words[1:],
+        prog=f"resnet-core train {name}",
+        default=Train(recipe, out=Path("runs") / name),
+        config=(tyro.conf.FlagCreatePairsOff,),
+        console_outputs=is_main_process(),
     )
+    return replace(train, advice=scaling_advice(get_recipe(name), train.recipe))
+
+
+def option(name: str, words: Sequence[str]) -> str | None:
+    """The value that follows an option, `--name VALUE` or `--name=VALUE`; the last one counts."""
+    found = [value for word, value in pairwise(words) if word == name]
+    found += [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+    return found[-1] if found else None

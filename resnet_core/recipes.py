@@ -192,16 +192,46 @@ def _words(annotation: Any) -> str:
     return "a table" if is_dataclass(annotation) else f"of type {annotation.__name__}"
 
 
+def overlay(recipe: Recipe, path: str | Path) -> Recipe:
+    """The recipe with the values of a TOML file in place of its own. Raises ValueError naming the file and the key."""
+    return from_mapping(Recipe, merged(asdict(recipe), read_toml(Path(path))), str(path))
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, `changes` over `base`."""
+    both_tables = {
+        key for key, value in changes.items() if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **changes} | {key: merged(base[key], changes[key]) for key in both_tables}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); name a file of TOML") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def scaling_advice(named: Recipe, recipe: Recipe) -> str | None:
+    """What the learning rate would be where only the global batch was changed (Goyal et al. 2017, arXiv:1706.02677)."""
+    factor = recipe.data.global_batch / named.data.global_batch
+    lr = recipe.optimizer.lr
+    if factor == 1 or lr != named.optimizer.lr or recipe.optimizer.name == "lamb":
+        return None
+    return (
+        f"data.global_batch is {factor:g} times the recipe's {named.data.global_batch} and optimizer.lr still its "
+        f"{lr:g}; linear scaling would be --optimizer.lr {lr * factor:g}"
+    )
+
+
 def read_recipe(folder: str | Path) -> Recipe:
     """The recipe of a run's folder. Raises ValueError where there is none or it cannot be read."""
     path = Path(folder) / "recipe.toml"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run's folder: it has no recipe.toml; `resnet-core train` makes one")
-    try:
-        values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
-    return from_mapping(Recipe, values, str(path))
+    return from_mapping(Recipe, read_toml(path), str(path))
 
 
 def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:

@@ -173,3 +173,17 @@ def test_an_unfinished_run_is_not_evaluated(capsys, tmp_path):
     assert "has no model.safetensors: its run is not finished" in capsys.readouterr().err
     assert main(["plot", str(tmp_path)]) == 2
     assert "holds no records yet" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("[data]\nglobal_batch = 128\n")
+    words = ["train", "digits", "--config", "mine.toml", "--processes", "2", "--train.epochs", "3", "--dry-run"]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "33: 3 epochs of 11" in printed.out
+    assert "2 processes x 64 samples" in printed.out
+    assert "linear scaling would be --optimizer.lr 0.2" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    assert main(["train", "digits", "--config=no.toml", "--dry-run"]) == 2
+    assert "no.toml cannot be read (No such file or directory)" in capsys.readouterr().err

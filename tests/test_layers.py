@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "predict": {"data"},
     "deploy": {"durable", "rounding", "suggestions"},
     "recipes": {"__init__", "models", "suggestions", "data", "durable", "train", "weights"},
-    "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "predict", "recipes", "train"}
+    "plan": {"models", "recipes", "train"},
+    "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "plan", "predict", "recipes", "train"}
     | {"exercises", "pretrained", "specs", "suggestions", "weights.convert"},
 }
 

@@ -7,8 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_core.recipes import RECIPES, ScheduleConfig, from_mapping, get_recipe, make_trainer, run, to_toml
-from resnet_core.train import TrainConfig
+from resnet_core.recipes import (
+    LOSSES,
+    RECIPES,
+    ScheduleConfig,
+    from_mapping,
+    get_recipe,
+    make_trainer,
+    overlay,
+    prepare,
+    run,
+    scaling_advice,
+    to_toml,
+)
+from resnet_core.train import RunConfig, TrainConfig
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
 
@@ -57,3 +69,61 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_bit_for_bit(tmp_path, 
     assert f"continuing, but not bit for bit: threads was 99, is {environment['threads']}" in printed
     assert "continuing from step 22/22" in printed
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_file_of_toml_changes_what_it_names_and_nothing_else(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('seed = 3\n[optimizer]\nlr = 0.2\n[schedule]\nname = "milestones"\nmilestones = [5.0, 10.0]\n')
+    digits = RECIPES["digits"]
+    found = overlay(digits, path)
+    assert found.optimizer == replace(digits.optimizer, lr=0.2)
+    assert (found.seed, found.schedule.milestones, found.schedule.warmup_epochs) == (3, (5.0, 10.0), 2.0)
+    assert replace(found, seed=0, optimizer=digits.optimizer, schedule=digits.schedule) == digits
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optimizer]\nlrr = 1", r"mine.toml: optimizer: unknown key 'lrr'; did you mean lr"),
+        ("[optimiser]\nlr = 1", r"mine.toml: unknown key 'optimiser'; did you mean optimizer"),
+        ("[schedule]\nmilestones = ['a']", r"milestones should be a list, each of type float, got \['a'\]"),
+        ("optimizer = 3", r"optimizer should be a table, got 3"),
+        ("[optimizer", "is not TOML"),
+    ],
+)
+def test_a_file_that_fits_no_recipe_is_named(text, message, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        overlay(RECIPES["digits"], tmp_path / "mine.toml")
+    with pytest.raises(ValueError, match=r"nowhere.toml cannot be read"):
+        overlay(RECIPES["digits"], tmp_path / "nowhere.toml")
+
+
+def test_linear_scaling_is_advised_where_the_batch_alone_changed():
+    digits = RECIPES["digits"]
+    larger = replace(digits, data=replace(digits.data, global_batch=128))
+    assert scaling_advice(digits, digits) is None
+    assert scaling_advice(digits, larger).endswith("linear scaling would be --optimizer.lr 0.2")
+    assert scaling_advice(digits, replace(larger, optimizer=replace(digits.optimizer, lr=0.2))) is None
+
+
+def test_settings_that_cannot_change_the_weights_continue_the_same_run(tmp_path):
+    prepare(TINY, tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text("{}")
+    prepare(replace(TINY, run=RunConfig(log_every_steps=1), data=replace(TINY.data, workers=2)), tmp_path / "run")
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        prepare(replace(TINY, seed=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_losses_take_class_numbers_and_probabilities_alike(smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 4, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1])
+    certain = torch.nn.functional.one_hot(labels, 4).float()
+    for loss in LOSSES.values():
+        values = [loss(logits, targets, label_smoothing=smoothing) for targets in (labels, certain)]
+        torch.testing.assert_close(*values)
+    log = torch.nn.functional.logsigmoid
+    wanted = certain * (1 - smoothing) + smoothing / 4
+    by_hand = -(wanted * log(logits) + (1 - wanted) * log(-logits)).sum() / 6
+    torch.testing.assert_close(LOSSES["binary_cross_entropy"](logits, labels, label_smoothing=smoothing), by_hand)

@@ -1,0 +1,120 @@
+"""What a recipe would do, before it does it: steps, learning rates, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resnet_core.models import get_model
+from resnet_core.recipes import Recipe, head_and_stem, make_loaders
+from resnet_core.train import World
+from resnet_core.train.optimizers import build_optimizer
+from resnet_core.train.schedules import Schedule
+
+BARS = "▁▂▃▄▅▆▇█"
+COLUMNS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has not begun."""
+
+    model: str
+    parameters: int
+    training_samples: int
+    test_samples: int
+    epochs: int
+    steps_per_epoch: int
+    processes: int
+    batch: int
+    """Samples of one process in one step."""
+    accumulation: int
+    lr_fn: Schedule
+    weights_bytes: int
+    """Of weights, gradients, optimizer state and average, in each process."""
+    activation_bytes: int
+    """Kept for the backward of one part of a batch, in each process."""
+
+    def __str__(self) -> str:
+        steps = self.epochs * self.steps_per_epoch
+        rates = [self.lr_fn(step * (steps - 1) // max(COLUMNS - 1, 1)) for step in range(COLUMNS)]
+        peak = max(rates)
+        curve = "".join(BARS[math.ceil(rate / peak * len(BARS)) - 1 if rate > 0 else 0] for rate in rates)
+        parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
+        return "\n".join(
+            [
+                f"model          {self.model}, {self.parameters:,} parameters",
+                f"data           {self.training_samples:,} samples to train on, {self.test_samples:,} to test on",
+                f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
+                f"batch          {self.processes} processes x {self.batch} samples{parts}",
+                f"learning rate  {curve}",
+                f"               {rates[0]:.3g} first, {peak:.3g} at most, {rates[-1]:.3g} last",
+                f"memory         about {(self.weights_bytes + self.activation_bytes) / 2**30:.2f} GiB a process: "
+                f"{self.weights_bytes / 2**30:.2f} for weights and optimizer, {self.activation_bytes / 2**30:.2f} for "
+                "activations; torch itself and the data come on top",
+            ]
+        )
+
+
+def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
+    """The plan of a recipe. Raises ValueError where its data cannot be had or its batch cannot be split."""
+    dataset, train_loader, eval_loader = make_loaders(recipe, World(size=processes))
+    batch = recipe.data.global_batch // processes
+    with torch.device("meta"):
+        model = get_model(recipe.model.name, **head_and_stem(dataset))
+    images, _ = next(iter(eval_loader))
+    part = math.ceil(batch / recipe.train.accumulation)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    copies = 2 + state_tensors(recipe) + bool(recipe.averaging.ema_decay)
+    bytes_each = 2 if recipe.train.precision == "bf16" else 4
+    return Plan(
+        model=recipe.model.name,
+        parameters=parameters,
+        training_samples=len(dataset.train),
+        test_samples=len(dataset.test),
+        epochs=recipe.train.epochs,
+        steps_per_epoch=len(train_loader),
+        processes=processes,
+        batch=batch,
+        accumulation=recipe.train.accumulation,
+        lr_fn=recipe.lr_fn(len(train_loader)),
+        weights_bytes=parameters * 4 * copies,
+        activation_bytes=part * saved_values(model, images.shape[1:]) * bytes_each,
+    )
+
+
+def state_tensors(recipe: Recipe) -> int:
+    """How many tensors of a parameter's size the optimizer keeps for it, seen on one small parameter."""
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer = build_optimizer(model, recipe.optimizer, head=model)
+    optimizer.step()
+    return sum(isinstance(value, Tensor) and value.dim() > 0 for value in optimizer.state[model.weight].values())
+
+
+def saved_values(model: nn.Module, shape: torch.Size) -> int:
+    """Numbers that autograd keeps of one sample for the backward, counted on the meta device."""
+    with saved() as storages:
+        model.train()(torch.empty(2, *shape, device="meta", requires_grad=True))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return max(0, sum(storages.values()) - parameters) // 2
+
+
+@contextmanager
+def saved() -> Iterator[dict[int, int]]:
+    """Within it, storage -> numbers, of each tensor that autograd keeps; a storage counts once."""
+    storages: dict[int, int] = {}
+    held: list[Tensor] = []  # as long as they live, no two have one address
+
+    def pack(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages

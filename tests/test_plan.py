@@ -1,0 +1,55 @@
+"""What `train --dry-run` says, against counting by hand and against a run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_core.plan import make_plan, saved_values, state_tensors
+from resnet_core.recipes import RECIPES, make_trainer
+from resnet_core.train import TrainConfig
+from resnet_core.train.averaging import AveragingConfig
+from resnet_core.train.optimizers import OptimizerConfig
+
+DIGITS = RECIPES["digits"]
+
+
+def test_the_plan_of_a_recipe_is_what_its_trainer_does():
+    plan, trainer = make_plan(DIGITS, processes=2), make_trainer(DIGITS)
+    assert plan.epochs * plan.steps_per_epoch == trainer.num_steps
+    assert plan.parameters == sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert (plan.training_samples, plan.test_samples, plan.batch) == (1437, 360, 32)
+    assert [plan.lr_fn(step) for step in range(50)] == [trainer.lr_fn(step) for step in range(50)]
+    assert plan.weights_bytes == 3 * 4 * plan.parameters  # weights, gradients, momentum
+    assert "440: 20 epochs of 22" in str(plan)
+    assert "▁" in str(plan)
+    assert "█" in str(plan)
+
+
+def test_what_the_backward_needs_is_counted():
+    """Conv2d keeps its input, BatchNorm2d its own and two statistics, ReLU its output, Linear its input."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        model.append(nn.Linear(8 * 6 * 6, 5))
+    expected = 3 * 8 * 8 + 8 * 6 * 6 + 8 * 6 * 6
+    assert saved_values(model, torch.Size((3, 8, 8))) == pytest.approx(expected, rel=0.05)
+
+
+def test_half_the_batch_and_half_the_bits_take_half_the_activations():
+    whole = make_plan(DIGITS)
+    assert make_plan(DIGITS, processes=2).activation_bytes == whole.activation_bytes / 2
+    parts = replace(DIGITS, train=TrainConfig(epochs=20, accumulation=2))
+    assert make_plan(parts).activation_bytes == whole.activation_bytes / 2
+    assert "in 2 parts" in str(make_plan(parts))
+    bf16 = replace(DIGITS, train=TrainConfig(epochs=20, precision="bf16"))
+    assert make_plan(bf16).activation_bytes == whole.activation_bytes / 2
+
+
+@pytest.mark.parametrize(("name", "tensors"), [("sgd", 1), ("decoupled_sgd", 1), ("lamb", 2)])
+def test_the_optimizers_state_is_counted(name, tensors):
+    optimizer = OptimizerConfig(name=name)
+    assert state_tensors(replace(DIGITS, optimizer=optimizer)) == tensors
+    assert state_tensors(replace(DIGITS, optimizer=OptimizerConfig(momentum=0.0))) == 0
+    averaged = replace(DIGITS, averaging=AveragingConfig(ema_decay=0.9))
+    assert make_plan(averaged).weights_bytes == make_plan(DIGITS).weights_bytes * 4 / 3
