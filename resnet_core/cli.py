@@ -144,18 +144,21 @@ class Train:
             raise ValueError(f"--processes must be at least 1, got {self.processes}")
 
     def __call__(self) -> int:
-        if "RANK" in os.environ:  # one of torchrun's processes
-            if self.processes > 1:
-                raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
-            return train_here(self.recipe, self.out)
-        plan = make_plan(self.recipe, self.processes) if self.dry_run else None
-        if plan is None:
-            prepare(self.recipe, self.out, self.processes)
-        if self.advice:
+        under_torchrun = "RANK" in os.environ
+        if under_torchrun and self.processes > 1:
+            raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
+        processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else self.processes
+        plan = make_plan(self.recipe, processes) if self.dry_run else None
+        if plan is None and not under_torchrun:
+            prepare(self.recipe, self.out, processes)
+        if self.advice and is_main_process():
             print(f"resnet-core: {self.advice}", file=sys.stderr)
         if plan:
-            print(plan)
+            if is_main_process():
+                print(plan)
             return 0
+        if under_torchrun:
+            return train_here(self.recipe, self.out)
         if self.processes == 1 or read_result(self.out):
             return train_here(self.recipe, self.out)
         return launch(train_here, (self.recipe, self.out), self.processes)
