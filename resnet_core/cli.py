@@ -17,12 +17,13 @@ import tyro
 
 import resnet_core
 from resnet_core.compare import build, compare
+from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
 from resnet_core.deploy.export import Format, find_exporter
 from resnet_core.describe import describe as describe_model
 from resnet_core.models import list_models
-from resnet_core.predict import ImageError, find_images, predict
+from resnet_core.predict import predict
 from resnet_core.pretrained import load_model
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, load_run, prepare, read_recipe, read_result, to_toml
 from resnet_core.recipes import run as run_recipe

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "doctor": {"resnet", "alignment", "mistakes"},
     "compare": {"resnet", "backbone", "models", "suggestions", "alignment", "doctor"},
     "durable": set(),
-    "data": set(),
+    "data": {"suggestions"},
     "train": {"durable"},
     "weights": {"data", "durable", "suggestions"},
     "weights.sources": {"weights", "resnet"},
@@ -50,7 +50,7 @@ MAY_IMPORT = {
 KEPT_TO = {
     "torchvision": {"data", "weights.sources"},
     "numpy": {"data", "weights.sources"},
-    "PIL": {"data", "predict"},
+    "PIL": {"data"},
     "rich": {"train", "weights"},
     "matplotlib": {"train"},
     "tyro": {"cli"},
