@@ -18,6 +18,7 @@ import tyro
 
 import resnet_core
 from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
+from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
 from resnet_core.deploy.export import Format, find_exporter
@@ -25,7 +26,7 @@ from resnet_core.describe import describe as describe_model
 from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
 from resnet_core.models import list_models
 from resnet_core.plan import make_plan
-from resnet_core.predict import ImageError, find_images, predict
+from resnet_core.predict import predict
 from resnet_core.pretrained import load_model
 from resnet_core.recipes import (
     RECIPES,

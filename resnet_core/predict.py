@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
+from resnet_core.data.images import read_image
 from resnet_core.data.transforms import ImageTransform
 
 
@@ -20,10 +20,6 @@ class Guess:
     index: int
     name: str | None
     probability: float
-
-
-class ImageError(ValueError):
-    """A file that is not a whole image; the message names it."""
 
 
 @torch.inference_mode()
@@ -47,44 +43,3 @@ def predict(
         Guess(index, class_names[index] if class_names else None, probability)
         for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The decoded image, upright as its camera says, 16-bit grey as 8 bits. Raises ImageError for anything else.
-
-    FORMATS alone are tried, whatever the file's ending: Pillow hands others to programs outside.
-    """
-    if not Path(path).exists():
-        raise ImageError(f"{path}: no such file")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # of any type: decoders meet what anyone wrote
-        raise ImageError(f"{path}: not a whole image of {', '.join(FORMATS)} ({error})") from error
-    if max(upright.size) > LARGEST_RATIO * min(upright.size):
-        raise ImageError(f"{path}: {upright.width} x {upright.height} pixels are too long and thin to be cropped")
-    if upright.mode.startswith("I;16"):
-        return upright.point(lambda value: value / 257).convert("L")
-    if upright.mode in ("I", "F"):
-        raise ImageError(f"{path}: values of 32 bits have no agreed white; save it with 8 or 16 bits")
-    return upright
-
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-LARGEST_RATIO = 100  # of the longer side to the shorter
-
-
-def find_images(path: str | Path) -> list[Path]:
-    """The file itself, or those with an image's ending in a folder, at any depth, sorted.
-
-    Raises ImageError for a folder without any.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
-    if not found:
-        raise ImageError(f"{path}: no image in this folder; known endings are {', '.join(sorted(endings))}")
-    return found

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import resnet_core
-from resnet_core.data import DATASETS, Dataset, EvalLoader, TrainLoader
-from resnet_core.data.transforms import random_crop
+from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, loaders_of
+from resnet_core.data.sampler import batch_share
 from resnet_core.durable import replace_file
 from resnet_core.models import MODELS, get_model
 from resnet_core.suggestions import did_you_mean
@@ -42,27 +42,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.name not in MODELS:
             raise ValueError(f"model.name: unknown model {self.name!r}; {did_you_mean(self.name, MODELS)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    name: str
-    """digits."""
-    global_batch: int
-    """Samples of one step, over all processes."""
-    crop_padding: int = 0
-    """Training images move by up to so many pixels each way."""
-    workers: int = 0
-    """Processes that prepare batches, for each training process; 0: itself."""
-
-    def __post_init__(self) -> None:
-        if self.name not in DATASETS:
-            raise ValueError(f"data.name: unknown dataset {self.name!r}; {did_you_mean(self.name, DATASETS)}")
-        if self.global_batch < 1:
-            raise ValueError(f"data.global_batch must be at least 1, got {self.global_batch}")
-        for key in ("crop_padding", "workers"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"data.{key} must be at least 0, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +220,7 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
     OSError where the folder cannot be written.
     """
     make_loaders(recipe, World(size=world_size))
+    batch_share(recipe.data.global_batch, world_size)
     out = Path(out)
     elsewhere = "choose another folder with --out"
     if out.exists() and not out.is_dir():
@@ -279,18 +259,17 @@ def read_result(out: str | Path) -> dict[str, float] | None:
 
 
 def make_loaders(recipe: Recipe, world: World) -> tuple[Dataset, TrainLoader, EvalLoader]:
-    """A recipe's data and this rank's batches of it. Raises ValueError when the global batch cannot be split."""
-    dataset, settings = DATASETS[recipe.data.name](), recipe.data
-    train_loader = TrainLoader(
-        dataset.train,
-        augment=partial(random_crop, padding=settings.crop_padding),
-        global_batch=settings.global_batch,
+    """A recipe's data and this rank's batches of it. Raises ValueError for data that is not as the recipe says."""
+    dataset = dataset_of(recipe.data)
+    train_loader, eval_loader = loaders_of(
+        recipe.data,
+        dataset,
+        epochs=recipe.train.epochs,
         seed=recipe.seed,
         rank=world.rank,
         world_size=world.size,
-        workers=settings.workers,
+        pin_memory=world.device.type == "cuda",
     )
-    eval_loader = EvalLoader(dataset.test, batch=settings.global_batch, rank=world.rank, world_size=world.size)
     return dataset, train_loader, eval_loader
 
 
@@ -362,7 +341,7 @@ def _result(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, float]) -> None:
-    dataset = DATASETS[recipe.data.name]()
+    dataset = dataset_of(recipe.data)
     info = WeightsInfo(
         model=recipe.model.name,
         config=head_and_stem(dataset),

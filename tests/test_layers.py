@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "specs": {"models", "suggestions"},
     "exercises": {"resnet", "compare", "doctor", "suggestions"},
     "durable": set(),
-    "data": set(),
+    "data": {"suggestions"},
     "train": {"durable", "suggestions"},
     "weights": {"data", "durable", "suggestions"},
     "weights.sources": {"weights", "resnet"},
@@ -55,7 +55,7 @@ MAY_IMPORT = {
 KEPT_TO = {
     "torchvision": {"data", "weights.sources"},
     "numpy": {"data", "weights.sources"},
-    "PIL": {"data", "predict"},
+    "PIL": {"data"},
     "rich": {"train", "weights"},
     "matplotlib": {"train"},
     "tyro": {"cli"},

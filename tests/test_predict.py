@@ -9,8 +9,9 @@ from PIL import Image
 
 import resnet_core
 from resnet_core.data import load_digits
+from resnet_core.data.images import ImageError, find_images, read_image
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.predict import ImageError, find_images, predict, read_image
+from resnet_core.predict import predict
 from resnet_core.pretrained import load_model
 from resnet_core.weights import WeightsInfo, write_weights
 

@@ -1,6 +1,40 @@
 """Images on their way to the network: datasets, transforms, order, batches."""
 
-from resnet_core.data.datasets import DATASETS, Dataset, Split, load_digits
+from resnet_core.data.config import DataConfig, dataset_of, loaders_of
+from resnet_core.data.datasets import (
+    DATASETS,
+    Dataset,
+    ImageFiles,
+    LabelledImages,
+    Split,
+    load_cifar10,
+    load_dataset,
+    load_digits,
+    load_fashion_mnist,
+    load_image_folder,
+)
+from resnet_core.data.images import ImageError
 from resnet_core.data.loaders import EvalLoader, TrainLoader
+from resnet_core.data.transforms import Augmentation, ImageTransform, Mixing
 
-__all__ = ["DATASETS", "Dataset", "EvalLoader", "Split", "TrainLoader", "load_digits"]
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "DataConfig",
+    "Dataset",
+    "EvalLoader",
+    "ImageError",
+    "ImageFiles",
+    "ImageTransform",
+    "LabelledImages",
+    "Mixing",
+    "Split",
+    "TrainLoader",
+    "dataset_of",
+    "load_cifar10",
+    "load_dataset",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_image_folder",
+    "loaders_of",
+]

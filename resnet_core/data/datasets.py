@@ -1,22 +1,46 @@
-"""Datasets as tensors in memory, and the digits that ship with the package."""
+"""Datasets: images in memory or in files, their labels, and how the known ones lie in a folder.
+
+What is wrong with a folder is told before any training, by a ValueError: the file, the rule, the remedy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_core.data.transforms import ImageTransform
+from resnet_core.data.binary import read_cifar10_records, read_idx
+from resnet_core.data.images import find_images, read_image
+from resnet_core.data.transforms import CHANNEL_MODES, Images, ImageTransform
+
+
+class LabelledImages(Protocol):
+    """Images by number, each uint8 (0..255) or float32 (0..1) `[C, H, W]`, with class numbers `labels` `[N]` int64."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+    def take(self, indices: Sequence[int], /) -> Images:
+        """The images of a batch."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images `[N, C, H, W]` float32 in -1..1 and their class numbers `[N]` int64."""
+    """Images in memory, `[N, C, H, W]`."""
 
     images: Tensor
     labels: Tensor
@@ -24,20 +48,60 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def take(self, indices: Sequence[int], /) -> Tensor:
+        return self.images[torch.as_tensor(indices)]
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images in files of any size, decoded when they are asked for; ImageError names one that cannot be."""
+
+    folder: Path
+    names: npt.NDArray[Any]
+    """Paths inside the folder, as bytes in one array: a million Python objects would be copied to each worker."""
+    labels: Tensor
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        return self.folder / os.fsdecode(self.names[index])
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        image = read_image(self.path(index)).convert(CHANNEL_MODES[self.channels])
+        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels)
+        return pixels.permute(2, 0, 1).contiguous(), int(self.labels[index])
+
+    def take(self, indices: Sequence[int], /) -> list[Tensor]:
+        return [self[index][0] for index in indices]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a recipe trains and evaluates on."""
+    """What a recipe trains and evaluates on. Raises ValueError where a network could not learn from it."""
 
-    train: Split
-    test: Split
+    train: LabelledImages
+    test: LabelledImages
     class_names: tuple[str, ...]
     transform: ImageTransform
-    """Makes an image file's pixels into what `test` holds."""
+    """Makes an image file's pixels into what the network is evaluated on."""
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise ValueError(f"one class, {self.class_names[0]!r}, is nothing to tell apart; at least 2 are needed")
+        shown = {part: set(split.labels.tolist()) for part, split in (("train", self.train), ("test", self.test))}
+        for part, labels in shown.items():
+            missing = [name for number, name in enumerate(self.class_names) if number not in labels]
+            if missing:
+                raise ValueError(f"the {part} images show no {', '.join(missing)}; both parts must show every class")
 
     @property
     def in_channels(self) -> int:
-        return self.train.images.shape[1]
+        return len(self.transform.mean)
 
 
 def load_digits() -> Dataset:
@@ -50,13 +114,169 @@ def load_digits() -> Dataset:
     packed = resources.files("resnet_core.data") / "digits.npz"
     with packed.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         images, labels, is_test = (torch.from_numpy(arrays[key]) for key in ("images", "labels", "is_test"))
-    enlarged = F.interpolate(images[:, None].float() / 8 - 1, size=(16, 16), mode="bilinear")  # grey levels are 0..16
+    enlarged = F.interpolate(images[:, None].float() / 16, size=(16, 16), mode="bilinear")  # grey levels are 0..16
     return Dataset(
         train=Split(enlarged[~is_test], labels[~is_test].long()),
         test=Split(enlarged[is_test], labels[is_test].long()),
         class_names=tuple("0123456789"),
-        transform=ImageTransform(resize_size=16, crop_size=16, mean=(0.5,), std=(0.5,)),
+        transform=full_size(16, mean=(0.5,), std=(0.5,)),
     )
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+def full_size(size: int, mean: Sequence[float], std: Sequence[float]) -> ImageTransform:
+    return ImageTransform(resize_size=size, crop_size=size, mean=mean, std=std)
+
+
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+def load_fashion_mnist(folder: Path) -> Dataset:
+    """Zalando's articles: 60,000 and 10,000 grey images of 28x28, in the four IDX files of Xiao et al. 2017.
+
+    They lie in the folder itself, or in `FashionMNIST/raw` of it, where torchvision puts them; with `.gz` or without.
+    """
+    inside = folder / "FashionMNIST" / "raw"
+    files = inside if inside.is_dir() else folder
+    train, test = (
+        labelled(
+            read_idx(files / f"{part}-images-idx3-ubyte", num_dimensions=3)[:, None],
+            read_idx(files / f"{part}-labels-idx1-ubyte", num_dimensions=1),
+            where=f"{files}/{part}-*",
+        )
+        for part in ("train", "t10k")
+    )
+    # Mean and standard deviation of the training pixels.
+    transform = full_size(train.images.shape[-1], mean=(0.2860,), std=(0.3530,))
+    return Dataset(train=train, test=test, class_names=FASHION_CLASSES, transform=transform)
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def load_cifar10(folder: Path) -> Dataset:
+    """Krizhevsky's tiny images: 50,000 and 10,000 of 32x32 in colour, all in memory.
+
+    Read from the original's binary version (`data_batch_1.bin` .., `test_batch.bin`), or from class folders of image
+    files. The version for Python is made of pickles, which can run code, and is refused.
+    """
+    inside = folder / "cifar-10-batches-bin"
+    files = inside if inside.is_dir() else folder
+    if (files / "test_batch.bin").exists():
+        batches = [files / f"data_batch_{number}.bin" for number in range(1, 6)]
+        train, test = (
+            labelled(*read_cifar10_records(paths), where=str(files)) for paths in (batches, [files / "test_batch.bin"])
+        )
+    elif (folder / "cifar-10-batches-py").exists() or (folder / "test_batch").exists():
+        raise ValueError(
+            f"{folder} holds CIFAR-10's version for Python: pickles, which can run code and are not read; "
+            "unpack the binary version (cifar-10-binary.tar.gz) instead"
+        )
+    else:
+        lazy = load_image_folder(folder)
+        if lazy.class_names != CIFAR10_CLASSES:
+            raise ValueError(
+                f"{folder} has the classes {', '.join(lazy.class_names)}, not CIFAR-10's {', '.join(CIFAR10_CLASSES)}; "
+                "read it with --data.name image_folder"
+            )
+        train, test = decoded(lazy.train), decoded(lazy.test)
+    # Mean and standard deviation of the original's training pixels.
+    transform = full_size(train.images.shape[-1], mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    return Dataset(train=train, test=test, class_names=CIFAR10_CLASSES, transform=transform)
+
+
+def labelled(images: Tensor, labels: Tensor, where: str) -> Split:
+    """Both as a split of ten classes. Raises ValueError where they do not belong together."""
+    if len(images) != len(labels):
+        raise ValueError(f"{where}: {len(images)} images and {len(labels)} labels; unpack the files anew")
+    if len(labels) and labels.max() > 9:
+        raise ValueError(f"{where}: labels must be 0..9, found {int(labels.max())}; unpack the files anew")
+    return Split(images, labels.long())
+
+
+def decoded(files: LabelledImages) -> Split:
+    """All images in memory. Raises ImageError for a damaged file, ValueError where one has another size."""
+    assert isinstance(files, ImageFiles)
+    with ThreadPoolExecutor() as threads:  # decoders let go of Python's lock
+        images = list(threads.map(lambda index: files[index][0], range(len(files))))
+    for index, image in enumerate(images):
+        if image.shape != images[0].shape:
+            sizes = [f"{each.shape[-1]} x {each.shape[-2]}" for each in (image, images[0])]
+            raise ValueError(
+                f"{files.path(index)} has {sizes[0]} pixels, {files.path(0)} {sizes[1]}: images in memory must be "
+                "alike; read them with --data.name image_folder"
+            )
+    return Split(torch.stack(images), files.labels)
+
+
+def load_image_folder(folder: Path) -> Dataset:
+    """Your own images, `folder/train/CLASS/*` and `folder/val/CLASS/*` (or `test`), of any size, decoded by workers.
+
+    Where there is `val` and `test`, `val` is evaluated. Prepared for evaluation as torchvision's first sets of
+    ImageNet weights: shorter side 256, the middle 224 x 224.
+    """
+    if not (folder / "train").is_dir():
+        raise ValueError(f"{folder} has no folder train; put the images as {folder}/train/CLASS/IMAGE")
+    parts = [folder / name for name in ("val", "test") if (folder / name).is_dir()]
+    if not parts:
+        raise ValueError(
+            f"{folder} has no folder val or test to evaluate on; put some images as {folder}/val/CLASS/IMAGE"
+        )
+    names, test_names = class_folders(folder / "train"), class_folders(parts[0])
+    if names != test_names:
+        raise ValueError(
+            f"{folder / 'train'} and {parts[0]} must have the same classes; only in one of them: "
+            f"{', '.join(sorted(set(names) ^ set(test_names)))}"
+        )
+    return Dataset(
+        train=list_files(folder / "train", names),
+        test=list_files(parts[0], names),
+        class_names=names,
+        transform=ImageTransform(resize_size=256, crop_size=224),
+    )
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The classes: names of the folders inside, sorted, hidden ones left out."""
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if not names:
+        raise ValueError(f"{folder} has no class folders; put its images as {folder}/CLASS/IMAGE")
+    return names
+
+
+def list_files(folder: Path, class_names: Sequence[str]) -> ImageFiles:
+    """All image files of the class folders, without opening any. Raises ImageError for a class that has none."""
+    found = [find_images(folder / name) for name in class_names]
+    labels = torch.arange(len(found)).repeat_interleave(torch.tensor([len(paths) for paths in found]))
+    names = [os.fsencode(path.relative_to(folder)) for paths in found for path in paths]
+    return ImageFiles(folder, np.array(names), labels)
+
+
+BUILT_IN: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+IN_FOLDERS: dict[str, Callable[[Path], Dataset]] = {
+    "fashion_mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
+    "image_folder": load_image_folder,
+}
+DATASETS = (*BUILT_IN, *IN_FOLDERS)
+
+
+def load_dataset(name: str, path: str = "") -> Dataset:
+    """A dataset of DATASETS, from the folder `path` where it does not ship with the package.
+
+    Raises ValueError in one line for a folder that is missing, incomplete, damaged or of another layout.
+    """
+    if name in BUILT_IN:
+        if path:
+            raise ValueError(f"data.path: {name} ships with the package; leave out {path!r}")
+        return BUILT_IN[name]()
+    if not path:
+        raise ValueError(f"data.path: {name} is read from a folder; say which with --data.path DIR")
+    if not Path(path).is_dir():
+        raise ValueError(f"data.path: {path} is {'a file, not a' if Path(path).exists() else 'no'} folder")
+    try:
+        return IN_FOLDERS[name](Path(path))
+    except OSError as error:
+        raise ValueError(f"{error.filename or path} cannot be read ({error.strerror or error})") from error

@@ -1,32 +1,33 @@
-"""What happens to an image before the network sees it: an augmentation for training, a preparation for evaluation."""
+"""What happens to images before the network sees them: an augmentation for training, a preparation for evaluation.
+
+Images come as uint8 (0..255) or float32 (0..1), `[C, H, W]` each: stacked in one tensor `[N, C, H, W]`, or as a list
+where their sizes differ. torchvision's transforms are imported on first use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor
-from torch.nn import functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Images = Tensor | list[Tensor]
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G, B in 0..1
+LARGEST_SIZE = 4096  # pixels
+CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 
 
-def random_crop(image: Tensor, generator: Generator, *, padding: int) -> Tensor:
-    """Same size, moved by up to `padding` pixels each way; the border repeats outward (He et al. 2015, section 4.2).
-
-    The paper pads CIFAR's normalised images with zeros, their mean; repeating the border is right for any range.
-    """
-    if padding == 0:
-        return image
-    height, width = image.shape[-2:]
-    top, left = torch.randint(2 * padding + 1, (2,), generator=generator).tolist()
-    padded = F.pad(image, (padding,) * 4, mode="replicate")
-    return padded[:, top : top + height, left : left + width]
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`(images - mean) / std` of each channel, uint8 first brought to 0..1; float32."""
+    # Divided, not multiplied by 1/255: to the bit as torchvision prepared the images of its published weights.
+    scaled = images / 255 if images.dtype == torch.uint8 else images
+    return (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,139 @@ class ImageTransform:
 
         mode = CHANNEL_MODES[len(self.mean)]
         resized = V.resize(image.convert(mode), [self.resize_size], antialias=True)
-        pixels = V.pil_to_tensor(V.center_crop(resized, [self.crop_size]))
-        # Divided, not multiplied by 1/255: to the bit as torchvision prepared the images of its published weights.
-        return V.normalize(pixels / 255, list(self.mean), list(self.std))
+        return normalize(V.pil_to_tensor(V.center_crop(resized, [self.crop_size])), self.mean, self.std)
+
+    def of_images(self, images: Images) -> Tensor:
+        """`[N, C, crop_size, crop_size]`, each the same as from its file; images of that size are only normalised."""
+        if isinstance(images, Tensor) and images.shape[-2:] == (self.crop_size,) * 2 == (self.resize_size,) * 2:
+            return normalize(images, self.mean, self.std)
+        from torchvision.transforms.v2 import functional as V
+
+        return torch.stack([self(V.to_pil_image(image)) for image in images])
 
 
-LARGEST_SIZE = 4096  # pixels
-CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
+@dataclass(frozen=True)
+class Views:
+    """Where a batch's random numbers come from: the epoch, and a seed for each image."""
+
+    epoch: int
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Images of a batch, each changed at random, -> `[N, C, size, size]` float32, normalised.
+
+    What happens to an image depends on its own seed and the epoch's size alone, so a batch may be split anywhere.
+    `size_of_epoch` is a constant, or `growing_size`; `DataConfig` says what the other settings do.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    size_of_epoch: Callable[[int], int]
+    random_resized_crop: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    trivial_augment: bool = False
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: int = 9
+    random_erasing: float = 0.0
+
+    def __call__(self, images: Images, views: Views) -> Tensor:
+        # In the order of torchvision's reference recipes; each step draws from seeds of its own.
+        crop, move, recolour, erase = ([seed + step for seed in views.seeds] for step in (1, 0, 2, 3))
+        batch = self._sized(images, self.size_of_epoch(views.epoch), crop)
+        if self.crop_padding or self.flip:
+            batch = crop_and_flip(batch, move, padding=self.crop_padding, flip=self.flip)
+        if self.trivial_augment or self.rand_augment_ops:
+            batch = each(self._policy(), batch, recolour)
+        batch = normalize(batch, self.mean, self.std)
+        if self.random_erasing:
+            from torchvision.transforms import v2
+
+            batch = each(v2.RandomErasing(p=self.random_erasing), batch, erase)
+        return batch
+
+    def _sized(self, images: Images, size: int, seeds: Sequence[int]) -> Tensor:
+        if not self.random_resized_crop and isinstance(images, Tensor) and images.shape[-2:] == (size, size):
+            return images
+        from torchvision.transforms import v2
+
+        if self.random_resized_crop:
+            return each(v2.RandomResizedCrop(size, scale=(self.random_resized_crop, 1.0)), images, seeds)
+        return each(v2.Compose([v2.Resize(size), v2.CenterCrop(size)]), images, seeds)
+
+    def _policy(self) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2
+
+        if self.trivial_augment:
+            return v2.TrivialAugmentWide()
+        return v2.RandAugment(self.rand_augment_ops, self.rand_augment_magnitude)
+
+
+def each(transform: Callable[[Tensor], Tensor], images: Images, seeds: Sequence[int]) -> Tensor:
+    """`transform` of every image, stacked; torch's random numbers come from that image's seed and are put back."""
+    # The generator, not torch.manual_seed: that would seed the GPU's as well, which is not put back.
+    with torch.random.fork_rng(devices=[]):
+        changed = []
+        for image, seed in zip(images, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            changed.append(transform(image))
+    return torch.stack(changed)
+
+
+def crop_and_flip(images: Tensor, seeds: Sequence[int], *, padding: int, flip: bool) -> Tensor:
+    """Same size, each moved by up to `padding` pixels each way and mirrored half of the time (He et al. 2015, 4.2).
+
+    The border repeats outward. The paper pads CIFAR's normalised images with zeros, their mean; repeating the border
+    is right for any range. All images are moved at once, by the pixel each pixel comes from: some ten times as fast
+    as one after the other.
+    """
+    number, channels, height, width = images.shape
+    draws = []
+    generator = torch.Generator()
+    for seed in seeds:
+        generator.manual_seed(seed)
+        top, left = torch.randint(2 * padding + 1, (2,), generator=generator).tolist()
+        draws.append((top, left, flip and bool(torch.randint(2, (), generator=generator))))
+    tops, lefts, mirrored = torch.tensor(draws).T[:, :, None]
+    rows = (torch.arange(height) + tops - padding).clamp(0, height - 1)
+    columns = (torch.arange(width) + lefts - padding).clamp(0, width - 1)
+    columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+    sources = (rows[:, :, None] * width + columns[:, None, :]).view(number, 1, -1).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, sources).view_as(images)
+
+
+def growing_size(epoch: int, *, start: int, end: int, epochs: int, step: int = 32) -> int:
+    """Pixels of a side in `epoch` of `epochs`: from `start` linearly to `end`, down to a multiple of `step` between.
+
+    Progressive resizing (Howard, DAWNBench 2018; Tan & Le 2021, "EfficientNetV2", section 4.2): small images first
+    cost less. 32 is what a ResNet's stages divide a side by.
+    """
+    if epoch >= epochs - 1:
+        return end
+    grown = start + (end - start) * epoch // (epochs - 1)
+    return max(start, grown // step * step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """A batch whose images are mixed with each other, and how much of each class every image then shows: `[N, K]`.
+
+    MixUp (Zhang et al. 2018) blends two images, CutMix (Yun et al. 2019) pastes a rectangle of one into another; the
+    share is drawn from Beta(alpha, alpha) for each batch. Where both have an alpha one of them is drawn.
+    """
+
+    num_classes: int
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        from torchvision.transforms import v2
+
+        kinds = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+        mixers = [kind(alpha=alpha, num_classes=self.num_classes) for kind, alpha in kinds if alpha]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            mixed, targets = v2.RandomChoice(mixers)(images, labels)
+        return mixed, targets
