@@ -63,11 +63,12 @@ class Plan:
 
 def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
     """The plan of a recipe. Raises ValueError where its data cannot be had or its batch cannot be split."""
-    dataset, train_loader, eval_loader = make_loaders(recipe, World(size=processes))
+    dataset, train_loader, _ = make_loaders(recipe, World(size=processes))
     batch = recipe.data.global_batch // processes
     with torch.device("meta"):
         model = get_model(recipe.model.name, **head_and_stem(dataset))
-    images, _ = next(iter(eval_loader))
+    size = recipe.data.train_size or dataset.transform.crop_size
+    shape = torch.Size((dataset.in_channels, size, size))
     part = math.ceil(batch / recipe.train.accumulation)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 2 + state_tensors(recipe) + bool(recipe.averaging.ema_decay)
@@ -84,7 +85,7 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
         accumulation=recipe.train.accumulation,
         lr_fn=recipe.lr_fn(len(train_loader)),
         weights_bytes=parameters * 4 * copies,
-        activation_bytes=part * saved_values(model, images.shape[1:]) * bytes_each,
+        activation_bytes=part * saved_values(model, shape) * bytes_each,
     )
 
 

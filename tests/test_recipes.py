@@ -36,7 +36,7 @@ def test_a_trainer_follows_its_recipe():
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
     assert len(group["params"]) == len(list(trainer.model.parameters()))
-    assert trainer.train_loader.samples.augment.keywords == {"padding": 2}
+    assert trainer.train_loader.batches.augment.crop_padding == 2
 
 
 def test_the_seed_decides_the_weights_and_the_order():
