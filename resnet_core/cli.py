@@ -30,6 +30,7 @@ from resnet_core.predict import predict
 from resnet_core.pretrained import load_model
 from resnet_core.recipes import (
     RECIPES,
+    SOURCES,
     Recipe,
     get_recipe,
     load_run,
@@ -110,7 +111,8 @@ class Recipes:
 
     def __call__(self) -> None:
         for name, recipe in RECIPES.items():
-            print(f"{name:<18}{recipe.model.name} on {recipe.data.name}, {recipe.train.epochs} epochs")
+            what = f"{recipe.model.name} on {recipe.data.name}, {recipe.train.epochs} epochs"
+            print(f"{name:<25}{what}\n{'':<25}{SOURCES[name]}")
 
 
 @dataclass(frozen=True)

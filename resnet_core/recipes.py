@@ -15,14 +15,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import resnet_core
+from resnet_core.backbone import Backbone
 from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, loaders_of
 from resnet_core.data.sampler import batch_share
 from resnet_core.durable import replace_file
 from resnet_core.models import MODELS, get_model
+from resnet_core.pretrained import load_model
 from resnet_core.suggestions import did_you_mean
 from resnet_core.train import RunConfig, TrainConfig, Trainer, World, join_world
 from resnet_core.train.averaging import AveragingConfig, WeightAverage
@@ -38,6 +40,9 @@ from resnet_core.weights import WeightsInfo, load_weights, write_weights
 class ModelConfig:
     name: str
     """A name of `resnet-core models`."""
+    weights: str = ""
+    """What to start from: a run's folder, a file of weights, published weights as resnet50:IMAGENET1K_V2; none: random.
+    Where the number of classes is another, the head is new."""
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -107,14 +112,134 @@ class Recipe:
 # Settings that cannot change a run's weights: another value continues the same run.
 FREE = ("run", "data.workers")
 
+# Names of recipes below; what each reproduces, and the top-1 that its source publishes.
+SOURCES: dict[str, str] = {
+    "digits": "ResNet-20 on the digits that ship with the package; at least 99.0% of 360 test images",
+    **{
+        f"cifar10_resnet{depth}": f"He et al. 2015, section 4.2 and table 6: {accuracy}% on CIFAR-10's original files"
+        for depth, accuracy in {20: 91.25, 32: 92.49, 44: 92.83, 56: 93.03, 110: 93.57}.items()
+    },
+    "cifar10_fast": "ResNet-20, one cycle (Smith & Topin 2018): for half an hour on two cores",
+    "fashion_mnist": "ResNet-20 on Fashion-MNIST, one cycle",
+    "imagenet_card": "the model card's hyperparameters with decoupled decay, as they were run: ResNet-50 76.5%",
+    "imagenet_card_literal": "the same numbers as torch reads them, coupled: decays 16.4 times harder",
+    "imagenet_nvidia90": "NVIDIA DeepLearningExamples, ResNet-50 v1.5, 90 epochs: 77.12%",
+    "imagenet_torchvision_v1": "torchvision's references for IMAGENET1K_V1: ResNet-50 76.13%",
+    "imagenet_torchvision_v2": "torchvision's references for IMAGENET1K_V2: ResNet-50 80.86%",
+    "imagenet_a3": "Wightman et al. 2021 (arXiv:2110.00476), procedure A3: ResNet-50 78.1%",
+    "finetune": "published ImageNet weights, a new head that learns ten times as fast, a folder of your own images",
+}
+
+
+def cifar10(depth: int) -> Recipe:
+    """64,000 steps, a tenth of the learning rate from 32,000 and from 48,000 on; 390 steps are an epoch."""
+    warmup = {"warmup": "constant", "warmup_epochs": 1.0, "warmup_start_factor": 0.1} if depth == 110 else {}
+    return Recipe(
+        model=ModelConfig(name=f"cifar_resnet{depth}"),
+        data=DataConfig(name="cifar10", global_batch=128, crop_padding=4, flip=True, workers=1),
+        optimizer=OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=1e-4),
+        schedule=ScheduleConfig(name="milestones", milestones=(82.0, 123.0), **warmup),  # type: ignore[arg-type]
+        train=TrainConfig(epochs=164),
+    )
+
+
+def one_cycle(name: str, *, epochs: int, flip: bool) -> Recipe:
+    return Recipe(
+        model=ModelConfig(name="cifar_resnet20"),
+        data=DataConfig(name=name, global_batch=128, crop_padding=4 if flip else 2, flip=flip, workers=1),
+        optimizer=OptimizerConfig(lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True),
+        schedule=ScheduleConfig(name="one_cycle", warmup_epochs=epochs / 5),
+        train=TrainConfig(epochs=epochs, channels_last=True),
+        run=RunConfig(log_every_steps=50),
+    )
+
+
+def imagenet(optimizer: OptimizerConfig, schedule: ScheduleConfig, *, epochs: int, **options: Any) -> Recipe:
+    """ResNet-50 on a folder of ImageNet: random crops and flips, evaluated at 256 and 224 pixels."""
+    data = {"eval_resize": 256, "eval_size": 224, **options.pop("data")}
+    return Recipe(
+        model=ModelConfig(name="resnet50"),
+        data=DataConfig(name="image_folder", random_resized_crop=0.08, flip=True, workers=8, **data),
+        optimizer=optimizer,
+        schedule=schedule,
+        train=TrainConfig(epochs=epochs, precision="bf16", channels_last=True),
+        run=RunConfig(log_every_steps=50),
+        **options,
+    )
+
+
+CARD: dict[str, Any] = {"lr": 2.048, "momentum": 0.875, "weight_decay": 5e-4}
+CARD_SCHEDULE = ScheduleConfig(warmup_epochs=8, t_max_epochs=82)
+
 RECIPES: dict[str, Recipe] = {
-    # ResNet-20 on the 1,437 digits that ship with the package: at least 99.0% of the 360 test images.
     "digits": Recipe(
         model=ModelConfig(name="cifar_resnet20"),
         data=DataConfig(name="digits", global_batch=64, crop_padding=2),
         optimizer=OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
         schedule=ScheduleConfig(warmup_epochs=2.0),
         train=TrainConfig(epochs=20),
+    ),
+    **{f"cifar10_resnet{depth}": cifar10(depth) for depth in (20, 32, 44, 56, 110)},
+    "cifar10_fast": one_cycle("cifar10", epochs=24, flip=True),
+    "fashion_mnist": one_cycle("fashion_mnist", epochs=10, flip=False),
+    "imagenet_card": imagenet(
+        OptimizerConfig(name="decoupled_sgd", **CARD), CARD_SCHEDULE, epochs=90, data={"global_batch": 2048}
+    ),
+    "imagenet_card_literal": imagenet(
+        OptimizerConfig(name="sgd", **CARD), CARD_SCHEDULE, epochs=90, data={"global_batch": 2048}
+    ),
+    "imagenet_nvidia90": imagenet(
+        OptimizerConfig(lr=2.048, momentum=0.875, weight_decay=1 / 32768, decay_norms=False),
+        CARD_SCHEDULE,
+        epochs=90,
+        data={"global_batch": 2048},
+        loss=LossConfig(label_smoothing=0.1),
+    ),
+    "imagenet_torchvision_v1": imagenet(
+        OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=1e-4),
+        ScheduleConfig(name="milestones", milestones=(30.0, 60.0)),
+        epochs=90,
+        data={"global_batch": 256},
+    ),
+    "imagenet_torchvision_v2": imagenet(
+        OptimizerConfig(lr=0.5, momentum=0.9, weight_decay=2e-5, decay_norms=False),
+        ScheduleConfig(warmup_epochs=5, warmup_start_factor=0.01),
+        epochs=600,
+        data={
+            "global_batch": 1024,
+            "eval_resize": 232,
+            "train_size": 176,
+            "trivial_augment": True,
+            "random_erasing": 0.1,
+            "mixup": 0.2,
+            "cutmix": 1.0,
+            "repeated_augmentation": 4,
+        },
+        loss=LossConfig(label_smoothing=0.1),
+        # Its 0.99998 is for one image at a time: 1 - 2e-5 * global batch * steps between updates / epochs.
+        averaging=AveragingConfig(ema_decay=1 - 2e-5 * 1024 * 32 / 600, ema_every_steps=32),
+    ),
+    "imagenet_a3": imagenet(
+        OptimizerConfig(name="lamb", lr=0.008, weight_decay=0.02, decay_norms=False, decay_biases=False),
+        ScheduleConfig(warmup_epochs=5, final_lr=1e-6),
+        epochs=100,
+        data={
+            "global_batch": 2048,
+            "eval_resize": 236,
+            "train_size": 160,
+            "rand_augment_ops": 2,
+            "rand_augment_magnitude": 6,
+            "mixup": 0.1,
+            "cutmix": 1.0,
+        },
+        loss=LossConfig(name="binary_cross_entropy"),
+    ),
+    "finetune": Recipe(
+        model=ModelConfig(name="resnet50", weights="resnet50:IMAGENET1K_V2"),
+        data=DataConfig(name="image_folder", global_batch=64, random_resized_crop=0.25, flip=True, workers=2),
+        optimizer=OptimizerConfig(lr=0.01, weight_decay=1e-4, head_lr_factor=10.0),
+        schedule=ScheduleConfig(warmup_epochs=1.0),
+        train=TrainConfig(epochs=20, channels_last=True),
     ),
 }
 
@@ -280,7 +405,7 @@ def make_trainer(
     world = world or World()
     dataset, train_loader, eval_loader = make_loaders(recipe, world)
     torch.manual_seed(recipe.seed)
-    model: Any = get_model(recipe.model.name, **head_and_stem(dataset))
+    model: Any = make_model(recipe.model, **head_and_stem(dataset))
     return Trainer(
         recipe.train,
         model,
@@ -298,6 +423,22 @@ def make_trainer(
         folder=Path(folder) / "checkpoints" if folder else None,
         seed=recipe.seed,
     )
+
+
+def make_model(config: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
+    """The network that a run starts from. Raises ValueError where the weights are another model's or do not fit."""
+    if not config.weights:
+        return get_model(config.name, num_classes=num_classes, in_channels=in_channels)
+    model, info = load_model(config.weights, progress=False)
+    if info.model != config.name:
+        raise ValueError(f"model.weights {config.weights} are a {info.model}'s, and model.name is {config.name}")
+    if info.config.get("in_channels", 3) != in_channels:
+        raise ValueError(f"model.weights {config.weights} are not for images of {in_channels} channels")
+    if info.config.get("num_classes", 1000) != num_classes:
+        if not isinstance(model, Backbone):
+            raise ValueError(f"{config.name} cannot get a new head for {num_classes} classes; start without weights")
+        model.reset_classifier(num_classes)
+    return model.train()
 
 
 def head_and_stem(dataset: Dataset) -> dict[str, int]:

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "hub": {"resnet", "backbone", "models", "pretrained", "suggestions", "weights"},
     "predict": {"data"},
     "deploy": {"durable", "rounding", "suggestions"},
-    "recipes": {"__init__", "models", "suggestions", "data", "durable", "train", "weights"},
+    "recipes": {"__init__", "backbone", "data", "durable", "models", "pretrained", "suggestions", "train", "weights"},
     "plan": {"models", "recipes", "train"},
     "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "plan", "predict", "recipes", "train"}
     | {"exercises", "pretrained", "specs", "suggestions", "weights.convert"},
