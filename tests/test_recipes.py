@@ -24,7 +24,8 @@ def test_a_trainer_follows_its_recipe():
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
     assert len(group["params"]) == len(list(trainer.model.parameters()))
-    assert trainer.train_loader.samples.augment.keywords == {"padding": 2}
+    augment = trainer.train_loader.batches.augment
+    assert (augment.crop_padding, augment.flip, augment.size_of_epoch(0)) == (2, False, 16)
 
 
 def test_the_seed_decides_the_weights_and_the_order():
