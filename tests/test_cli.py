@@ -47,7 +47,9 @@ def test_describe_prints_the_table_and_json(capsys):
 
 def test_recipes_are_listed_and_shown(capsys):
     assert main(["recipes"]) == 0
-    assert capsys.readouterr().out == "digits            cifar_resnet20 on digits, 20 epochs\n"
+    listed = capsys.readouterr().out
+    assert listed.startswith(f"digits{'':<19}cifar_resnet20 on digits, 20 epochs\n{'':<25}ResNet-20 on the digits")
+    assert all(re.search(rf"^{name} ", listed, re.MULTILINE) for name in RECIPES)
     assert main(["show", "digits"]) == 0
     assert capsys.readouterr().out == to_toml(RECIPES["digits"])
 
@@ -56,7 +58,7 @@ def test_recipes_are_listed_and_shown(capsys):
     ("words", "message"),
     [
         ("trian digits", "unknown command 'trian'; did you mean train?"),
-        ("train", "train needs a recipe first, of digits; usage: resnet-core train RECIPE"),
+        ("train", "train needs a recipe first, of digits, cifar10_resnet20, .*; usage: resnet-core train RECIPE"),
         ("train --out here", "train needs a recipe first"),
         ("train digit", "unknown recipe 'digit'; did you mean digits?"),
         ("show digit", "unknown recipe 'digit'; did you mean digits?"),

@@ -152,6 +152,6 @@ def test_public_names_are_all_there():
 
 
 def test_subpackages_are_there_on_first_use():
-    code = "import resnet_core; print(resnet_core.train.Trainer.__name__, *resnet_core.recipes.RECIPES)"
+    code = "import resnet_core; print(resnet_core.train.Trainer.__name__, 'digits' in resnet_core.recipes.RECIPES)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed == "Trainer digits\n"
+    assert printed == "Trainer True\n"

@@ -42,7 +42,7 @@ def workplace(digits_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
     (folder / "runs" / "digits").symlink_to(digits_run[0])
-    pixels = (resnet_core.data.load_digits().test.images[0] + 1) / 2
+    pixels = resnet_core.data.load_digits().test.images[0]
     to_pil_image(pixels).save(folder / "digit.png")
     (folder / "mended.py").write_text(inspect.getsource(resnet_core.resnet))
     return folder

@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+import resnet_core
 from resnet_core.recipes import (
     LOSSES,
     RECIPES,
+    SOURCES,
+    ModelConfig,
     ScheduleConfig,
     from_mapping,
     get_recipe,
+    make_model,
     make_trainer,
     overlay,
     prepare,
@@ -21,6 +25,7 @@ from resnet_core.recipes import (
     to_toml,
 )
 from resnet_core.train import RunConfig, TrainConfig
+from resnet_core.weights import WeightsInfo, write_weights
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
 
@@ -36,7 +41,8 @@ def test_a_trainer_follows_its_recipe():
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
     assert len(group["params"]) == len(list(trainer.model.parameters()))
-    assert trainer.train_loader.batches.augment.crop_padding == 2
+    augment = trainer.train_loader.batches.augment
+    assert (augment.crop_padding, augment.flip, augment.size_of_epoch(0)) == (2, False, 16)
 
 
 def test_the_seed_decides_the_weights_and_the_order():
@@ -127,3 +133,44 @@ def test_the_losses_take_class_numbers_and_probabilities_alike(smoothing):
     wanted = certain * (1 - smoothing) + smoothing / 4
     by_hand = -(wanted * log(logits) + (1 - wanted) * log(-logits)).sum() / 6
     torch.testing.assert_close(LOSSES["binary_cross_entropy"](logits, labels, label_smoothing=smoothing), by_hand)
+
+
+def test_every_recipe_says_where_it_comes_from():
+    assert list(SOURCES) == list(RECIPES)
+
+
+def test_the_card_is_the_card():
+    """The model card: learning rate 2.048, momentum 0.875, weight decay 5e-4, batch 2048, 8 + 82 epochs."""
+    card = RECIPES["imagenet_card"]
+    assert (card.optimizer.lr, card.optimizer.momentum, card.optimizer.weight_decay) == (2.048, 0.875, 5e-4)
+    assert (card.data.global_batch, card.train.epochs) == (2048, 90)
+    assert (card.schedule.warmup_epochs, card.schedule.t_max_epochs, card.schedule.final_lr) == (8, 82, 0)
+    literal = RECIPES["imagenet_card_literal"]
+    assert (card.optimizer.name, literal.optimizer.name) == ("decoupled_sgd", "sgd")
+    assert replace(literal, optimizer=replace(literal.optimizer, name="decoupled_sgd")) == card
+
+
+def test_the_papers_cifar_protocol_ends_after_64000_steps():
+    recipe, steps_per_epoch = RECIPES["cifar10_resnet56"], 50_000 // 128
+    assert recipe.train.epochs * steps_per_epoch == pytest.approx(64_000, abs=steps_per_epoch)
+    lr_fn = recipe.lr_fn(steps_per_epoch)
+    assert [round(lr_fn(step), 6) for step in (0, 31_900, 32_100, 47_900, 48_100)] == [0.1, 0.1, 0.01, 0.01, 0.001]
+    deep = RECIPES["cifar10_resnet110"].lr_fn(steps_per_epoch)
+    assert [round(deep(step), 6) for step in (0, 389, 390)] == [0.01, 0.01, 0.1]
+
+
+def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path):
+    torch.manual_seed(1)
+    source = resnet_core.resnet18(num_classes=4, in_channels=1)
+    info = WeightsInfo(model="resnet18", config={"num_classes": 4, "in_channels": 1}, origin="a test")
+    write_weights(tmp_path / "start.safetensors", source.state_dict(), info)
+    config = ModelConfig(name="resnet18", weights=str(tmp_path / "start.safetensors"))
+    same = make_model(config, num_classes=4, in_channels=1)
+    other = make_model(config, num_classes=10, in_channels=1)
+    assert torch.equal(same.fc.weight, source.fc.weight)
+    assert torch.equal(other.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert other.fc.out_features == 10
+    with pytest.raises(ValueError, match="are a resnet18's, and model.name is resnet34"):
+        make_model(replace(config, name="resnet34"), num_classes=4, in_channels=1)
+    with pytest.raises(ValueError, match="are not for images of 3 channels"):
+        make_model(config, num_classes=4, in_channels=3)

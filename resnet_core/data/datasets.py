@@ -82,22 +82,13 @@ class ImageFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a recipe trains and evaluates on. Raises ValueError where a network could not learn from it."""
+    """What a recipe trains and evaluates on."""
 
     train: LabelledImages
     test: LabelledImages
     class_names: tuple[str, ...]
     transform: ImageTransform
     """Makes an image file's pixels into what the network is evaluated on."""
-
-    def __post_init__(self) -> None:
-        if len(self.class_names) < 2:
-            raise ValueError(f"one class, {self.class_names[0]!r}, is nothing to tell apart; at least 2 are needed")
-        shown = {part: set(split.labels.tolist()) for part, split in (("train", self.train), ("test", self.test))}
-        for part, labels in shown.items():
-            missing = [name for number, name in enumerate(self.class_names) if number not in labels]
-            if missing:
-                raise ValueError(f"the {part} images show no {', '.join(missing)}; both parts must show every class")
 
     @property
     def in_channels(self) -> int:
@@ -277,6 +268,22 @@ def load_dataset(name: str, path: str = "") -> Dataset:
     if not Path(path).is_dir():
         raise ValueError(f"data.path: {path} is {'a file, not a' if Path(path).exists() else 'no'} folder")
     try:
-        return IN_FOLDERS[name](Path(path))
+        dataset = IN_FOLDERS[name](Path(path))
     except OSError as error:
         raise ValueError(f"{error.filename or path} cannot be read ({error.strerror or error})") from error
+    check_classes(dataset, where=path)
+    return dataset
+
+
+def check_classes(dataset: Dataset, where: str) -> None:
+    """Raises ValueError where there is nothing to tell apart, or a class that one of the parts does not show."""
+    names = dataset.class_names
+    if len(names) < 2:
+        raise ValueError(f"{where} has one class, {names[0]}: nothing to tell apart; at least 2 are needed")
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        shown = set(split.labels.tolist())
+        missing = [name for number, name in enumerate(names) if number not in shown]
+        if missing:
+            raise ValueError(
+                f"{where}: the {part} images show no {', '.join(missing)}; both parts must show each class"
+            )

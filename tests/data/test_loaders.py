@@ -1,22 +1,46 @@
-"""Batches: the same whatever the workers, and wherever an epoch is entered."""
+"""Batches: the same whatever the workers and ranks, and wherever an epoch is entered."""
 
+import os
+import signal
 from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
-from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.data.transforms import random_crop
+from resnet_core.data import Augmentation, EvalLoader, ImageError, ImageFiles, Mixing, Split, TrainLoader
+from resnet_core.data.datasets import list_files
+from resnet_core.data.sampler import epoch_order
+from resnet_core.data.transforms import growing_size
+
+# torch warns where there are fewer cores than workers, as on a small machine.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
-def split(count=23):
+def split(count=23, size=8):
     generator = torch.Generator().manual_seed(0)
-    return Split(torch.randn(count, 1, 6, 6, generator=generator), torch.arange(count))
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.arange(count))
 
 
-def loader(**options):
-    augment = partial(random_crop, padding=1)
-    return TrainLoader(split(), augment=augment, global_batch=4, seed=3, **options)
+def constant(epoch, size=8):
+    return size
+
+
+def augmentation(**settings):
+    return Augmentation(mean=(0.5,) * 3, std=(0.5,) * 3, **{"size_of_epoch": constant, **settings})
+
+
+MOVED = {"crop_padding": 2, "flip": True}
+EVERYTHING = {**MOVED, "trivial_augment": True, "random_erasing": 0.5}
+
+
+def loader(settings=MOVED, samples=None, **options):
+    return TrainLoader(
+        samples or split(), augment=augmentation(**settings), **{"global_batch": 4, "seed": 3, **options}
+    )
 
 
 def same(batches, others):
@@ -27,46 +51,135 @@ def same(batches, others):
     )
 
 
-def test_workers_do_not_change_the_batches():
-    assert same(list(loader().epoch(2)), list(loader(workers=2).epoch(2)))
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_do_not_change_the_batches(workers):
+    mixing = Mixing(num_classes=23, mixup=0.2, cutmix=1.0)
+    alone = loader(EVERYTHING, mix=mixing, repeats=2)
+    with_workers = loader(EVERYTHING, mix=mixing, repeats=2, workers=workers)
+    for epoch, start in ((2, 0), (0, 3)):  # the workers stay from epoch to epoch
+        assert same(list(alone.epoch(epoch, start)), list(with_workers.epoch(epoch, start)))
 
 
-@pytest.mark.parametrize("start", [0, 1, 4, 5])
-def test_an_epoch_entered_late_goes_on_as_if_from_the_start(start):
-    assert same(list(loader().epoch(1))[start:], list(loader().epoch(1, start=start)))
-
-
-def test_epochs_differ_in_order_and_augmentation():
-    (first, labels), (second, other_labels) = (
-        (torch.cat(values) for values in zip(*loader().epoch(epoch), strict=True)) for epoch in (0, 1)
-    )
-    assert not torch.equal(labels, other_labels)
-    assert not torch.equal(first[labels.argsort()][:5], second[other_labels.argsort()][:5])
-
-
-def test_ranks_together_give_the_batches_of_one_process():
-    whole = list(loader().epoch(0))
-    parts = [list(loader(rank=rank, world_size=2).epoch(0)) for rank in range(2)]
+@given(
+    world_size=st.integers(1, 4),
+    start=st.integers(0, 3),
+    epoch=st.integers(0, 5),
+    repeats=st.integers(1, 2),
+    settings=st.sampled_from([MOVED, EVERYTHING, {"random_resized_crop": 0.1, "rand_augment_ops": 2}]),
+)
+def test_a_samples_view_depends_on_seed_epoch_and_copy_alone(world_size, start, epoch, repeats, settings):
+    options = {"global_batch": 12, "repeats": repeats, "samples": split(50)}
+    whole = list(loader(settings, **options).epoch(epoch))[start:]
+    parts = [
+        list(loader(settings, **options, rank=rank, world_size=world_size).epoch(epoch, start=start))
+        for rank in range(world_size)
+    ]
     joined = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in zip(*parts, strict=True)]
     assert same(whole, joined)
-    assert len(loader()) == len(whole) == 23 // 4
 
 
-def test_evaluation_gives_each_sample_once_as_it_is():
-    shares = [list(EvalLoader(split(), batch=4, rank=rank, world_size=3)) for rank in range(3)]
-    labels = torch.cat([labels for share in shares for _, labels in share])
-    assert sorted(labels.tolist()) == list(range(23))
-    for images, labels in shares[1]:
-        assert torch.equal(images, split().images[labels])
+def test_epochs_copies_and_seeds_differ_in_order_and_augmentation():
+    def views(epoch, seed=3, repeats=1):
+        batches = list(loader(seed=seed, repeats=repeats).epoch(epoch))
+        return tuple(map(torch.cat, zip(*batches, strict=True)))
+
+    first, labels = views(0)
+    for other, other_labels in (views(1), views(0, seed=4)):
+        assert not torch.equal(labels, other_labels)
+        shared = sorted(set(labels.tolist()) & set(other_labels.tolist()))
+        pairs = [(first[labels == each], other[other_labels == each]) for each in shared]
+        assert sum(torch.equal(*pair) for pair in pairs) < len(pairs) / 4
+    twice, labels = views(0, repeats=2)
+    copies = [twice[labels == each] for each in labels.unique()]
+    assert {len(pair) for pair in copies} == {2}
+    assert sum(torch.equal(*pair) for pair in copies) < len(copies) / 4
 
 
-def test_random_crop_moves_by_at_most_the_padding_and_repeats_the_border():
-    image = torch.arange(16.0).reshape(1, 4, 4)
-    shifts = set()
-    for seed in range(200):
-        moved = random_crop(image, torch.Generator().manual_seed(seed), padding=1)
-        rows = (moved[0, :, 1] - image[0, :, 1]).div(4).round()
-        shifts.add((int(rows[1]), int(moved[0, 1, 1] - image[0, 1, 1] - 4 * rows[1])))
-        assert set(moved.flatten().tolist()) <= set(image.flatten().tolist())
-    assert shifts == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
-    assert random_crop(image, torch.Generator(), padding=0) is image
+def test_an_epoch_leaves_torchs_random_numbers_as_they_were():
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(loader(EVERYTHING, mix=Mixing(num_classes=23, mixup=1.0), workers=workers).epoch(0))
+        list(EvalLoader(split(), batch=4, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_stay_for_the_next_epoch():
+    one = loader(workers=1)
+
+    def worker():
+        list(one.epoch(0))
+        return one.loader.loader._iterator._workers[0].pid
+
+    assert worker() == worker()
+
+
+def test_batches_of_an_epoch_that_another_ended_are_refused():
+    one = loader()
+    first = one.epoch(0)
+    next(first)
+    next(one.epoch(1))
+    with pytest.raises(RuntimeError, match="finish an epoch before the next"):
+        next(first)
+
+
+def test_an_epoch_ended_early_does_not_leak_into_the_next():
+    one = loader(workers=2)
+    next(one.epoch(0))
+    assert same(list(one.epoch(1)), list(loader().epoch(1)))
+
+
+def test_ctrl_c_reaches_the_main_process_alone():
+    one = loader(workers=1)
+    batches = one.epoch(0)
+    received = [next(batches)]
+    os.kill(one.loader.loader._iterator._workers[0].pid, signal.SIGINT)
+    assert same(received + list(batches), list(loader().epoch(0)))
+
+
+def test_a_growing_size_reaches_the_batches():
+    size = partial(growing_size, start=32, end=96, epochs=3)
+    one = loader({"random_resized_crop": 0.5, "size_of_epoch": size})
+    assert [next(one.epoch(epoch))[0].shape[-1] for epoch in range(3)] == [32, 64, 96]
+
+
+@given(st.integers(1, 65), st.integers(1, 4), st.integers(1, 9))
+def test_evaluation_gives_each_sample_once_as_it_is(count, world_size, batch):
+    samples = split(count, 1)
+    shares = [list(EvalLoader(samples, batch=batch, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    images, labels = map(torch.cat, zip(*(pair for share in shares for pair in share), strict=True))
+    assert sorted(labels.tolist()) == list(range(count))
+    assert torch.equal(images, samples.images[labels])
+    assert all(len(labels) == batch for share in shares for _, labels in share[:-1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluation_is_the_same_with_workers(workers):
+    alone, helped = EvalLoader(split(), batch=4), EvalLoader(split(), batch=4, workers=workers)
+    for _ in range(2):
+        assert same(list(alone), list(helped))
+
+
+@pytest.fixture
+def damaged(tmp_path) -> ImageFiles:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (9 + number, 8), (60 * number, 9, 9)).save(tmp_path / name / f"{number}.png")
+    whole = (tmp_path / "dog" / "2.png").read_bytes()
+    (tmp_path / "dog" / "2.png").write_bytes(whole[:40])
+    return list_files(tmp_path, ["cat", "dog"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_stops_training_with_one_line_that_names_it(damaged, workers):
+    with pytest.raises(ImageError, match=r"dog/2\.png: not a whole image of BMP") as error:
+        list(loader(samples=damaged, workers=workers).epoch(0))
+    assert "\n" not in str(error.value)
+
+
+def test_order_is_built_for_an_epoch_only(monkeypatch):
+    def refused(*arguments, **options):
+        raise AssertionError("an order was drawn to count batches")
+
+    monkeypatch.setattr("resnet_core.data.loaders.epoch_order", refused)
+    assert len(loader()) == len(epoch_order(23, seed=3, epoch=0)) // 4

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, seed_from
+from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, repeat_samples, seed_from, steps_per_epoch
 
 seeds = st.integers(0, 2**63)
 
@@ -34,10 +34,34 @@ def test_ranks_together_follow_the_order_and_leave_out_the_ragged_tail(world_siz
     by_rank = [
         rank_batches(order, global_batch=global_batch, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
-    steps = len(order) // global_batch
+    steps = steps_per_epoch(len(order), global_batch=global_batch)
     assert [len(batches) for batches in by_rank] == [steps] * world_size
     seen = [index for step in range(steps) for rank in range(world_size) for index in by_rank[rank][step]]
     assert seen == order[: steps * global_batch]
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 60))
+def test_a_repeated_sample_is_in_one_batch_with_all_its_copies_and_the_epoch_is_as_long(repeats, different, extra):
+    global_batch = repeats * different
+    order = epoch_order(global_batch + extra, seed=0, epoch=0)
+    repeated = repeat_samples(order, repeats=repeats, global_batch=global_batch)
+    steps = steps_per_epoch(len(order), global_batch=global_batch, repeats=repeats)
+    assert len(repeated) == steps * global_batch
+    assert len(set(repeated)) == len(repeated)
+    for step in range(steps):
+        batch = repeated[step * global_batch : (step + 1) * global_batch]
+        samples = order[step * different : (step + 1) * different]
+        assert batch == [(sample, copy) for copy in range(repeats) for sample in samples]
+
+
+def test_without_repetition_an_epoch_is_the_order_itself():
+    order = epoch_order(23, seed=0, epoch=0)
+    assert [sample for sample, _ in repeat_samples(order, repeats=1, global_batch=4)] == order[:20]
+
+
+def test_a_batch_that_cannot_hold_the_copies_is_refused():
+    with pytest.raises(ValueError, match="64 cannot hold each sample 3 times; make it a multiple of 3"):
+        steps_per_epoch(100, global_batch=64, repeats=3)
 
 
 @given(st.integers(1, 65), st.integers(1, 4))
