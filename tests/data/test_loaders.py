@@ -15,8 +15,11 @@ from resnet_core.data.datasets import list_files
 from resnet_core.data.sampler import epoch_order
 from resnet_core.data.transforms import growing_size
 
-# torch warns where there are fewer cores than workers, as on a small machine.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+# torch warns where there are fewer cores than workers, Python 3.12 of any fork beside threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning"),
+]
 
 
 def split(count=23, size=8):
