@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_core.recipes import RECIPES, ScheduleConfig, from_mapping, get_recipe, make_trainer, run, to_toml
-from resnet_core.train import TrainConfig
+from resnet_core.recipes import (
+    RECIPES,
+    ScheduleConfig,
+    from_mapping,
+    get_recipe,
+    make_loaders,
+    make_trainer,
+    prepare,
+    run,
+    to_toml,
+)
+from resnet_core.train import TrainConfig, World
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
 
@@ -58,3 +68,11 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_bit_for_bit(tmp_path, 
     assert f"continuing, but not bit for bit: threads was 99, is {environment['threads']}" in printed
     assert "continuing from step 22/22" in printed
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_any_number_of_processes_evaluates_but_training_is_refused_before_it_begins(tmp_path):
+    shares = [make_loaders(TINY, World(rank=rank, size=7))[2] for rank in range(7)]
+    assert sum(len(labels) for share in shares for _, labels in share) == 360
+    with pytest.raises(ValueError, match="global batch of 64 cannot be split equally over 7 processes"):
+        prepare(TINY, tmp_path / "run", world_size=7)
+    assert not (tmp_path / "run").exists()

@@ -110,11 +110,15 @@ class TrainLoader:
 
         Raises ValueError when `batch_share` does, ImageError for a damaged file.
         """
+        return self.loader.of(self.keys(epoch)[start:])
+
+    def keys(self, epoch: int) -> list[TrainKey]:
+        """What is in each of the epoch's batches."""
         batches = self.batches
         order = epoch_order(len(batches.split), seed=batches.seed, epoch=epoch)
         samples = repeat_samples(order, repeats=batches.repeats, global_batch=self.global_batch)
         mine = rank_batches(samples, global_batch=self.global_batch, rank=batches.rank, world_size=self.world_size)
-        return self.loader.of([(epoch, position, batch) for position, batch in enumerate(mine)][start:])
+        return [(epoch, position, batch) for position, batch in enumerate(mine)]
 
 
 class EvalLoader:

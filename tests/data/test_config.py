@@ -59,6 +59,13 @@ def test_settings_reach_the_batches(settings, shape, target_shape):
     assert len(train_loader) == 1437 // 64
 
 
+def test_repeated_augmentation_shows_fewer_images_more_often():
+    config = replace(DIGITS, repeated_augmentation=4, crop_padding=2)
+    train_loader, _ = loaders_of(config, dataset_of(config), epochs=1, seed=0)
+    samples = [sample for epoch, position, batch in train_loader.keys(0) for sample, _ in batch]
+    assert len(samples) == 4 * len(set(samples)) == 1437 // 64 * 64
+
+
 def test_evaluation_has_sizes_and_a_batch_of_its_own():
     config = replace(DIGITS, eval_batch=50, eval_resize=24, eval_size=20)
     _, eval_loader = loaders_of(config, dataset_of(config), epochs=1, seed=0, rank=2, world_size=3)

@@ -81,6 +81,15 @@ def test_a_samples_view_depends_on_seed_epoch_and_copy_alone(world_size, start, 
     assert same(whole, joined)
 
 
+def test_a_batch_is_mixed_the_same_wherever_the_epoch_is_entered_and_differently_on_each_rank():
+    options = {"mix": Mixing(num_classes=23, mixup=1.0), "global_batch": 8}
+    whole = list(loader({}, **options).epoch(1))
+    assert same(whole[1:], list(loader({}, **options).epoch(1, start=1)))
+    shares = [list(loader({}, **options, rank=rank, world_size=2).epoch(1)) for rank in range(2)]
+    drawn = [{targets.max().item() for _, targets in share} for share in shares]
+    assert not drawn[0] & drawn[1]
+
+
 def test_epochs_copies_and_seeds_differ_in_order_and_augmentation():
     def views(epoch, seed=3, repeats=1):
         batches = list(loader(seed=seed, repeats=repeats).epoch(epoch))
