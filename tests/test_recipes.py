@@ -16,6 +16,7 @@ from resnet_core.recipes import (
     ScheduleConfig,
     from_mapping,
     get_recipe,
+    make_loaders,
     make_model,
     make_trainer,
     overlay,
@@ -24,7 +25,7 @@ from resnet_core.recipes import (
     scaling_advice,
     to_toml,
 )
-from resnet_core.train import RunConfig, TrainConfig
+from resnet_core.train import RunConfig, TrainConfig, World
 from resnet_core.weights import WeightsInfo, write_weights
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
@@ -174,3 +175,11 @@ def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path
         make_model(replace(config, name="resnet34"), num_classes=4, in_channels=1)
     with pytest.raises(ValueError, match="are not for images of 3 channels"):
         make_model(config, num_classes=4, in_channels=3)
+
+
+def test_any_number_of_processes_evaluates_but_training_is_refused_before_it_begins(tmp_path):
+    shares = [make_loaders(TINY, World(rank=rank, size=7))[2] for rank in range(7)]
+    assert sum(len(labels) for share in shares for _, labels in share) == 360
+    with pytest.raises(ValueError, match="global batch of 64 cannot be split equally over 7 processes"):
+        prepare(TINY, tmp_path / "run", world_size=7)
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,9 @@ many there are, cannot change a batch.
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +26,10 @@ Batch = tuple[Tensor, Tensor]
 TrainKey = tuple[int, int, Sequence[tuple[int, int]]]  # epoch, position, the batch's (sample, copy)
 
 BATCHES_AHEAD = 4  # that each worker prepares while the network computes
+
+# Forked workers share the dataset's memory and start at once, also in ranks that were themselves spawned. macOS's
+# libraries do not survive a fork: there they are spawned, which takes seconds once.
+START = "fork" if sys.platform == "linux" else "spawn"
 
 
 def as_they_are(images: Images) -> Tensor:
@@ -104,11 +110,15 @@ class TrainLoader:
 
         Raises ValueError when `batch_share` does, ImageError for a damaged file.
         """
+        return self.loader.of(self.keys(epoch)[start:])
+
+    def keys(self, epoch: int) -> list[TrainKey]:
+        """What is in each of the epoch's batches."""
         batches = self.batches
         order = epoch_order(len(batches.split), seed=batches.seed, epoch=epoch)
         samples = repeat_samples(order, repeats=batches.repeats, global_batch=self.global_batch)
         mine = rank_batches(samples, global_batch=self.global_batch, rank=batches.rank, world_size=self.world_size)
-        return self.loader.of([(epoch, position, batch) for position, batch in enumerate(mine)][start:])
+        return [(epoch, position, batch) for position, batch in enumerate(mine)]
 
 
 class EvalLoader:
@@ -145,7 +155,8 @@ class KeyedLoader:
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=workers,
-            worker_init_fn=leave_interrupts_to_the_main_process,
+            multiprocessing_context=START if workers else None,
+            worker_init_fn=begin_worker,
             persistent_workers=workers > 0,
             prefetch_factor=BATCHES_AHEAD if workers else None,
             pin_memory=pin_memory,
@@ -192,6 +203,15 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: the main process ends its workers, in silence."""
+def begin_worker(worker: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all, to the main process; on Linux a worker dies with that process.
+
+    Without the second a worker outlives a killed rank by seconds, and with it the connections it was forked with: the
+    other ranks would wait as long to see that one is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>

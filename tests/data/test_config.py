@@ -1,10 +1,11 @@
 """The data of a recipe: its settings are checked, and reach the batches."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
-from resnet_core.data import DataConfig, dataset_of, loaders_of
+from resnet_core.data import DATASETS, DataConfig, dataset_of, loaders_of
 
 DIGITS = DataConfig(name="digits", global_batch=64)
 
@@ -58,7 +59,21 @@ def test_settings_reach_the_batches(settings, shape, target_shape):
     assert len(train_loader) == 1437 // 64
 
 
+def test_repeated_augmentation_shows_fewer_images_more_often():
+    config = replace(DIGITS, repeated_augmentation=4, crop_padding=2)
+    train_loader, _ = loaders_of(config, dataset_of(config), epochs=1, seed=0)
+    samples = [sample for epoch, position, batch in train_loader.keys(0) for sample, _ in batch]
+    assert len(samples) == 4 * len(set(samples)) == 1437 // 64 * 64
+
+
 def test_evaluation_has_sizes_and_a_batch_of_its_own():
     config = replace(DIGITS, eval_batch=50, eval_resize=24, eval_size=20)
     _, eval_loader = loaders_of(config, dataset_of(config), epochs=1, seed=0, rank=2, world_size=3)
     assert [tuple(images.shape) for images, _ in eval_loader] == [(50, 1, 20, 20)] * 2 + [(20, 1, 20, 20)]
+
+
+def test_the_page_of_data_has_every_setting_and_dataset():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    settings = {f"--data.{field.name.replace('_', '-')}" for field in fields(DataConfig)} - {"--data.global-batch"}
+    assert {setting for setting in settings if setting not in page} == set()
+    assert {name for name in DATASETS if f"| `{name}` |" not in page} == set()

@@ -15,8 +15,11 @@ from resnet_core.data.datasets import list_files
 from resnet_core.data.sampler import epoch_order
 from resnet_core.data.transforms import growing_size
 
-# torch warns where there are fewer cores than workers, as on a small machine.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+# torch warns where there are fewer cores than workers, Python 3.12 of any fork beside threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning"),
+]
 
 
 def split(count=23, size=8):
@@ -76,6 +79,15 @@ def test_a_samples_view_depends_on_seed_epoch_and_copy_alone(world_size, start, 
     ]
     joined = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in zip(*parts, strict=True)]
     assert same(whole, joined)
+
+
+def test_a_batch_is_mixed_the_same_wherever_the_epoch_is_entered_and_differently_on_each_rank():
+    options = {"mix": Mixing(num_classes=23, mixup=1.0), "global_batch": 8}
+    whole = list(loader({}, **options).epoch(1))
+    assert same(whole[1:], list(loader({}, **options).epoch(1, start=1)))
+    shares = [list(loader({}, **options, rank=rank, world_size=2).epoch(1)) for rank in range(2)]
+    drawn = [{targets.max().item() for _, targets in share} for share in shares]
+    assert not drawn[0] & drawn[1]
 
 
 def test_epochs_copies_and_seeds_differ_in_order_and_augmentation():
