@@ -30,6 +30,7 @@ from resnet_core.durable import replace_file
 from resnet_core.ladder import RUNGS, Rung, timed
 from resnet_core.ladder import judge as judge_outcomes
 
+IMAGE_SIZE, BUDGET_SIZE = 64, 224  # pixels
 QUICK_MODELS = ("resnet18", "resnet50", "resnext50_32x4d")
 
 
@@ -41,13 +42,11 @@ class Settings:
     device: str = "cpu"
     oracles: tuple[str, ...] = tuple(ORACLES)
 
-    @property
-    def image_size(self) -> int:
-        return 64 if self.quick else 224
-
-    @property
-    def rungs(self) -> tuple[str, ...]:
-        return DEFAULT_RUNGS if self.quick else ALL_RUNGS
+    def rungs(self, oracle: Oracle) -> tuple[str, ...]:
+        """All beside torchvision. Compiled and exported is our network alone: once is enough."""
+        if oracle.build is None:
+            return ("logits",)
+        return ALL_RUNGS if oracle.package == "torchvision" and not self.quick else DEFAULT_RUNGS
 
     def models(self, oracle: Oracle) -> list[str]:
         return [name for name in oracle.models if not self.quick or name in QUICK_MODELS]
@@ -91,7 +90,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "device": f"{settings.device} ({processor})",
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "images": f"2 x 3 x {settings.image_size} x {settings.image_size}",
+        "images": f"2 x 3 x {IMAGE_SIZE} x {IMAGE_SIZE}",
     }
 
 
@@ -106,8 +105,8 @@ def climb(oracle: Oracle, name: str, settings: Settings) -> tuple[Rung, ...]:
     if oracle.build is None:
         return tuple(timed(logits_alone(oracle, name)))
     ours, theirs = partial(resnet_core.get_model, name, **oracle.config), partial(oracle.build, name)
-    inputs = images(size=settings.image_size).to(settings.device)
-    return compare(ours, theirs, inputs, rungs=settings.rungs, diagnosis_seconds=0).rungs
+    inputs = images(size=IMAGE_SIZE).to(settings.device)
+    return compare(ours, theirs, inputs, rungs=settings.rungs(oracle), diagnosis_seconds=0).rungs
 
 
 def logits_alone(oracle: Oracle, name: str) -> Iterator[Rung]:
@@ -120,11 +119,12 @@ def logits_alone(oracle: Oracle, name: str) -> Iterator[Rung]:
 
 
 def ladder(name: str, oracle: Oracle, settings: Settings) -> Section:
-    rungs = settings.rungs if oracle.build else ("logits",)
+    rungs = settings.rungs(oracle)
     asked = ", ".join(f"{key}={value}" for key, value in oracle.config.items())
     section = Section(
         f"Ours beside {name}", f"Ours is built with {asked}." if asked else "Ours is built as it is.", ("model", *rungs)
     )
+    print_row(section.header)
     for model in settings.models(oracle):
         found = climb(oracle, model, settings)
         row = (
@@ -149,6 +149,7 @@ def drop_in(settings: Settings) -> Section:
         "What its users rely on besides what a network computes.",
         ("model", *DROP_IN),
     )
+    print_row(section.header)
     for model in settings.models(ORACLES["torchvision"]):
         builders = partial(resnet_core.get_model, model), partial(torchvision.models.get_model, model)
         found = [judge(name, check(*builders)) for name, check in DROP_IN.items()]
@@ -216,11 +217,12 @@ def diagnoses() -> Section:
 def budgets(settings: Settings) -> Section:
     section = Section(
         "Error budget",
-        "Largest error of the logits against a float64 run, ours / torchvision's, in units of the largest logit.",
+        f"Largest error of the logits of 2 images of {BUDGET_SIZE} pixels against a float64 run, ours / torchvision's, "
+        "in units of the largest logit.",
         ("model", *budget.ARITHMETICS),
     )
     for model in budget.MODELS:
-        found = {name: budget.errors(model, name, settings.image_size) for name in budget.ARITHMETICS}
+        found = {name: budget.errors(model, name, BUDGET_SIZE) for name in budget.ARITHMETICS}
         row = (f"`{model}`", *(f"{ours:.1e} / {theirs:.1e}" for ours, theirs in found.values()))
         section.add(row, {"model": model, "errors": found}, [])
         print_row(row)
@@ -234,7 +236,7 @@ def cell(rung: Rung) -> str:
 
 
 def print_row(row: tuple[str, ...]) -> None:
-    print("  ".join(f"{each:<12}" for each in row).rstrip(), flush=True)
+    print("  ".join(f"{each.strip('`'):<18}" for each in row).rstrip(), flush=True)
 
 
 def make(settings: Settings) -> Iterator[Section]:

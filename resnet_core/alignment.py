@@ -66,6 +66,8 @@ class Call:
     """Of its own parameters and buffers."""
     read: Fingerprint
     written: Fingerprint
+    time: int
+    """0 in the module's first run of a forward, 1 in its second."""
 
 
 @contextmanager
@@ -85,8 +87,9 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
         def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, path: str = path) -> None:
             if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
                 shapes = own_shapes(module)
-                call = Call(path, type(module).__name__, shapes, entered[path].pop(), fingerprint(output))
-                calls.append(call)
+                time = sum(call.path == path for call in calls)
+                kind = type(module).__name__
+                calls.append(Call(path, kind, shapes, entered[path].pop(), fingerprint(output), time))
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -97,16 +100,18 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
 
 
 def own_shapes(module: nn.Module) -> Shapes:
-    """Shapes of a module's own parameters and buffers, without its children's; single numbers left out."""
-    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: tuple(value.shape) for name, value in named if value.dim() > 0}
+    """Shapes of a module's own parameters and buffers, without its children's; counters left out."""
+    parameters = dict(module.named_parameters(recurse=False))
+    return {
+        name: tuple(value.shape) for name, value in own_tensors(module).items() if value.dim() > 0 or name in parameters
+    }
 
 
 @torch.no_grad()
 def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
     """The calls of one forward, in order. Use float64 to tell rounding from difference."""
     with recording(model) as calls:
-        model(inputs)
+        model(inputs.clone())
     return calls
 
 
@@ -143,7 +148,7 @@ def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[st
     for by_source in (True, False):
         for call in (call for call in ours if call.path not in pairs):
             for other in theirs:
-                if other.path in pairs.values() or other.shapes != call.shapes:
+                if other.path in pairs.values() or [*other.shapes.values()] != [*call.shapes.values()]:
                     continue
                 source, their_source = source_of(call, ours), source_of(other, theirs)
                 if not by_source or (source is not None and pairs.get(source) == their_source):
@@ -182,12 +187,31 @@ def describe_shapes(call: Call) -> str:
     return f"({call.kind} {' '.join(f'{name} {list(shape)}' for name, shape in call.shapes.items())})"
 
 
+def matching_tensors(module: nn.Module, other: nn.Module) -> dict[str, str]:
+    """A module's own parameters and buffers -> those of its counterpart: by name, or else by their order and shapes."""
+    names: dict[str, str] = {}
+    for ours, theirs in (
+        (dict(module.named_parameters(recurse=False)), dict(other.named_parameters(recurse=False))),
+        (dict(module.named_buffers(recurse=False)), dict(other.named_buffers(recurse=False))),
+    ):
+        names |= {name: name for name in ours if name in theirs}
+        unnamed = ([name for name in ours if name not in theirs], [name for name in theirs if name not in ours])
+        rest = zip(*unnamed, strict=False)  # one may have more than the other
+        names |= {name: counterpart for name, counterpart in rest if ours[name].shape == theirs[counterpart].shape}
+    return names
+
+
 @torch.no_grad()
 def carry(source: nn.Module, target: nn.Module, pairs: dict[str, str]) -> None:
     """Copies the tensors of `source`'s modules into their counterparts of `target`; what one lacks is left out."""
     for path, counterpart in pairs.items():
         module, other = source.get_submodule(path), target.get_submodule(counterpart)
-        theirs = {**dict(other.named_parameters(recurse=False)), **dict(other.named_buffers(recurse=False))}
-        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if name in theirs and theirs[name].shape == value.shape:
-                theirs[name].copy_(value)
+        values, theirs = own_tensors(module), own_tensors(other)
+        for name, their_name in matching_tensors(module, other).items():
+            if theirs[their_name].shape == values[name].shape:
+                theirs[their_name].copy_(values[name])
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module, without its children's."""
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}

@@ -7,17 +7,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import tyro
 
 import resnet_core
-from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
+from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare, in_short
 from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
@@ -289,8 +290,8 @@ class Compare:
     """Also torch.compile, torch.export and ONNX."""
     skip: tuple[str, ...] = ()
     """Rungs to leave out, such as "seeded initialisation"."""
-    device: str = "cpu"
-    """Where both run: cpu, cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where both run."""
     diagnosis_seconds: float = 60.0
     """How long to look for the mistake; 0: not at all."""
     json: bool = False
@@ -304,18 +305,22 @@ class Compare:
         sys.path.insert(0, os.getcwd())
         for name in self.skip:
             if name not in ALL_RUNGS:
-                raise ValueError(f"--skip {name!r} is no rung; {did_you_mean(name, ALL_RUNGS)}")
+                raise ValueError(
+                    f"--skip {name!r} is no rung; {did_you_mean(name, ALL_RUNGS)}; quote names with spaces"
+                )
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"--device {self.device}: torch finds no GPU here; leave it out")
         rungs = [name for name in (ALL_RUNGS if self.all else DEFAULT_RUNGS) if name not in self.skip]
-        a, b = find_network(self.a), find_network(self.b)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
-        try:
-            result = compare(a, b, images.to(self.device), rungs=rungs, diagnosis_seconds=self.diagnosis_seconds)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
-        except RuntimeError as error:
-            shape = " x ".join(map(str, images.shape))
-            raise ValueError(f"the networks do not both run on images of {shape} ({error})") from error
+        with redirect_stdout(sys.stderr):  # what their code prints is no part of the result
+            a, b = find_network(self.a), find_network(self.b)
+            try:
+                result = compare(a, b, images.to(self.device), rungs=rungs, diagnosis_seconds=self.diagnosis_seconds)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(str(error)) from error
+            except Exception as error:  # whatever their networks raise
+                raise ValueError(f"{self.a} and {self.b} cannot be compared: {in_short(error)}") from error
         print(result.to_json() if self.json else result)
         return 0 if result else DIFFERENT
 

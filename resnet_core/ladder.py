@@ -61,9 +61,15 @@ def timed(rungs: Iterator[Rung]) -> Iterator[Rung]:
 
 def judge(name: str, ours: Outcome, theirs: Outcome, exact: Callable[[], Outcome]) -> Rung:
     """How equal two outcomes are; `exact` gives the reference's in float64 and is called where bits differ."""
-    unlike = [key for key in theirs if key not in ours or ours[key].shape != theirs[key].shape]
-    if unlike:
-        return Rung(name=name, status="differs", detail=f"{unlike[0]} is missing or of another shape")
+    if not ours and not theirs:
+        return Rung(name=name, status="not run", detail="neither network has any")
+    for key in sorted(ours.keys() ^ theirs.keys()):
+        owner = "first" if key in ours else "second"
+        return Rung(name=name, status="differs", detail=f"{key}: only the {owner} network has one")
+    for key in theirs:
+        if ours[key].shape != theirs[key].shape:
+            shapes = f"{list(ours[key].shape)} and {list(theirs[key].shape)}"
+            return Rung(name=name, status="differs", detail=f"{key} has the shapes {shapes}")
     if all(same_bits(ours[key], theirs[key]) for key in theirs):
         return Rung(name=name, status="equal", largest_difference=0.0)
     largest = max((ours[key].double() - theirs[key].double()).abs().max().item() for key in theirs)
@@ -93,12 +99,21 @@ def gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     inputs = inputs.clone().requires_grad_()
     loss = F.cross_entropy(model.train()(inputs), labels)
     loss.backward()
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return {"loss": loss.detach(), "the input's gradient": inputs.grad, **found}  # type: ignore[dict-item]
+    found = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+    found = {"loss": loss.detach(), "gradient of the images": inputs.grad, **found}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def other_shapes(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
+    """Logits of one image alone, and of images that are not square."""
+    height, width = inputs.shape[-2] + 13, inputs.shape[-1] + 6
+    wide = F.interpolate(inputs, size=(height, width), mode="bilinear")
+    return {f"of {list(each.shape)}": eval_logits(model, each, labels)["logits"] for each in (inputs[:1], wide)}
 
 
 def statistics(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    train_logits(model, inputs, labels)
+    """Of other images than those that the statistics come from: without, no momentum would show."""
+    train_logits(model, 2 * inputs + 1, labels)
     return {name: value for name, value in model.named_buffers() if value.is_floating_point()}
 
 
@@ -158,6 +173,7 @@ def from_file(format: Literal["onnx", "torch-export"], model: nn.Module, inputs:
 # Name -> what the first network does, and what the second does beside it.
 RUNGS: dict[str, tuple[Run, Run]] = {
     "logits": (eval_logits, eval_logits),
+    "other shapes": (other_shapes, other_shapes),
     "training logits": (train_logits, train_logits),
     "loss and gradients": (gradients, gradients),
     "BatchNorm statistics": (statistics, statistics),

@@ -40,10 +40,9 @@ def find_network(spec: str) -> nn.Module | Callable[[], nn.Module]:
         known = [each for each, value in vars(sys.modules[module]).items() if callable(value) and each[0] != "_"]
         raise ValueError(f"{spec}: {module} has no {name}; {did_you_mean(name, known)}") from error
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{spec}: {module} cannot be imported ({error}); go to its folder, or set PYTHONPATH"
-        ) from error
-    except Exception as error:  # whatever the user's file raises
+        remedy = f"pip install {place}" if place in LIBRARIES else "go to its folder, or set PYTHONPATH"
+        raise ValueError(f"{spec}: {module} cannot be imported ({error}); {remedy}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise ValueError(f"{spec}: {module} cannot be imported ({where(error)})") from error
     if isinstance(found, nn.Module):
         return found
@@ -60,14 +59,14 @@ def built(spec: str, function: Callable[[], Any]) -> nn.Module:
     """What the function gives. Raises ValueError where it raises, or gives no network."""
     try:
         network = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{spec} raised {where(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{spec} gives a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
-def where(error: Exception) -> str:
+def where(error: BaseException) -> str:
     """An error with the file and line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (frame.filename, frame.lineno)

@@ -13,7 +13,7 @@ import resnet_core
 from resnet_core.alignment import align, fingerprint, trace
 from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.doctor import as_resnet
-from resnet_core.ladder import SLOW
+from resnet_core.ladder import SLOW, judge
 from resnet_core.mistakes import INITIALISATIONS
 from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -153,7 +153,7 @@ def test_shapes_that_differ_are_named_and_the_rest_not_run():
 
 def test_another_model_is_recognised_by_its_shapes():
     result = compare(resnet_core.resnet18(), resnet_core.resnet34(), images(size=32), diagnosis_seconds=0.001)
-    assert result.likely_cause == "its convolutions have the shapes of a resnet18's"
+    assert result.likely_cause == "the first network has the convolutions of a resnet18, the second of a resnet34"
 
 
 def test_functions_are_compared_from_their_seed_on():
@@ -226,7 +226,7 @@ def test_what_cannot_be_captured_whole_differs_there():
     assert result.likely_cause is None
 
 
-def test_a_rung_that_the_second_network_cannot_climb_is_not_run():
+def test_a_rung_that_no_network_can_climb_proves_nothing():
     class Float32Only(nn.Module):
         def __init__(self):
             super().__init__()
@@ -238,7 +238,11 @@ def test_a_rung_that_the_second_network_cannot_climb_is_not_run():
             return self.network(x)
 
     (rung,) = compare(tiny(), Float32Only(), images(), rungs=["bfloat16"]).rungs
-    assert (rung.status, rung.detail) == ("not run", "the second network raises NotImplementedError: no bfloat16")
+    assert rung.status == "differs"
+    assert rung.detail.startswith("the second network raises NotImplementedError: no bfloat16, at ")
+    result = compare(Float32Only(), Float32Only(), images(), rungs=["bfloat16"])
+    assert result.rungs[0].status == "not run"
+    assert not result
 
 
 def test_rounding_is_told_from_difference_by_float64():
@@ -256,6 +260,242 @@ def test_rounding_is_told_from_difference_by_float64():
     result = compare(Reordered(tiny()), tiny(), images(size=224))
     assert result, result
     assert "rounding" in {rung.status for rung in result.rungs}
+
+
+class Around(nn.Module):
+    """A network wrong in one way alone."""
+
+    def __init__(self, network, forward):
+        super().__init__()
+        self.network, self.change = network, forward
+
+    def forward(self, x):
+        return self.change(self, x)
+
+
+def slightly_off(condition):
+    return lambda self, x: self.network(x) * (1.01 if condition(self, x) else 1)
+
+
+def half_gradient(self, x):
+    logits = self.network(x)
+    return logits.detach() / 2 + logits / 2
+
+
+LOW = {"channels_last", "bfloat16", "float16"}
+ONLY_THERE = {
+    "logits": (slightly_off(lambda self, x: not self.training), {"activations", "other shapes", *LOW}),
+    "other shapes": (slightly_off(lambda self, x: len(x) == 1), set()),
+    "training logits": (
+        slightly_off(lambda self, x: self.training),
+        {"loss and gradients", "3 optimizer steps"},
+    ),
+    "loss and gradients": (half_gradient, {"3 optimizer steps"}),
+    "channels_last": (slightly_off(lambda self, x: x.is_contiguous(memory_format=torch.channels_last)), set()),
+    "bfloat16": (lambda self, x: self.network(x) * (2 if x.dtype is torch.bfloat16 else 1), set()),
+    "float16": (lambda self, x: self.network(x) * (2 if x.dtype is torch.float16 else 1), set()),
+}
+
+
+@pytest.mark.parametrize("name", ONLY_THERE)
+def test_each_rung_finds_what_is_wrong_there_alone(name):
+    forward, implied = ONLY_THERE[name]
+    result = compare(Around(tiny(), forward), tiny(), images(), diagnosis_seconds=0)
+    differing = {rung.name for rung in result.rungs if not rung.passed}
+    assert {name} <= differing <= {name, *implied}, result
+
+
+def test_weights_that_move_elsewhere_in_training_are_found_by_the_optimizer_alone():
+    class Slower(nn.Module):
+        """The same gradients, of which one is scaled when an optimizer looks at it a second time."""
+
+        def __init__(self):
+            super().__init__()
+            self.network, self.seen = tiny(), 0
+            self.network.fc.bias.register_hook(self.later)
+
+        def later(self, gradient):
+            self.seen += 1
+            return gradient if self.seen == 1 else gradient * 2
+
+        def forward(self, x):
+            return self.network(x)
+
+        def __deepcopy__(self, memo):
+            copied = Slower()
+            copied.load_state_dict(self.state_dict())
+            return copied.train(self.training).to(next(self.parameters()).dtype)
+
+    result = compare(Slower(), tiny(), images(), diagnosis_seconds=0)
+    assert {rung.name for rung in result.rungs if not rung.passed} == {"3 optimizer steps"}, result
+
+
+@pytest.mark.parametrize("momentum", [None, 1.0, 0.9, 0.11])
+def test_every_momentum_shows_in_the_statistics(momentum):
+    wrong = tiny(norm_layer=partial(nn.BatchNorm2d, momentum=momentum))
+    result = compare(wrong, tiny(), images(), diagnosis_seconds=0)
+    assert {rung.name for rung in result.rungs if not rung.passed} == {"BatchNorm statistics"}
+
+
+def test_an_error_may_be_ten_times_the_references():
+    exact = {"logits": torch.zeros(2, dtype=torch.float64) + 1}
+    theirs = {"logits": torch.tensor([1.0, 1.001])}
+    found = [judge("logits", {"logits": torch.tensor([1.0, 1 + off])}, theirs, lambda: exact) for off in (9e-3, 11e-3)]
+    assert [rung.status for rung in found] == ["rounding", "differs"]
+    lost = judge("logits", {"logits": torch.ones(2)}, {"logits": torch.tensor([1.0, float("nan")])}, lambda: exact)
+    assert lost.status == "differs"
+    assert judge("logits", {"logits": torch.ones(2)}, {}, lambda: exact).status == "differs"
+    assert judge("logits", {}, {}, lambda: exact).status == "not run"
+
+
+class Scaled(nn.Module):
+    """A BatchNorm written by hand, with names of its own, and a scalar that learns."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+
+    def forward(self, x):
+        return torch.nn.functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta, self.training, 0.1, 1e-5)
+
+
+class ScalarGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network, self.gate = tiny(), Gate()
+
+    def forward(self, x):
+        return self.gate(self.network(self.network.conv1.weight.sum() * 0 + x))
+
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Linear(3, 7)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3)))
+
+
+def grown_in_place():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = tiny()
+
+        def forward(self, x):
+            x -= 0.5
+            return self.network(x)
+
+    return InPlace()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (partial(tiny, norm_layer=Scaled), tiny),
+        (ScalarGate, ScalarGate),
+        (Twice, Twice),
+        (grown_in_place, grown_in_place),
+        (
+            partial(ResNet, Bottleneck, [1, 1, 1, 1], num_classes=1),
+            partial(ResNet, Bottleneck, [1, 1, 1, 1], num_classes=1),
+        ),
+        (lambda: nn.DataParallel(tiny()), tiny),
+        (lambda: torch.compile(tiny()), tiny),
+    ],
+    ids=["norm by hand", "scalar", "called twice", "in place", "one class", "DataParallel", "compiled"],
+)
+def test_healthy_networks_of_other_styles_are_equal(a, b):
+    inputs = images()
+    result = compare(a(), b(), inputs, diagnosis_seconds=0)
+    assert result, result
+    assert torch.equal(inputs, images())
+
+
+def test_what_a_function_gives_is_not_changed():
+    given = tiny()
+    before = copy.deepcopy(given.state_dict())
+    compare(lambda: given, tiny, images(), diagnosis_seconds=0)
+    assert given.training
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+
+
+def test_other_shapes_are_never_equal_whatever_is_asked():
+    for rungs in (["logits"], ["parameters", "bfloat16"], []):
+        assert not compare(tiny(BasicBlock), tiny(Bottleneck), images(size=32), rungs=rungs, diagnosis_seconds=0)
+
+
+def test_parameters_that_one_network_lacks_are_named():
+    biased = tiny()
+    biased.conv1.bias = nn.Parameter(torch.zeros(64))
+    for a, b, owner in ((lambda: biased, tiny, "first"), (tiny, lambda: biased, "second")):
+        rungs = {rung.name: rung for rung in compare(a, b, images(size=32), diagnosis_seconds=0).rungs}
+        assert rungs["seeded initialisation"].detail == f"conv1.bias: only the {owner} network has one"
+        assert rungs["loss and gradients"].detail == f"gradient of conv1.bias: only the {owner} network has one"
+
+
+def test_weights_that_stand_beside_layers_are_refused_with_the_remedy():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.w = tiny(), nn.Parameter(torch.randn(3, 3, 1, 1))
+
+        def forward(self, x):
+            return self.network(torch.nn.functional.conv2d(x, self.w))
+
+    result = compare(Bare(), tiny(), images(size=32), diagnosis_seconds=0)
+    assert "weights and layers: itself; give each weight its own module" in result.rungs[0].detail
+    assert not result
+
+
+def test_what_cannot_be_compared_is_told_with_the_place_and_the_remedy():
+    class Forgotten(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.fc = [nn.Conv2d(3, 8, 3)], nn.Linear(8, 7)
+
+        def forward(self, x):
+            return self.fc(self.blocks[0](x).mean((2, 3)))
+
+    with pytest.raises(
+        RuntimeError, match=r"not in float64 .*test_compare\.py:\d+\): a list of blocks must be an nn.Mod"
+    ):
+        compare(Forgotten(), tiny(), images(size=32))
+    with pytest.raises(RuntimeError, match=r"the second network does not run on images of 2 x 1 x 32 x 32: "):
+        compare(tiny(in_channels=1), tiny(), torch.randn(2, 1, 32, 32))
+    for inputs in (images(1), images() * float("nan")):
+        with pytest.raises(ValueError, match="inputs must be finite and at least 2 images"):
+            compare(tiny(), tiny(), inputs)
+
+
+def test_what_differs_and_is_no_known_mistake_is_said():
+    frozen = tiny()
+    frozen.conv1.requires_grad_(False)
+    frozen.unused = nn.Linear(2, 2)
+    result = compare(frozen, tiny(), images(size=32))
+    assert result.likely_cause.startswith("no known mistake: it computes what the reference does")
+    assert result.mistakes is None
+    rungs = {rung.name: rung.detail for rung in result.rungs}
+    assert rungs["parameters"].endswith("; never run: unused")
+    assert rungs["loss and gradients"] == "gradient of conv1.weight: only the second network has one"
+    swapped = compare(
+        tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), Around(tiny(), half_gradient), images(size=32)
+    )
+    assert swapped.likely_cause == "not looked for: the second network is no ResNet; give the reference second"
+    restless = compare(Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(size=32))
+    assert restless.likely_cause.startswith("the first network gives other logits each time")
 
 
 def test_assert_parity_shows_the_ladder():
@@ -316,5 +556,5 @@ def test_the_command_line_tells_equal_from_different(cli):
     assert json.loads(other.stdout)["equal"] is False
     wrong = cli("compare", "resnet18", "torchvision:resnet18", "--channels", 1)
     assert wrong.returncode == 2
-    assert "do not both run on images of 2 x 1 x 64 x 64" in wrong.stderr
+    assert "the first network does not run on images of 2 x 1 x 64 x 64: " in wrong.stderr
     assert len(wrong.stderr.splitlines()) == 1
