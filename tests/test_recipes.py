@@ -171,7 +171,7 @@ def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path
     assert torch.equal(same.fc.weight, source.fc.weight)
     assert torch.equal(other.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
     assert other.fc.out_features == 10
-    with pytest.raises(ValueError, match="are a resnet18's, and model.name is resnet34"):
+    with pytest.raises(ValueError, match=r"are a resnet18's, and model.name is resnet34"):
         make_model(replace(config, name="resnet34"), num_classes=4, in_channels=1)
     with pytest.raises(ValueError, match="are not for images of 3 channels"):
         make_model(config, num_classes=4, in_channels=3)
