@@ -5,13 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torchvision
 
 from parity import budget
 from parity.__main__ import main
 from parity.mutation import CATALOGUE, rungs_that_catch
-from parity.oracles import ORACLES
-from parity.report import Section, Settings, summary
+from parity.oracles import ORACLES, Oracle
+from parity.report import Section, Settings, diagnoses, ladder, summary
 from parity.rungs import DROP_IN
+from resnet_core.ladder import Rung
 from tests.patients import functional
 
 REPORT = Path(__file__).parent.parent / "docs" / "report"
@@ -71,3 +73,35 @@ def test_failures_are_counted():
         "slowest rung: logits of resnet18 beside torchvision, 2 s",
     ]
     assert "| resnet18 |" in section.markdown()
+
+
+def wrong_resnet18(name):
+    model = torchvision.models.get_model(name)
+    model.bn1.eps = 1e-3
+    return model
+
+
+def test_a_wrong_network_fails_the_report(monkeypatch, capsys):
+    oracle = Oracle(package="torch", models=("resnet18",), build=wrong_resnet18, source="torchvision")
+    section = ladder("wrong", oracle, Settings(quick=True))
+    assert section.failures[0].startswith("wrong resnet18, activations: differs first at bn1")
+    assert "DIFFERS" in section.markdown()
+    monkeypatch.setattr("parity.__main__.make", lambda settings: iter([section]))
+    monkeypatch.setattr(sys, "argv", ["parity", "--quick"])
+    assert main() == 1
+    assert "FAILED  wrong resnet18, activations" in capsys.readouterr().out
+
+
+def test_a_known_deviation_is_no_failure_and_one_that_is_gone_is(monkeypatch):
+    rungs = tuple(Rung(name=name, status=status) for name, status in (("logits", "equal"), ("bfloat16", "differs")))
+    monkeypatch.setattr("parity.report.climb", lambda oracle, name, settings: rungs)
+    for known, failures in (({"bfloat16": "a reason"}, 0), ({}, 1), ({"bfloat16": "a reason", "logits": "another"}, 1)):
+        oracle = Oracle(package="x", models=("resnet18",), build=wrong_resnet18, source="timm", known=known)
+        assert len(ladder("x", oracle, Settings(quick=True)).failures) == failures
+
+
+def test_a_wrong_diagnosis_fails_the_report(monkeypatch):
+    monkeypatch.setattr(
+        "parity.confusion.table", lambda: [("no stem ReLU", "unknown", False), ("healthy", "healthy", True)]
+    )
+    assert diagnoses().failures == ["no stem ReLU: unknown"]

@@ -119,7 +119,9 @@ class Case:
                 return
             if self.divergence(reference, (name,)) > found:
                 later.append(name)
-        for first in later or MISTAKES:
+        # Where no single mistake fits the shapes, or evaluation shows none, the first divergence explains nothing.
+        blind = not later and found in (-1, len(self.calls))
+        for first in MISTAKES if blind else later:
             for second in MISTAKES:
                 if time.monotonic() > deadline:
                     return

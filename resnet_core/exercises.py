@@ -324,14 +324,17 @@ def blamed(path: Path) -> Iterator[None]:
     """Errors of the student's file become a ValueError of one line with the line of the file that they come from."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as raised:
+        error = raised
+        while isinstance(error.__cause__, Exception):  # what the comparison was told
+            error = error.__cause__
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
             lines.append(error.lineno)
         place = f"{path}, line {lines[-1]}" if lines else f"{path}"
         what = traceback.format_exception_only(error)[-1].splitlines()[0]
-        raise ValueError(f"{place}: {what}; mend that and grade it again") from error
+        raise ValueError(f"{place}: {what}; mend that and grade it again") from raised
 
 
 Space = Mapping[str, Any]  # a module's names -> what they stand for
