@@ -48,6 +48,12 @@ def test_the_published_report_is_whole_and_has_no_failures():
     assert {rung["name"] for rung in record["sections"]["In the place of torchvision's"][0]["rungs"]} == set(DROP_IN)
 
 
+def test_the_docs_give_the_budget_that_was_measured():
+    page = (REPORT.parent / "parity.md").read_text()
+    measured = {row["model"]: row["errors"]["bfloat16"][0] for row in sections()["Error budget"]}
+    assert f"{measured['resnet101']:.1e} of the largest logit for ResNet-101\nand {measured['resnet152']:.1e}" in page
+
+
 def test_the_published_page_shows_what_was_measured():
     page = (REPORT / "parity.md").read_text()
     for section in sections().values():

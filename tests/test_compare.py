@@ -494,7 +494,9 @@ def test_what_differs_and_is_no_known_mistake_is_said():
         tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), Around(tiny(), half_gradient), images(size=32)
     )
     assert swapped.likely_cause == "not looked for: the second network is no ResNet; give the reference second"
-    restless = compare(Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(size=32))
+    restless = compare(
+        Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(size=32), diagnosis_seconds=2
+    )
     assert restless.likely_cause.startswith("the first network gives other logits each time")
 
 
