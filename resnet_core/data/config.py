@@ -26,6 +26,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "repeated_augmentation": (1, INFINITY),
     "train_size": (0, LARGEST_SIZE),
     "train_size_start": (0, LARGEST_SIZE),
+    "train_size_step": (1, LARGEST_SIZE),
+    "train_size_epochs": (0, INFINITY),
     "eval_resize": (0, LARGEST_SIZE),
     "eval_size": (0, LARGEST_SIZE),
     "workers": (0, INFINITY),
@@ -68,7 +70,11 @@ class DataConfig:
     train_size: int = 0
     """Height and width of training images in pixels; 0: that of evaluation."""
     train_size_start: int = 0
-    """Height and width in the first epoch, growing to train_size in the last; 0: train_size from the start."""
+    """Height and width in the first epoch, from which they grow to train_size; 0: train_size from the start."""
+    train_size_step: int = 32
+    """Growing sizes are multiples of it: a ResNet's stages divide a side by 32, a CIFAR ResNet's by 4."""
+    train_size_epochs: int = 0
+    """Epochs that growing takes, the last of them at train_size; 0: all."""
     eval_resize: int = 0
     """Pixels of the shorter side before evaluation takes the middle; 0: the dataset's own."""
     eval_size: int = 0
@@ -124,7 +130,14 @@ def augmentation_of(config: DataConfig, dataset: Dataset, epochs: int) -> Augmen
     return Augmentation(
         mean=dataset.transform.mean,
         std=dataset.transform.std,
-        size_of_epoch=partial(growing_size, start=config.train_size_start or end, end=end, epochs=epochs),
+        size=end,
+        size_of_epoch=partial(
+            growing_size,
+            start=config.train_size_start or end,
+            end=end,
+            epochs=config.train_size_epochs or epochs,
+            step=config.train_size_step,
+        ),
         random_resized_crop=config.random_resized_crop,
         crop_padding=config.crop_padding,
         flip=config.flip,

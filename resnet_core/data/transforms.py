@@ -83,12 +83,15 @@ class Augmentation:
     """Images of a batch, each changed at random, -> `[N, C, size, size]` float32, normalised.
 
     What happens to an image depends on its own seed and the epoch's size alone, so a batch may be split anywhere.
-    `size_of_epoch` is a constant, or `growing_size`; `DataConfig` says what the other settings do.
+    Images are moved at `size` pixels and then brought to the epoch's size, so that a move is the same share of an
+    image in every epoch. `size_of_epoch` may be `growing_size`; `DataConfig` says what the other settings do.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
-    size_of_epoch: Callable[[int], int]
+    size: int
+    size_of_epoch: Callable[[int], int] | None = None
+    """None: always `size`."""
     random_resized_crop: float = 0.0
     crop_padding: int = 0
     flip: bool = False
@@ -100,9 +103,11 @@ class Augmentation:
     def __call__(self, images: Images, views: Views) -> Tensor:
         # In the order of torchvision's reference recipes; each step draws from seeds of its own.
         crop, move, recolour, erase = ([seed + step for seed in views.seeds] for step in (1, 0, 2, 3))
-        batch = self._sized(images, self.size_of_epoch(views.epoch), crop)
+        size = self.size_of_epoch(views.epoch) if self.size_of_epoch else self.size
+        batch = self._cropped(images, size, crop) if self.random_resized_crop else resized(images, self.size)
         if self.crop_padding or self.flip:
             batch = crop_and_flip(batch, move, padding=self.crop_padding, flip=self.flip)
+        batch = resized(batch, size)
         if self.trivial_augment or self.rand_augment_ops:
             batch = each(self._policy(), batch, recolour)
         batch = normalize(batch, self.mean, self.std)
@@ -112,14 +117,10 @@ class Augmentation:
             batch = each(v2.RandomErasing(p=self.random_erasing), batch, erase)
         return batch
 
-    def _sized(self, images: Images, size: int, seeds: Sequence[int]) -> Tensor:
-        if not self.random_resized_crop and isinstance(images, Tensor) and images.shape[-2:] == (size, size):
-            return images
+    def _cropped(self, images: Images, size: int, seeds: Sequence[int]) -> Tensor:
         from torchvision.transforms import v2
 
-        if self.random_resized_crop:
-            return each(v2.RandomResizedCrop(size, scale=(self.random_resized_crop, 1.0)), images, seeds)
-        return each(v2.Compose([v2.Resize(size), v2.CenterCrop(size)]), images, seeds)
+        return each(v2.RandomResizedCrop(size, scale=(self.random_resized_crop, 1.0)), images, seeds)
 
     def _policy(self) -> Callable[[Tensor], Tensor]:
         from torchvision.transforms import v2
@@ -127,6 +128,16 @@ class Augmentation:
         if self.trivial_augment:
             return v2.TrivialAugmentWide()
         return v2.RandAugment(self.rand_augment_ops, self.rand_augment_magnitude)
+
+
+def resized(images: Images, size: int) -> Tensor:
+    """The middle square of each image, `[N, C, size, size]`; a tensor of that size as it is."""
+    if isinstance(images, Tensor) and images.shape[-2:] == (size, size):
+        return images
+    from torchvision.transforms import v2
+
+    middle = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    return middle(images) if isinstance(images, Tensor) else torch.stack([middle(image) for image in images])
 
 
 def each(transform: Callable[[Tensor], Tensor], images: Images, seeds: Sequence[int]) -> Tensor:
@@ -162,11 +173,11 @@ def crop_and_flip(images: Tensor, seeds: Sequence[int], *, padding: int, flip: b
     return images.flatten(2).gather(2, sources).view_as(images)
 
 
-def growing_size(epoch: int, *, start: int, end: int, epochs: int, step: int = 32) -> int:
-    """Pixels of a side in `epoch` of `epochs`: from `start` linearly to `end`, down to a multiple of `step` between.
+def growing_size(epoch: int, *, start: int, end: int, epochs: int, step: int) -> int:
+    """Pixels of a side in an epoch: from `start` in epoch 0 linearly to `end` in epoch `epochs - 1` and after.
 
-    Progressive resizing (Howard, DAWNBench 2018; Tan & Le 2021, "EfficientNetV2", section 4.2): small images first
-    cost less. 32 is what a ResNet's stages divide a side by.
+    Between them it is rounded down to a multiple of `step`. Progressive resizing (Howard, DAWNBench 2018; Tan & Le
+    2021, "EfficientNetV2", section 4.2): small images first cost less.
     """
     if epoch >= epochs - 1:
         return end

@@ -210,13 +210,13 @@ class Trainer:
         """Computes the gradients of the batch's mean loss, part by part, averaged over the ranks; that mean, here."""
         self.optimizer.zero_grad()
         parts = list(zip(*(each.chunk(self.config.accumulation) for each in (inputs, targets)), strict=True))
-        total = torch.zeros((), device=self.world.device)
+        losses = []
         for number, part in enumerate(parts, 1):
             with self.world.apart(self.replica) if number < len(parts) else nullcontext():
                 loss = self.loss_fn(*self._forward(self.replica, *part)) * (len(part[0]) / len(inputs))
                 loss.backward()
-            total += loss.detach()
-        return total
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -274,12 +274,13 @@ class Trainer:
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
 
     def _forward(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs in float32 and targets, on the device."""
+        """Outputs, at least in float32, and targets, on the device."""
         inputs = inputs.to(self.world.device, non_blocking=True, memory_format=self.memory_format)
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = network(inputs)
-        return outputs.float(), targets.to(self.world.device, non_blocking=True)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return outputs, targets.to(self.world.device, non_blocking=True)
 
     def _ends(self, step: Step, every_epochs: int) -> bool:
         return step.step == self.num_steps or step.step % (every_epochs * len(self.train_loader)) == 0

@@ -28,12 +28,8 @@ def split(count=23, size=8):
     return Split(images, torch.arange(count))
 
 
-def constant(epoch, size=8):
-    return size
-
-
 def augmentation(**settings):
-    return Augmentation(mean=(0.5,) * 3, std=(0.5,) * 3, **{"size_of_epoch": constant, **settings})
+    return Augmentation(mean=(0.5,) * 3, std=(0.5,) * 3, size=8, **settings)
 
 
 MOVED = {"crop_padding": 2, "flip": True}
@@ -149,7 +145,7 @@ def test_ctrl_c_reaches_the_main_process_alone():
 
 
 def test_a_growing_size_reaches_the_batches():
-    size = partial(growing_size, start=32, end=96, epochs=3)
+    size = partial(growing_size, start=32, end=96, epochs=3, step=32)
     one = loader({"random_resized_crop": 0.5, "size_of_epoch": size})
     assert [next(one.epoch(epoch))[0].shape[-1] for epoch in range(3)] == [32, 64, 96]
 

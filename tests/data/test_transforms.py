@@ -21,12 +21,8 @@ def colours(count=6, size=12):
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-def twelve(epoch):
-    return 12
-
-
-def augmented(images, seeds=range(100, 106), mean=(0.5,) * 3, std=(0.25,) * 3, size_of_epoch=twelve, **settings):
-    augmentation = Augmentation(mean=mean, std=std, size_of_epoch=size_of_epoch, **settings)
+def augmented(images, seeds=range(100, 106), mean=(0.5,) * 3, std=(0.25,) * 3, size_of_epoch=None, size=12, **settings):
+    augmentation = Augmentation(mean=mean, std=std, size=size, size_of_epoch=size_of_epoch, **settings)
     return augmentation(images, Views(0, list(seeds)))
 
 
@@ -88,7 +84,7 @@ def test_images_of_any_size_become_a_batch_of_the_epochs_size():
 )
 def test_grey_images_between_0_and_1_take_every_augmentation(settings):
     images = load_digits().train.take(range(40))
-    changed = augmented(images, range(40), (0.5,), (0.5,), lambda epoch: 16, **settings)
+    changed = augmented(images, range(40), (0.5,), (0.5,), None, 16, **settings)
     assert changed.shape == (40, 1, 16, 16)
     assert changed.isfinite().all()
     assert changed.abs().max() <= 1
@@ -110,26 +106,28 @@ def test_a_batch_is_prepared_as_each_of_its_files_would_be(sizes):
         assert torch.equal(ours, transform(Image.fromarray(np.asarray(image.permute(1, 2, 0)))))
 
 
-@given(st.integers(1, 300), st.integers(1, 120), st.integers(0, 300))
-def test_sizes_grow_from_the_first_epochs_to_the_lasts_by_whole_steps(start, epochs, more):
+@given(st.integers(1, 300), st.integers(1, 120), st.integers(0, 300), st.sampled_from([1, 4, 32]))
+def test_sizes_grow_from_the_first_epochs_to_the_lasts_by_whole_steps(start, epochs, more, step):
     end = start + more
-    sizes = [growing_size(epoch, start=start, end=end, epochs=epochs) for epoch in range(epochs)]
+    sizes = [growing_size(epoch, start=start, end=end, epochs=epochs, step=step) for epoch in range(epochs + 2)]
     assert sizes == sorted(sizes)
-    assert sizes[-1] == end
+    assert sizes[epochs - 1 :] == [end] * 3
     assert epochs == 1 or sizes[0] == start
-    assert all(size % 32 == 0 for size in set(sizes) - {start, end})
+    assert all(size % step == 0 for size in set(sizes) - {start, end})
 
 
 def test_a_growing_size_is_linear_in_the_epoch():
-    assert [growing_size(epoch, start=128, end=224, epochs=7) for epoch in range(7)] == [
-        128,
-        128,
-        160,
-        160,
-        192,
-        192,
-        224,
-    ]
+    sizes = [growing_size(epoch, start=128, end=224, epochs=7, step=32) for epoch in range(9)]
+    assert sizes == [128, 128, 160, 160, 192, 192, 224, 224, 224]
+
+
+def test_images_are_moved_at_full_size_and_then_made_small():
+    """A move by 2 of 12 pixels is one by 1 of 6: moved at 6 pixels, it would be twice as far."""
+    moving = {"crop_padding": 2, "flip": True}
+    small = augmented(colours(), size_of_epoch=lambda epoch: 6, **moving)
+    moved = crop_and_flip(colours(), range(100, 106), padding=2, flip=True)
+    expected = torch.stack([v2.Resize(6)(image) for image in moved])
+    assert torch.equal(small, normalize(expected, (0.5,) * 3, (0.25,) * 3))
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
