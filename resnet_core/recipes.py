@@ -143,10 +143,11 @@ def cifar10(depth: int) -> Recipe:
     )
 
 
-def one_cycle(name: str, *, epochs: int, flip: bool) -> Recipe:
+def one_cycle(name: str, *, epochs: int, **data: Any) -> Recipe:
+    """Up for a fifth of the epochs and down to 0, on images of half the size at first."""
     return Recipe(
         model=ModelConfig(name="cifar_resnet20"),
-        data=DataConfig(name=name, global_batch=128, crop_padding=4 if flip else 2, flip=flip, workers=1),
+        data=DataConfig(name=name, global_batch=128, train_size_start=16, **data),
         optimizer=OptimizerConfig(lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True),
         schedule=ScheduleConfig(name="one_cycle", warmup_epochs=epochs / 5),
         train=TrainConfig(epochs=epochs, channels_last=True),
@@ -180,8 +181,12 @@ RECIPES: dict[str, Recipe] = {
         train=TrainConfig(epochs=20),
     ),
     **{f"cifar10_resnet{depth}": cifar10(depth) for depth in (20, 32, 44, 56, 110)},
-    "cifar10_fast": one_cycle("cifar10", epochs=24, flip=True),
-    "fashion_mnist": one_cycle("fashion_mnist", epochs=10, flip=False),
+    "cifar10_fast": one_cycle(
+        "cifar10", epochs=12, crop_padding=4, flip=True, train_size=32, train_size_step=8, train_size_epochs=11
+    ),
+    "fashion_mnist": one_cycle(
+        "fashion_mnist", epochs=10, crop_padding=2, train_size=28, train_size_step=4, train_size_epochs=8
+    ),
     "imagenet_card": imagenet(
         OptimizerConfig(name="decoupled_sgd", **CARD), CARD_SCHEDULE, epochs=90, data={"global_batch": 2048}
     ),
