@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -357,7 +357,10 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
         raise ValueError(f"{out} is a file, not a folder; {elsewhere}")
     begun = (out / "result.json").exists() or bool(list_checkpoints(out / "checkpoints"))
     if begun:
-        differences = _differences(asdict(read_recipe(out)), asdict(recipe))
+        differences = [
+            f"{key} is {there!r} there and {here!r} here"
+            for key, there, here in differences_of(read_recipe(out), recipe)
+        ]
         if differences:
             raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {elsewhere}")
     elif out.exists() and any(out.iterdir()) and not (out / "recipe.toml").exists():
@@ -370,16 +373,19 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
         raise OSError(f"{out} cannot be written ({error.strerror}); {elsewhere}") from error
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key, value in ours.items():
-        if prefix + key in FREE:
-            continue
-        if isinstance(value, Mapping):
-            found += _differences(theirs[key], value, f"{prefix}{key}.")
-        elif theirs[key] != value:
-            found.append(f"{prefix}{key} is {theirs[key]!r} there and {value!r} here")
-    return found
+def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """`("optimizer.lr", 0.1, 0.2)` for each setting that differs, but for the `FREE` ones."""
+
+    def between(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+        for key, value in first.items():
+            if prefix + key in FREE:
+                continue
+            if isinstance(value, Mapping):
+                yield from between(value, second[key], f"{prefix}{key}.")
+            elif value != second[key]:
+                yield prefix + key, value, second[key]
+
+    return list(between(asdict(one), asdict(other), ""))
 
 
 def read_result(out: str | Path) -> dict[str, float] | None:
@@ -404,17 +410,26 @@ def make_loaders(recipe: Recipe, world: World) -> tuple[Dataset, TrainLoader, Ev
 
 
 def make_trainer(
-    recipe: Recipe, world: World | None = None, *, report: Report | None = None, folder: str | Path | None = None
+    recipe: Recipe,
+    world: World | None = None,
+    *,
+    build: Callable[..., nn.Module] | None = None,
+    report: Report | None = None,
+    folder: str | Path | None = None,
 ) -> Trainer:
-    """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`. Raises as `make_loaders`."""
+    """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`.
+
+    `build(num_classes=.., in_channels=..)` makes a network of your own, whose head is `fc` where it has one, in place
+    of the recipe's. Raises as `make_loaders`.
+    """
     world = world or World()
     dataset, train_loader, eval_loader = make_loaders(recipe, world)
     torch.manual_seed(recipe.seed)
-    model: Any = make_model(recipe.model, **head_and_stem(dataset))
+    model = (build or partial(make_model, recipe.model))(**head_and_stem(dataset))
     return Trainer(
         recipe.train,
         model,
-        build_optimizer(model, recipe.optimizer, head=model.fc),
+        build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc")),
         world=world,
         loss_fn=partial(LOSSES[recipe.loss.name], label_smoothing=recipe.loss.label_smoothing),
         lr_fn=recipe.lr_fn(len(train_loader)),
@@ -469,14 +484,15 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
                 f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
                 f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
             )
-            world.on_main(lambda: _record_environment(out, world, report))
+            world.on_main(lambda: record_environment(out, world, report))
             scores = trainer.fit()
-        result = _result(trainer, scores)
+        result = result_of(trainer, scores)
         world.on_main(lambda: _finish(recipe, out, trainer, result))
         return result
 
 
-def _result(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:
+def result_of(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:
+    """What `result.json` holds."""
     images = trainer.num_steps * trainer.train_loader.global_batch
     return {
         **scores,
@@ -500,10 +516,11 @@ def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, fl
 
 
 # A run that continues under other values of these cannot be bit for bit the uninterrupted one.
-NUMERICS = ("torch", "device", "world_size", "threads")
+NUMERICS = ("torch", "device", "cpu_capability", "world_size", "threads")
 
 
-def _record_environment(out: Path, world: World, report: Report) -> None:
+def record_environment(out: Path, world: World, report: Report) -> None:
+    """Writes what a run computes on; says where a run that continues is on something else than before."""
     path = out / "environment.json"
     environment = {
         "resnet_core": resnet_core.__version__,
@@ -511,6 +528,7 @@ def _record_environment(out: Path, world: World, report: Report) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "world_size": world.size,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
