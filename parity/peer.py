@@ -44,7 +44,7 @@ def main() -> int:
     prepare(recipe, arguments.out)
     with join_world("cpu") as world, Report(arguments.out) as report:
         trainer = make_trainer(recipe, world, build=network, report=report, folder=arguments.out)
-        record_environment(arguments.out, world, report)
+        record_environment(recipe, arguments.out, world, report)
         result = result_of(trainer, trainer.fit())
     replace_file(arguments.out / "result.json", json.dumps(result, indent=2).encode())
     print(f"{arguments.out}: top-1 {result['top1']:.2%}")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import resnet_core
 from resnet_core.backbone import Backbone
-from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, loaders_of
+from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
 from resnet_core.data.sampler import batch_share
 from resnet_core.durable import replace_file
 from resnet_core.models import MODELS, get_model
@@ -109,8 +109,8 @@ class Recipe:
         return Schedule(config=self.schedule, peak=peak, steps_per_epoch=steps_per_epoch, epochs=epochs)
 
 
-# Settings that cannot change a run's weights: another value continues the same run.
-FREE = ("run", "data.workers")
+# Settings that cannot change a run's weights: another value continues the same run. Data may lie elsewhere, not differ.
+FREE = ("run", "data.workers", "data.path")
 
 # Names of recipes below; what each reproduces, and the top-1 that its source publishes.
 SOURCES: dict[str, str] = {
@@ -349,7 +349,7 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
     Raises ValueError where it holds another recipe's run or other things, or where the global batch cannot be split;
     OSError where the folder cannot be written.
     """
-    make_loaders(recipe, World(size=world_size))
+    dataset, _, _ = make_loaders(recipe, World(size=world_size))
     batch_share(recipe.data.global_batch, world_size)
     out = Path(out)
     elsewhere = "choose another folder with --out"
@@ -363,6 +363,10 @@ def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
         ]
         if differences:
             raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {elsewhere}")
+        there, here = read_environment(out).get("data", {}), identity(dataset)
+        changed = [f"{key}: {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
+        if changed:
+            raise ValueError(f"{out} holds a run on other data ({'; '.join(changed)}); {elsewhere}, or mend data.path")
     elif out.exists() and any(out.iterdir()) and not (out / "recipe.toml").exists():
         raise ValueError(f"{out} holds other files and no run; {elsewhere}")
     try:
@@ -484,7 +488,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
                 f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
                 f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
             )
-            world.on_main(lambda: record_environment(out, world, report))
+            world.on_main(lambda: record_environment(recipe, out, world, report))
             scores = trainer.fit()
         result = result_of(trainer, scores)
         world.on_main(lambda: _finish(recipe, out, trainer, result))
@@ -519,9 +523,17 @@ def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, fl
 NUMERICS = ("torch", "device", "cpu_capability", "world_size", "threads")
 
 
-def record_environment(out: Path, world: World, report: Report) -> None:
-    """Writes what a run computes on; says where a run that continues is on something else than before."""
+def read_environment(out: Path) -> dict[str, Any]:
+    """What a run was computed on; empty before it is known. Raises ValueError naming a file that is damaged."""
     path = out / "environment.json"
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it to continue") from error
+
+
+def record_environment(recipe: Recipe, out: Path, world: World, report: Report) -> None:
+    """Writes what a run computes on; says where a run that continues is on something else than before."""
     environment = {
         "resnet_core": resnet_core.__version__,
         "torch": torch.__version__,
@@ -533,14 +545,15 @@ def record_environment(out: Path, world: World, report: Report) -> None:
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
         "command": sys.argv,
+        "data": identity(dataset_of(recipe.data)),
     }
-    before = json.loads(path.read_text()) if path.exists() else environment
+    before = read_environment(out) or environment
     changed = [
         f"{key} was {before.get(key)}, is {environment[key]}" for key in NUMERICS if before.get(key) != environment[key]
     ]
     if changed:
         report.say(f"continuing, but not bit for bit: {'; '.join(changed)}")
-    replace_file(path, json.dumps(environment, indent=2).encode())
+    replace_file(out / "environment.json", json.dumps(environment, indent=2).encode())
 
 
 def load_run(out: str | Path, world: World | None = None) -> Trainer:

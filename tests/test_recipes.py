@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import resnet_core
+from resnet_core.data import DataConfig, identity, load_digits
+from resnet_core.models import MODELS
 from resnet_core.recipes import (
     LOSSES,
     RECIPES,
@@ -26,6 +29,7 @@ from resnet_core.recipes import (
     to_toml,
 )
 from resnet_core.train import RunConfig, TrainConfig, World
+from resnet_core.train.optimizers import build_optimizer
 from resnet_core.weights import WeightsInfo, write_weights
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
@@ -120,6 +124,72 @@ def test_settings_that_cannot_change_the_weights_continue_the_same_run(tmp_path)
     prepare(replace(TINY, run=RunConfig(log_every_steps=1), data=replace(TINY.data, workers=2)), tmp_path / "run")
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
         prepare(replace(TINY, seed=1), tmp_path / "run")
+
+
+def small_images(folder, count=4, shade=0):
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            (folder / part / name).mkdir(parents=True)
+            for image in range(count):
+                Image.new("RGB", (8, 8), (90 * number, 9 * image, shade)).save(folder / part / name / f"{image}.png")
+    return str(folder)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A recipe on a folder of images, and the folder of its finished run."""
+    data = DataConfig(name="image_folder", path=small_images(tmp_path / "here"), global_batch=4, train_size=16)
+    recipe = replace(TINY, data=replace(data, eval_resize=16, eval_size=16))
+    run(recipe, tmp_path / "run")
+    return recipe, tmp_path / "run"
+
+
+def on(recipe, path):
+    return replace(recipe, data=replace(recipe.data, path=path))
+
+
+def test_a_run_continues_where_its_data_lie_elsewhere_and_is_refused_where_they_differ(begun, tmp_path):
+    recipe, out = begun
+    prepare(on(recipe, small_images(tmp_path / "there")), out)
+    with pytest.raises(
+        ValueError, match=r"run holds a run on other data \(training images: 8 there and 10 here; test im"
+    ):
+        prepare(on(recipe, small_images(tmp_path / "more", count=5)), out)
+    (tmp_path / "there" / "train" / "cat" / "0.png").rename(tmp_path / "there" / "train" / "cat" / "x.png")
+    with pytest.raises(ValueError, match=r"other data \(sha256: .* there and .* here\); choose another folder with"):
+        prepare(on(recipe, str(tmp_path / "there")), out)
+
+
+def test_a_damaged_record_of_the_environment_is_named(begun):
+    recipe, out = begun
+    (out / "environment.json").write_text('{"torch"')
+    with pytest.raises(ValueError, match=r"environment.json is not JSON .* remove it to continue"):
+        prepare(recipe, out)
+
+
+def test_images_in_memory_are_told_apart_by_their_pixels():
+    digits = load_digits()
+    changed = digits.train.images.clone()
+    changed[7, 0, 3, 3] += 0.5
+    other = replace(digits, train=replace(digits.train, images=changed))
+    assert identity(digits) == identity(load_digits()) != identity(other)
+
+
+# Channels of a recipe's images -> their pixels in training.
+SIZES = {1: (16, 28), 3: (16, 32, 160, 176, 224)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model_can_be_put_into_each_recipe(name):
+    config = ModelConfig(name=name)
+    for channels, sizes in SIZES.items():
+        with torch.device("meta"):
+            model = make_model(config, num_classes=10, in_channels=channels)
+            for size in sizes:
+                assert model(torch.empty(2, channels, size, size)).shape == (2, 10)
+    for recipe in RECIPES.values():
+        groups = build_optimizer(model, replace(recipe, model=config).optimizer, head=model.fc).param_groups
+        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -5,6 +5,7 @@ What is wrong with a folder is told before any training, by a ValueError: the fi
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +244,23 @@ def list_files(folder: Path, class_names: Sequence[str]) -> ImageFiles:
     labels = torch.arange(len(found)).repeat_interleave(torch.tensor([len(paths) for paths in found]))
     names = [os.fsencode(path.relative_to(folder)) for paths in found for path in paths]
     return ImageFiles(folder, np.array(names), labels)
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """What tells a dataset from another: its numbers, and a hash of labels and images, or of files' names."""
+    digest = hashlib.sha256("/".join(dataset.class_names).encode())
+    for split in (dataset.train, dataset.test):
+        digest.update(split.labels.numpy().tobytes())
+        if isinstance(split, Split):
+            digest.update(split.images.numpy().tobytes())
+        elif isinstance(split, ImageFiles):
+            digest.update(split.names.tobytes())
+    return {
+        "classes": len(dataset.class_names),
+        "training images": len(dataset.train),
+        "test images": len(dataset.test),
+        "sha256": digest.hexdigest(),
+    }
 
 
 BUILT_IN: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
