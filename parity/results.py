@@ -46,8 +46,12 @@ def command_of(recipe: Recipe) -> str:
         for name, named in RECIPES.items()
     }
     name = min(changes, key=lambda name: len(changes[name]))
-    flags = [f"--{key.replace('_', '-')} {value}" for key, value, _ in changes[name]]
+    flags = [f"--{key.replace('_', '-')} {words(value)}" for key, value, _ in changes[name]]
     return " ".join(["resnet-core train", name, *flags])
+
+
+def words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:

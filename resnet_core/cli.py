@@ -131,7 +131,8 @@ class Show:
 class Train:
     """Train a recipe, or continue its run where it stopped."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    # True and False are spelled out: a switch could only turn on what a recipe has off, or the other way round.
+    recipe: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     out: Path
     """Folder of the run."""
     processes: int = 1

@@ -1,6 +1,8 @@
 """README and docs are true: their code runs, their tables are computed here, their commands print what is shown."""
 
+import contextlib
 import inspect
+import io
 import json
 import re
 import shlex
@@ -12,8 +14,9 @@ import pytest
 from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
-from resnet_core.cli import DIFFERENT
+from resnet_core.cli import DIFFERENT, parse_train
 from resnet_core.compare import ALL_RUNGS
+from resnet_core.recipes import RECIPES
 from resnet_core.resnet import TABLE_1, WIDER
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +104,24 @@ def as_pattern(line):
     if "images/s" in line or "top-1" in line:
         return re.sub(r"[\d.,]+", "#", line)
     return line
+
+
+def settings():
+    """Every `--section.setting value` that a page names in its text."""
+    for page in PAGES:
+        for text in re.findall(r"`(--[a-z]+\.[a-z-]+ [^`]*)`", page.read_text()):
+            yield pytest.param(text, id=f"{page.name}: {text}")
+
+
+@pytest.mark.parametrize("text", list(settings()))
+def test_a_setting_that_a_page_names_is_one(text):
+    """Not of every recipe: some settings exclude each other."""
+
+    def taken_by(name):
+        with contextlib.suppress(ValueError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            return parse_train([name, *shlex.split(text.replace("DIR", "folder"))])
+
+    assert any(taken_by(name) for name in RECIPES)
 
 
 def rows(page, header):
