@@ -44,7 +44,9 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **KEEP_BUFFERS)
+        replica = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **KEEP_BUFFERS)
+        replica._set_ddp_runtime_logging_sample_rate(1)  # otherwise it times ten steps, and then each hundredth
+        return replica
 
     @contextmanager
     def apart(self, replica: nn.Module) -> Iterator[None]:
@@ -56,11 +58,13 @@ class World:
             yield
 
     def communication_seconds(self, replica: nn.Module) -> float:
-        """Seconds of a backward in which gradients were on their way and nothing was computed, as DDP measured it."""
+        """Seconds of the last backward in which gradients were on their way and nothing was computed."""
         if not isinstance(replica, DistributedDataParallel):
             return 0.0
+        assert replica.logger is not None
+        replica.logger.set_runtime_stats_and_log()  # else done when the next step begins
         measured = replica._get_ddp_logging_data()
-        nanoseconds = [measured.get(f"avg_backward_{name}_time", 0) for name in ("comm", "compute_comm_overlap")]
+        nanoseconds = [measured.get(f"backward_{name}_time", 0) for name in ("comm", "compute_comm_overlap")]
         return max(0, nanoseconds[0] - nanoseconds[1]) / 1e9
 
     def peak_memory(self) -> int:

@@ -146,6 +146,7 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.seconds = 0.0  # spent in fit() so far, also before a restart
         self.waited = 0.0  # of these for data, by this rank
+        self.communicated = 0.0  # and for gradients of other ranks
 
     def fit(self) -> dict[str, float]:
         """Trains from the newest checkpoint, or from the start, to the end; the last evaluation's means.
@@ -172,6 +173,7 @@ class Trainer:
             self.seconds = time.monotonic() - began
             if self._ends(step, self.run.checkpoint_every_epochs):
                 self.save()
+                logged = self._now()
         return scores or self.evaluate()
 
     def steps(self) -> Iterator[Step]:
@@ -183,7 +185,9 @@ class Trainer:
                 began = time.monotonic()
                 inputs, targets = next(batches)
                 self.waited += time.monotonic() - began
-                yield self.train_step(inputs, targets)
+                step = self.train_step(inputs, targets)
+                self.communicated += self.world.communication_seconds(self.replica)
+                yield step
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
         """Forward, backward, update, with this rank's part of the global batch."""
@@ -237,15 +241,15 @@ class Trainer:
         return (self.average and self.average.tensors) or self.model.state_dict()
 
     def _now(self) -> Moment:
-        return Moment(self.step, time.monotonic(), self.waited)
+        return Moment(self.step, time.monotonic(), self.waited, self.communicated)
 
     def _speed(self, since: Moment) -> dict[str, float]:
-        """Samples per second of all ranks; the shares of the time in which rank 0 did nothing but wait; memory."""
-        steps, seconds, waited = (now - then for now, then in zip(self._now(), since, strict=True))
+        """Samples per second of all ranks; memory; the shares of the time in which rank 0 waited: the rest it computed."""
+        steps, seconds, waited, communicated = (now - then for now, then in zip(self._now(), since, strict=True))
         return {
             "samples_per_second": steps * self.train_loader.global_batch / seconds,
             "data_wait": waited / seconds,
-            "communication_wait": steps * self.world.communication_seconds(self.replica) / seconds,
+            "communication_wait": communicated / seconds,
             "peak_memory_gib": self.world.peak_memory() / 2**30,
         }
 
@@ -292,6 +296,7 @@ class Moment(NamedTuple):
     step: int
     seconds: float
     waited: float
+    communicated: float
 
 
 def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.train import NonFiniteLossError, TrainConfig, Trainer, World, join_world, launch
+from resnet_core.train import NonFiniteLossError, RunConfig, TrainConfig, Trainer, World, join_world, launch
 from resnet_core.train.metrics import classification_sums
+from resnet_core.train.report import Report, read_records
 
 
 def split(count):
@@ -71,6 +73,24 @@ def lose_the_loss_on_rank_1(folder):
         except NonFiniteLossError as error:
             (folder / f"rank{world.rank}.txt").write_text(str(error))
     return 0
+
+
+def slow_down_rank_1(folder):
+    """24 steps, of which rank 1 sleeps through a part of the last 12; rank 0 reports each dozen."""
+    with join_world("cpu") as world, Report(folder if world.is_main else None) as report:
+        one = make_trainer(world, nn.Identity)
+        one.num_steps, one.run, one.report = 24, RunConfig(log_every_steps=12, eval_every_epochs=8), report
+
+        def late(outputs, targets):
+            time.sleep(SLEPT / 12 if (world.rank, one.step >= 12) == (1, True) else 0)
+            return F.cross_entropy(outputs, targets)
+
+        one.loss_fn = late
+        one.fit()
+    return 0
+
+
+SLEPT = 1.2  # seconds in all
 
 
 def die_on_rank_1(folder):
@@ -162,6 +182,14 @@ def test_a_loss_lost_on_one_rank_stops_all_at_the_same_step(tmp_path):
     told = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert told[0] == told[1]
     assert told[0].startswith("the loss is nan at step 3 of 9")
+
+
+def test_waiting_for_a_slow_rank_is_seen_when_it_happens(tmp_path):
+    assert launch(slow_down_rank_1, (tmp_path,), 2) == 0
+    late = [record for record in read_records(tmp_path / "metrics.jsonl") if record["event"] == "train"][1]
+    seconds = 12 * 8 / late["samples_per_second"]
+    assert late["communication_wait"] * seconds > SLEPT / 2
+    assert late["communication_wait"] + late["data_wait"] <= 1
 
 
 def test_a_killed_rank_is_named(tmp_path, capfd):
