@@ -19,11 +19,14 @@ import tyro
 
 import resnet_core
 from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare, in_short
+from resnet_core.data import DataConfig
+from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.deploy import export
 from resnet_core.deploy.export import Format, find_exporter
 from resnet_core.describe import describe as describe_model
+from resnet_core.evaluation import evaluate_weights
 from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
 from resnet_core.models import list_models
 from resnet_core.plan import make_plan
@@ -34,7 +37,6 @@ from resnet_core.recipes import (
     SOURCES,
     Recipe,
     get_recipe,
-    load_run,
     overlay,
     prepare,
     read_recipe,
@@ -45,7 +47,7 @@ from resnet_core.recipes import (
 from resnet_core.recipes import run as run_recipe
 from resnet_core.specs import find_network
 from resnet_core.suggestions import did_you_mean
-from resnet_core.train import NonFiniteLossError, join_world, launch
+from resnet_core.train import NonFiniteLossError, TrainConfig, join_world, launch
 from resnet_core.train.distributed import exit_rank, is_main_process
 from resnet_core.train.report import plot as plot_run
 from resnet_core.weights.convert import convert
@@ -183,18 +185,48 @@ def train_here(recipe: Recipe, out: Path) -> int:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a finished run again on its test data."""
+    """Evaluate a finished run again on its test data, or any weights on data of yours."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
+    """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
+    data: str = ""
+    """Folder to evaluate on, of images as DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE; a run's own
+    data when left out."""
+    dataset: str = ""
+    """What lies in that folder: image_folder when left out, cifar10, fashion_mnist; digits need no folder."""
+    model: str | None = None
+    """The model of a file of weights that does not say it."""
+    allow_pickle: bool = False
+    """Read .pth and .pt files, with torch's weights_only=True."""
     json: bool = False
     """Print JSON."""
 
     def __call__(self) -> None:
-        with join_world(read_recipe(self.run).run.device) as world:
-            scores = load_run(self.run, world).evaluate()
+        is_run = (Path(self.weights) / "recipe.toml").is_file()
+        recipe = read_recipe(self.weights) if is_run else None
+        data = self._data(recipe)
+        on_cpu = recipe is not None and recipe.run.device == "cpu"
+        with join_world("cpu" if on_cpu else "auto") as world:
+            model, info = load_model(
+                self.weights, model=self.model, allow_pickle=self.allow_pickle, progress=world.is_main
+            )
+            if world.is_main:
+                print(f"{info.model}, {info.origin}", file=sys.stderr)
+            scores = evaluate_weights(model, info, data, recipe.train if recipe else TrainConfig(), world)
         if is_main_process():
             print(json.dumps(scores) if self.json else describe_scores(scores))
+
+    def _data(self, recipe: Recipe | None) -> DataConfig:
+        if not self.data and not self.dataset:
+            if recipe is None:
+                raise ValueError(f"{self.weights} is no run with data of its own; say on which, with --data DIR")
+            return recipe.data
+        name = self.dataset or "image_folder"
+        if not self.data and name in IN_FOLDERS:
+            raise ValueError(f"--dataset {name} is read from a folder; say which with --data DIR")
+        if recipe is None:
+            return DataConfig(name=name, path=self.data, global_batch=1, eval_batch=64, workers=2)
+        return replace(recipe.data, name=name, path=self.data)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def load_model(
     if path.is_dir():
         path /= "model.safetensors"
         if not path.exists():
-            raise ValueError(f"{source} holds no model.safetensors: it is not the folder of a finished run")
+            raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is no run's folder")
     elif not names_a_file(source):
         return _load_published(str(source), progress)
     state, info = read_weights(path, allow_pickle=allow_pickle), read_info(path)

@@ -47,8 +47,9 @@ MAY_IMPORT = {
     "deploy": {"durable", "rounding", "suggestions"},
     "recipes": {"__init__", "backbone", "data", "durable", "models", "pretrained", "suggestions", "train", "weights"},
     "plan": {"models", "recipes", "train"},
+    "evaluation": {"data", "train", "weights"},
     "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "plan", "predict", "recipes", "train"}
-    | {"exercises", "pretrained", "specs", "suggestions", "weights.convert"},
+    | {"evaluation", "exercises", "pretrained", "specs", "suggestions", "weights.convert"},
 }
 
 # Third parties that only these places may import.

@@ -13,6 +13,7 @@ from resnet_core.data.datasets import (
     load_digits,
     load_fashion_mnist,
     load_image_folder,
+    load_test,
 )
 from resnet_core.data.images import ImageError
 from resnet_core.data.loaders import EvalLoader, TrainLoader
@@ -38,5 +39,6 @@ __all__ = [
     "load_digits",
     "load_fashion_mnist",
     "load_image_folder",
+    "load_test",
     "loaders_of",
 ]

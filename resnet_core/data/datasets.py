@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from resnet_core.data.binary import read_cifar10_records, read_idx
 from resnet_core.data.images import find_images, read_image
 from resnet_core.data.transforms import CHANNEL_MODES, Images, ImageTransform
+
+T = TypeVar("T")
 
 
 class LabelledImages(Protocol):
@@ -211,23 +213,38 @@ def load_image_folder(folder: Path) -> Dataset:
     """
     if not (folder / "train").is_dir():
         raise ValueError(f"{folder} has no folder train; put the images as {folder}/train/CLASS/IMAGE")
-    parts = [folder / name for name in ("val", "test") if (folder / name).is_dir()]
-    if not parts:
-        raise ValueError(
-            f"{folder} has no folder val or test to evaluate on; put some images as {folder}/val/CLASS/IMAGE"
-        )
-    names, test_names = class_folders(folder / "train"), class_folders(parts[0])
+    part = tested_part(folder)
+    names, test_names = class_folders(folder / "train"), class_folders(part)
     if names != test_names:
         raise ValueError(
-            f"{folder / 'train'} and {parts[0]} must have the same classes; only in one of them: "
+            f"{folder / 'train'} and {part} must have the same classes; only in one of them: "
             f"{', '.join(sorted(set(names) ^ set(test_names)))}"
         )
     return Dataset(
         train=list_files(folder / "train", names),
-        test=list_files(parts[0], names),
+        test=list_files(part, names),
         class_names=names,
         transform=ImageTransform(resize_size=256, crop_size=224),
     )
+
+
+def load_test_folder(folder: Path) -> tuple[ImageFiles, tuple[str, ...]]:
+    """Images to evaluate on and their classes: `folder/val/CLASS/*`, `folder/test/CLASS/*` or `folder/CLASS/*`."""
+    part = tested_part(folder)
+    names = class_folders(part)
+    return list_files(part, names), names
+
+
+def tested_part(folder: Path) -> Path:
+    """Where an image folder has what it is evaluated on. Raises ValueError for one with images to train on alone."""
+    for name in ("val", "test"):
+        if (folder / name).is_dir():
+            return folder / name
+    if (folder / "train").is_dir():
+        raise ValueError(
+            f"{folder} has no folder val or test to evaluate on; put some images as {folder}/val/CLASS/IMAGE"
+        )
+    return folder
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -281,16 +298,29 @@ def load_dataset(name: str, path: str = "") -> Dataset:
         if path:
             raise ValueError(f"data.path: {name} ships with the package; leave out {path!r}")
         return BUILT_IN[name]()
+    dataset = from_folder(IN_FOLDERS[name], name, path)
+    check_classes(dataset, where=path)
+    return dataset
+
+
+def load_test(name: str, path: str = "") -> tuple[LabelledImages, tuple[str, ...]]:
+    """The images to evaluate on and their classes; an image folder need hold no others. Raises as `load_dataset`."""
+    if name == "image_folder":
+        return from_folder(load_test_folder, name, path)
+    dataset = load_dataset(name, path)
+    return dataset.test, dataset.class_names
+
+
+def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
+    """What `load` reads from the folder. Raises ValueError where it is not there or cannot be read."""
     if not path:
         raise ValueError(f"data.path: {name} is read from a folder; say which with --data.path DIR")
     if not Path(path).is_dir():
         raise ValueError(f"data.path: {path} is {'a file, not a' if Path(path).exists() else 'no'} folder")
     try:
-        dataset = IN_FOLDERS[name](Path(path))
+        return load(Path(path))
     except OSError as error:
         raise ValueError(f"{error.filename or path} cannot be read ({error.strerror or error})") from error
-    check_classes(dataset, where=path)
-    return dataset
 
 
 def check_classes(dataset: Dataset, where: str) -> None:

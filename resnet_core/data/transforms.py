@@ -63,7 +63,8 @@ class ImageTransform:
 
     def of_images(self, images: Images) -> Tensor:
         """`[N, C, crop_size, crop_size]`, each the same as from its file; images of that size are only normalised."""
-        if isinstance(images, Tensor) and images.shape[-2:] == (self.crop_size,) * 2 == (self.resize_size,) * 2:
+        size = self.crop_size
+        if isinstance(images, Tensor) and images.shape[1:] == (len(self.mean), size, size) and size == self.resize_size:
             return normalize(images, self.mean, self.std)
         from torchvision.transforms.v2 import functional as V
 

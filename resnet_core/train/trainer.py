@@ -139,7 +139,6 @@ class Trainer:
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.max_gradient_norm, self.average, self.run = max_gradient_norm, average, run or RunConfig()
         self.report, self.folder, self.seed = report or Report(None), folder, seed
-        self.memory_format = torch.channels_last if config.channels_last else torch.preserve_format
         self.model = prepare(model, config, world)
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
@@ -215,26 +214,22 @@ class Trainer:
         self.optimizer.zero_grad()
         parts = list(zip(*(each.chunk(self.config.accumulation) for each in (inputs, targets)), strict=True))
         losses = []
-        for number, part in enumerate(parts, 1):
+        for number, (part, wanted) in enumerate(parts, 1):
             with self.world.apart(self.replica) if number < len(parts) else nullcontext():
-                loss = self.loss_fn(*self._forward(self.replica, *part)) * (len(part[0]) / len(inputs))
+                outputs, wanted = forward(self.replica, part, wanted, self.config, self.world)
+                loss = self.loss_fn(outputs, wanted) * (len(part) / len(inputs))
                 loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Means over all samples of the evaluation data, each counted once, with rank 0's buffers on every rank."""
         was_training = self.model.training
-        sums: dict[str, Tensor] = {}
         with self.average.inside(self.model) if self.average else nullcontext():
             self.world.share_buffers(self.model)
-            self.model.eval()
-            for inputs, targets in self.eval_loader:
-                for key, value in self.score_fn(*self._forward(self.model, inputs, targets)).items():
-                    sums[key] = sums[key] + value if key in sums else value
+            scores = evaluate(self.model.eval(), self.eval_loader, self.score_fn, self.config, self.world)
         self.model.train(was_training)
-        return means(self.world.sum({key: value.item() for key, value in sums.items()}))
+        return scores
 
     def weights(self) -> dict[str, Tensor]:
         """The weights and buffers to use: the average where there is one."""
@@ -244,7 +239,7 @@ class Trainer:
         return Moment(self.step, time.monotonic(), self.waited, self.communicated)
 
     def _speed(self, since: Moment) -> dict[str, float]:
-        """Samples per second of all ranks; memory; the shares of the time in which rank 0 waited: the rest it computed."""
+        """Samples per second of all ranks; the shares of the time that rank 0 waited, the rest it computed; memory."""
         steps, seconds, waited, communicated = (now - then for now, then in zip(self._now(), since, strict=True))
         return {
             "samples_per_second": steps * self.train_loader.global_batch / seconds,
@@ -276,15 +271,6 @@ class Trainer:
             self.average.load(checkpoint.tensors["average"], self.model)
         self.step, self.seconds = checkpoint.state["step"], checkpoint.state["seconds"]
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
-
-    def _forward(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs, at least in float32, and targets, on the device."""
-        inputs = inputs.to(self.world.device, non_blocking=True, memory_format=self.memory_format)
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = network(inputs)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return outputs, targets.to(self.world.device, non_blocking=True)
 
     def _ends(self, step: Step, every_epochs: int) -> bool:
         return step.step == self.num_steps or step.step % (every_epochs * len(self.train_loader)) == 0
@@ -318,6 +304,34 @@ def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     if config.compile:
         model.compile()
     return model
+
+
+def forward(
+    network: nn.Module, inputs: Tensor, targets: Tensor, config: TrainConfig, world: World
+) -> tuple[Tensor, Tensor]:
+    """Outputs, at least in float32, and targets, on the device."""
+    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+    inputs = inputs.to(world.device, non_blocking=True, memory_format=memory_format)
+    with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        outputs = network(inputs)
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return outputs, targets.to(world.device, non_blocking=True)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: EvalBatches,
+    score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+    config: TrainConfig,
+    world: World,
+) -> dict[str, float]:
+    """Means over the samples of all ranks' batches, each counted once; `model` is `prepare`'s, in evaluation mode."""
+    sums: dict[str, Tensor] = {}
+    for inputs, targets in loader:
+        for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():
+            sums[key] = sums[key] + value if key in sums else value
+    return means(world.sum({key: value.item() for key, value in sums.items()}))
 
 
 def random_layers_seed(seed: int, step: int, rank: int) -> int:
