@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:
 	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
 	@echo 'make test    runs the tests and the parity suite'
-	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime; installs them aside (0.5 GB)'
+	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime, TensorBoard; installs them aside (0.5 GB)'
 	@echo 'make check   lint, format, types, and who may import whom'
 	@echo 'make parity  prints the parity report: model by rung, beside torchvision'
 	@echo 'make report  writes docs/report: beside timm, transformers, Keras and onnxruntime, too (half an hour)'
@@ -56,7 +56,7 @@ clean:
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	.venv-interop/bin/python -m pip install --constraint constraints.txt \
-		'resnet-core[composer,export,hub,interop]' $(COMPOSER_IMPORTS)
+		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS)
 	.venv-interop/bin/python -m pip install --constraint constraints.txt --no-deps mosaicml mosaicml-cli
 	@touch $@
 

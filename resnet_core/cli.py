@@ -19,6 +19,7 @@ import tyro
 
 import resnet_core
 from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare, in_short
+from resnet_core.curves import plot
 from resnet_core.data import DataConfig
 from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.data.images import ImageError, find_images
@@ -49,7 +50,6 @@ from resnet_core.specs import find_network
 from resnet_core.suggestions import did_you_mean
 from resnet_core.train import NonFiniteLossError, TrainConfig, join_world, launch
 from resnet_core.train.distributed import exit_rank, is_main_process
-from resnet_core.train.report import plot as plot_run
 from resnet_core.weights.convert import convert
 
 # Exit statuses; 0 is success.
@@ -231,14 +231,17 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw a run's loss, accuracy and learning rate into its curves.png."""
+    """Draw loss, accuracy and learning rate of a run, or of several in one picture."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """Folders of runs."""
+    out: Path | None = None
+    """The .png, .pdf or .svg file to draw; when left out curves.png, in the run's folder or, of several runs, here."""
 
     def __call__(self) -> None:
-        read_recipe(self.run)
-        print(plot_run(self.run))
+        if not self.runs:
+            raise ValueError("plot needs the folder of a run, or of several")
+        print(plot(self.runs, self.out))
 
 
 @dataclass(frozen=True)

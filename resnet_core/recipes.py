@@ -31,7 +31,7 @@ from resnet_core.train.averaging import AveragingConfig, WeightAverage
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import OptimizerConfig, build_optimizer
-from resnet_core.train.report import Report
+from resnet_core.train.report import Report, check_tensorboard
 from resnet_core.train.schedules import Schedule, ScheduleConfig
 from resnet_core.weights import WeightsInfo, load_weights, write_weights
 
@@ -340,15 +340,18 @@ def read_recipe(folder: str | Path) -> Recipe:
     path = Path(folder) / "recipe.toml"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run's folder: it has no recipe.toml; `resnet-core train` makes one")
-    return from_mapping(Recipe, read_toml(path), str(path))
+    # A setting of `run` that the folder's version did not have yet cannot change the run.
+    return from_mapping(Recipe, merged({"run": asdict(RunConfig())}, read_toml(path)), str(path))
 
 
 def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
     """Makes `out` the folder of this recipe's run; where that run has a checkpoint or result, it is left as it is.
 
-    Raises ValueError where it holds another recipe's run or other things, or where the global batch cannot be split;
-    OSError where the folder cannot be written.
+    Raises ValueError where it holds another recipe's run or other things, where the global batch cannot be split or
+    TensorBoard is asked for and missing; OSError where the folder cannot be written.
     """
+    if recipe.run.tensorboard:
+        check_tensorboard()
     dataset, _, _ = make_loaders(recipe, World(size=world_size))
     batch_share(recipe.data.global_batch, world_size)
     out = Path(out)
@@ -482,7 +485,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
         result = world.on_main(lambda: read_result(out))
         if result is not None:
             return result
-        with Report(out if world.is_main else None) as report:
+        with Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard) as report:
             trainer = make_trainer(recipe, world, report=report, folder=out)
             report.say(
                 f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "

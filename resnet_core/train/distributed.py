@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -112,6 +112,21 @@ class World:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def together(self, function: Callable[[], T]) -> T:
+        """This rank's `function()`; where it raised on some rank, every rank raises the first one's error."""
+        result, mine = None, None
+        try:
+            result = function()
+        except Exception as error:  # carried to all ranks, so that none waits for this one
+            mine = error
+        errors = [mine] * self.size
+        if self.size > 1:
+            dist.all_gather_object(errors, mine)
+        for each in errors:
+            if each is not None:
+                raise each
+        return cast(T, result)
 
 
 # What torchrun and `launch` tell each process, and what holds for a process that neither started.

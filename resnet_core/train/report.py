@@ -1,4 +1,7 @@
-"""What a run tells: `metrics.jsonl` is the record, one object a line; a bar or plain lines are for people."""
+"""What a run tells: `metrics.jsonl` is the record, one object a line; a bar or plain lines are for people.
+
+TensorBoard (the extra `tensorboard`) is shown the same record.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_core.durable import replace_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FORMATS = {
     "epoch": "{:.4g}",
@@ -33,11 +40,13 @@ class Report:
     """The record of one run, kept by rank 0; with `folder=None` (the other ranks) everything here does nothing.
 
     Use as a context manager. On a terminal a bar shows the progress; elsewhere there is a line for each evaluation
-    and, between distant evaluations, one every 30 seconds.
+    and, between distant evaluations, one every 30 seconds. With `tensorboard` the record is in that folder's
+    `tensorboard/`, too.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
+    def __init__(self, folder: str | Path | None, *, tensorboard: bool = False) -> None:
         self.path = Path(folder) / "metrics.jsonl" if folder else None
+        self.events = open_events(self.path.parent / "tensorboard") if self.path and tensorboard else None
         self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("step"),
@@ -58,12 +67,16 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+        if self.events:
+            self.events.close()
 
     def start(self, step: int, total_steps: int) -> None:
         """Goes on after `step`; records of later steps, of a run that was cut off, are dropped."""
         if self.path:
             kept = [record for record in read_records(self.path) if record["step"] <= step]
             replace_file(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            for record in kept:
+                self._show_tensorboard(**record)
         self.bar.update(self.task, completed=step, total=total_steps)
 
     def record(self, event: str, *, step: float, **values: float) -> None:
@@ -72,6 +85,7 @@ class Report:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        self._show_tensorboard(event, step, **values)
         text = "  ".join(f"{key} {FORMATS.get(key, '{}').format(value)}" for key, value in values.items())
         self.bar.update(self.task, completed=step, description=text)
         due = self.bar.disable and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
@@ -79,11 +93,33 @@ class Report:
             total = f"{self.bar.tasks[self.task].total:.0f}"
             self.say(f"{event:<5}  step {step:>{len(total)}}/{total}  {text}")
 
+    def _show_tensorboard(self, event: str, step: float, **values: float) -> None:
+        if self.events:
+            for key, value in values.items():
+                self.events.add_scalar(f"{event}/{key}", value, step)
+
     def say(self, text: str) -> None:
         """One line to people."""
         self.last_line = time.monotonic()
         self.console.print(text, markup=False)
         sys.stdout.flush()
+
+
+def check_tensorboard() -> None:
+    """Raises ValueError with the remedy where TensorBoard's library is missing."""
+    if find_spec("tensorboard") is None:
+        raise ValueError("run.tensorboard needs TensorBoard: pip install 'resnet-core[tensorboard]', or leave it out")
+
+
+def open_events(folder: Path) -> SummaryWriter:
+    """A writer of new event files in `folder`, in place of those that are there: they are written from the record."""
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    # The purge tells a TensorBoard that has read the old files to forget them.
+    return SummaryWriter(str(folder), purge_step=0, flush_secs=10)
 
 
 def read_records(path: Path) -> Iterable[dict[str, Any]]:
@@ -98,38 +134,3 @@ def read_records(path: Path) -> Iterable[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or remove that line") from error
-
-
-# Title, scale of the vertical axis, label -> (event, key) of the records.
-PANELS: list[tuple[str, str, dict[str, tuple[str, str]]]] = [
-    ("loss (cross entropy)", "log", {"training": ("train", "loss"), "test": ("eval", "loss")}),
-    ("accuracy on the test data", "linear", {"top-1": ("eval", "top1"), "top-5": ("eval", "top5")}),
-    ("learning rate", "linear", {"learning rate": ("train", "lr")}),
-]
-
-
-def plot(folder: str | Path) -> Path:
-    """Draws a run's loss, accuracy and learning rate into its `curves.png`.
-
-    Raises ValueError where nothing is recorded yet, and without matplotlib (the extra `plot`).
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("plotting needs matplotlib: pip install 'resnet-core[plot]'") from error
-
-    folder = Path(folder)
-    records = list(read_records(folder / "metrics.jsonl"))
-    if not records:
-        raise ValueError(f"{folder / 'metrics.jsonl'} holds no records yet: train first")
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (title, scale, lines) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for label, (event, key) in lines.items():
-            points = [(record["epoch"], record[key]) for record in records if record["event"] == event]
-            axes.plot([epoch for epoch, _ in points], [value for _, value in points], label=label)
-        axes.set(xlabel="epoch", title=title, yscale=scale)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path

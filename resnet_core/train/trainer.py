@@ -66,6 +66,8 @@ class RunConfig:
     log_every_steps: int = 10
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
+    tensorboard: bool = False
+    """Write the record for TensorBoard, too."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "eval_every_epochs", "checkpoint_every_epochs"):
@@ -327,11 +329,15 @@ def evaluate(
     world: World,
 ) -> dict[str, float]:
     """Means over the samples of all ranks' batches, each counted once; `model` is `prepare`'s, in evaluation mode."""
-    sums: dict[str, Tensor] = {}
-    for inputs, targets in loader:
-        for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():
-            sums[key] = sums[key] + value if key in sums else value
-    return means(world.sum({key: value.item() for key, value in sums.items()}))
+
+    def sums_of_this_rank() -> dict[str, float]:
+        sums: dict[str, Tensor] = {}
+        for inputs, targets in loader:
+            for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():
+                sums[key] = sums[key] + value if key in sums else value
+        return {key: value.item() for key, value in sums.items()}
+
+    return means(world.sum(world.together(sums_of_this_rank)))
 
 
 def random_layers_seed(seed: int, step: int, rank: int) -> int:

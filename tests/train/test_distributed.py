@@ -134,6 +134,24 @@ def raise_on_main(folder):
     return 0
 
 
+def meet_a_damaged_sample_on_rank_1(folder):
+    class Damaged(Split):
+        def take(self, indices):
+            if 3 in indices:  # rank 1's share: 1, 3
+                raise ValueError("sample 3 is damaged")
+            return super().take(indices)
+
+    with join_world("cpu") as world:
+        one = make_trainer(world, nn.Identity)
+        samples = Damaged(*vars(split(5)).values())
+        one.eval_loader = EvalLoader(samples, batch=1, rank=world.rank, world_size=world.size)
+        try:
+            one.evaluate()
+        except ValueError as error:
+            (folder / f"rank{world.rank}.txt").write_text(str(error))
+    return 0
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
@@ -209,6 +227,11 @@ def test_what_rank_0_raises_every_rank_raises(tmp_path):
     assert launch(raise_on_main, (tmp_path,), 2) == 0
     assert {path.read_text() for path in tmp_path.iterdir()} == {"said by rank 0"}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_one_rank_meets_in_an_evaluation_every_rank_raises(tmp_path):
+    assert launch(meet_a_damaged_sample_on_rank_1, (tmp_path,), 2) == 0
+    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["sample 3 is damaged"] * 2
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 2)])

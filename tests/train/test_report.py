@@ -4,7 +4,14 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 
+import pytest
+
+from resnet_core.cli import main
+from resnet_core.recipes import RECIPES, read_recipe, to_toml
+from resnet_core.train import RunConfig
+from resnet_core.train import report as report_module
 from resnet_core.train.report import Report, read_records
 
 SPEAK = """
@@ -60,3 +67,44 @@ def test_a_record_of_a_later_step_is_dropped_where_a_run_goes_on(tmp_path):
             report.record("train", step=step, loss=1.0)
         report.start(2, 10)
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_tensorboard_is_asked_for_before_any_work_where_it_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report_module, "find_spec", lambda name: None)
+    (tmp_path / "mine.toml").write_text("[run]\ntensorboard = true\n")
+    words = ["--config", tmp_path / "mine.toml", "--out", tmp_path / "run", "--processes", 2]
+    assert main(["train", "digits", *map(str, words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("needs TensorBoard: pip install 'resnet-core[tensorboard]', or leave it out")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_version_that_had_no_tensorboard_is_read(tmp_path):
+    recipe = replace(RECIPES["digits"], run=RunConfig(log_every_steps=3))
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe).replace("tensorboard = false\n", ""))
+    assert read_recipe(tmp_path) == recipe
+
+
+@pytest.mark.interop
+def test_tensorboard_shows_the_record_also_where_a_run_went_back_to_its_checkpoint(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Report(tmp_path) as report:  # the first part of the run without it
+        report.start(0, 10)
+        report.record("train", step=1, loss=4.0, lr=0.1)
+    for begin in (1, 2):
+        with Report(tmp_path, tensorboard=True) as report:
+            report.start(begin, 10)
+            for step in (2, 3):
+                report.record("train", step=step, loss=begin / step, lr=0.1)
+            report.record("eval", step=3, epoch=1, top1=0.5)
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    expected = {}
+    for record in read_records(tmp_path / "metrics.jsonl"):
+        event, step = record.pop("event"), record.pop("step")
+        for key, value in record.items():
+            expected.setdefault(f"{event}/{key}", []).append((step, pytest.approx(value)))
+    assert {
+        tag: [(each.step, each.value) for each in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]
+    } == expected
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
