@@ -219,7 +219,10 @@ class Evaluate:
     def _data(self, recipe: Recipe | None) -> DataConfig:
         if not self.data and not self.dataset:
             if recipe is None:
-                raise ValueError(f"{self.weights} is no run with data of its own; say on which, with --data DIR")
+                raise ValueError(
+                    f"{self.weights} is not a run's folder: it has no recipe.toml; say on which data to evaluate "
+                    "other weights, with --data DIR"
+                )
             return recipe.data
         name = self.dataset or "image_folder"
         if not self.data and name in IN_FOLDERS:

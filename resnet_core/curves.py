@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_core.durable import replace_file
-from resnet_core.recipes import FREE, read_recipe
+from resnet_core.recipes import differences_of, read_recipe
 from resnet_core.train.report import read_records
 
 if TYPE_CHECKING:
@@ -68,29 +67,19 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 def run_labels(folders: Sequence[Path]) -> list[str]:
     """What tells the runs apart: the settings in which they differ, where these are few, or else the folders' names."""
-    recipes = [dict(_settings(asdict(read_recipe(folder)))) for folder in folders]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
-    differing = [key for key in recipes[0] if len({repr(recipe[key]) for recipe in recipes}) > 1]
-    if not 1 <= len(differing) <= MOST_SETTINGS:
+    recipes = [read_recipe(folder) for folder in folders]
+    differences = [differences_of(recipes[0], recipe) for recipe in recipes]
+    firsts = {key: value for found in differences for key, value, _ in found}
+    if not 1 <= len(firsts) <= MOST_SETTINGS:
         return names
-    settings = [", ".join(f"{key} {str(recipe[key]) or 'none'}" for key in differing) for recipe in recipes]
+    settings = [firsts | {key: value for key, _, value in found} for found in differences]
+    labels = [", ".join(f"{key} {str(value) or 'none'}" for key, value in each.items()) for each in settings]
     return [
-        label if settings.count(label) == 1 else f"{label} ({name})"
-        for label, name in zip(settings, names, strict=True)
+        label if labels.count(label) == 1 else f"{label} ({name})" for label, name in zip(labels, names, strict=True)
     ]
-
-
-def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("optimizer.lr", 0.1) and so on: all that can change a run's weights."""
-    for key, value in values.items():
-        if prefix + key in FREE:
-            continue
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

@@ -101,7 +101,7 @@ def test_what_is_evaluated_is_told_beside_the_result(weights, capsys, tmp_path):
     [
         (IMAGES, ["--dataset", "cifar10"], "--dataset cifar10 is read from a folder; say which with --data DIR"),
         (IMAGES, ["--dataset", "cifar"], "unknown dataset 'cifar'; did you mean cifar10"),
-        (IMAGES, [], "is no run with data of its own; say on which, with --data DIR"),
+        (IMAGES, [], "is not a run's folder: .*; say on which data to evaluate other weights, with --data DIR"),
         (IMAGES, ["--data", "nowhere"], "nowhere is no folder"),
         ({}, ["--data", "."], "has no class folders"),
         (

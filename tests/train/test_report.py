@@ -71,9 +71,7 @@ def test_a_record_of_a_later_step_is_dropped_where_a_run_goes_on(tmp_path):
 
 def test_tensorboard_is_asked_for_before_any_work_where_it_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report_module, "find_spec", lambda name: None)
-    (tmp_path / "mine.toml").write_text("[run]\ntensorboard = true\n")
-    words = ["--config", tmp_path / "mine.toml", "--out", tmp_path / "run", "--processes", 2]
-    assert main(["train", "digits", *map(str, words)]) == 2
+    assert main(["train", "digits", "--run.tensorboard", "True", "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("needs TensorBoard: pip install 'resnet-core[tensorboard]', or leave it out")
     assert not (tmp_path / "run").exists()
