@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 
 from resnet_core.cli import main
 from resnet_core.curves import PALETTE, draw, plot, records_of, run_labels
@@ -63,7 +64,7 @@ def test_each_run_is_drawn_in_a_colour_of_its_own_with_a_label(count, tmp_path):
     values = [list(line.get_ydata()) for line in drawn]
     assert values[:count] == [[1.0 + number, (1.0 + number) / 2] for number in range(count)]
     assert values[count:] == [[(1.0 + number) / 3] for number in range(count)]
-    colours = [line.get_color() for line in drawn]
+    colours = [to_hex(line.get_color()) for line in drawn]
     assert colours[:count] == colours[count:]
     assert len(set(colours)) == count
     assert max(line.get_linewidth() for line in drawn[:count]) < min(line.get_linewidth() for line in drawn[count:])
