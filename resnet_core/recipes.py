@@ -178,7 +178,7 @@ RECIPES: dict[str, Recipe] = {
         data=DataConfig(name="digits", global_batch=64, crop_padding=2),
         optimizer=OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
         schedule=ScheduleConfig(warmup_epochs=2.0),
-        train=TrainConfig(epochs=20),
+        train=TrainConfig(epochs=30),
     ),
     **{f"cifar10_resnet{depth}": cifar10(depth) for depth in (20, 32, 44, 56, 110)},
     "cifar10_fast": one_cycle(

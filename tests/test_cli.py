@@ -48,7 +48,7 @@ def test_describe_prints_the_table_and_json(capsys):
 def test_recipes_are_listed_and_shown(capsys):
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert listed.startswith(f"digits{'':<19}cifar_resnet20 on digits, 20 epochs\n{'':<25}ResNet-20 on the digits")
+    assert listed.startswith(f"digits{'':<19}cifar_resnet20 on digits, 30 epochs\n{'':<25}ResNet-20 on the digits")
     assert all(re.search(rf"^{name} ", listed, re.MULTILINE) for name in RECIPES)
     assert main(["show", "digits"]) == 0
     assert capsys.readouterr().out == to_toml(RECIPES["digits"])

@@ -22,7 +22,7 @@ def test_the_plan_of_a_recipe_is_what_its_trainer_does():
     assert (plan.training_samples, plan.test_samples, plan.batch) == (1437, 360, 32)
     assert [plan.lr_fn(step) for step in range(50)] == [trainer.lr_fn(step) for step in range(50)]
     assert plan.weights_bytes == 3 * 4 * plan.parameters  # weights, gradients, momentum
-    assert "440: 20 epochs of 22" in str(plan)
+    assert "660: 30 epochs of 22" in str(plan)
     assert "▁" in str(plan)
     assert "█" in str(plan)
 

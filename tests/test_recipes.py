@@ -39,10 +39,10 @@ def test_a_trainer_follows_its_recipe():
     recipe = RECIPES["digits"]
     trainer = make_trainer(recipe)
     steps_per_epoch = 1437 // 64
-    assert trainer.num_steps == 20 * steps_per_epoch
+    assert trainer.num_steps == 30 * steps_per_epoch
     assert trainer.lr_fn(0) == pytest.approx(0.1 / (2 * steps_per_epoch))
     assert trainer.lr_fn(2 * steps_per_epoch - 1) == 0.1
-    assert trainer.lr_fn(11 * steps_per_epoch) == pytest.approx(0.05)
+    assert trainer.lr_fn(16 * steps_per_epoch) == pytest.approx(0.05)
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
     assert len(group["params"]) == len(list(trainer.model.parameters()))

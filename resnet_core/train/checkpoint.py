@@ -1,6 +1,6 @@
 """Checkpoints that a crash cannot halve: safetensors and JSON, hashed, written aside and then renamed.
 
-    checkpoints/step-00000440/  model.safetensors  optimizer.safetensors  checkpoint.json
+    checkpoints/step-00000660/  model.safetensors  optimizer.safetensors  checkpoint.json
 
 No pickle: reading a checkpoint executes nothing.
 """
