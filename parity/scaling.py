@@ -66,7 +66,7 @@ GPUS = (
 class Site:
     """What stands around the GPUs; the defaults are assumptions."""
 
-    cores: int = RECIPE.data.workers
+    cores: float = RECIPE.data.workers
     """CPU cores for each GPU, each with one worker of the loader."""
     images_per_core: float = 120.0
     """That one of them prepares in a second."""
@@ -86,7 +86,7 @@ class Estimate:
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or GLOBAL_BATCH % self.gpus:
-            raise ValueError(f"{self.gpus} GPUs do not divide the global batch of {GLOBAL_BATCH}; take a power of two")
+            raise ValueError(f"{self.gpus} GPUs do not divide the global batch of {GLOBAL_BATCH}; take a power of two up to it")
 
     @property
     def batch(self) -> int:
@@ -182,7 +182,7 @@ def inputs(gpus: Sequence[Gpu], site: Site) -> str:
         *((f"{gpu.name}", f"{gpu.images_per_second:,.0f} images/s", gpu.source) for gpu in gpus),
         ("our loader, one core", f"{site.images_per_core:,.0f} images/s", "`--measure`, on an AMD EPYC with AVX2"),
         ("decoding alone, one core", "577, 712, 735 images/s", "published: Pillow, torchvision, simplejpeg"),
-        ("cores for a GPU", f"{site.cores}", "assumed: the recipe's `data.workers`; `--cores`"),
+        ("cores for a GPU", f"{site.cores:g}", "assumed: the recipe's `data.workers`; `--cores`"),
         ("network of a machine of 8 GPUs", f"{site.gigabits:g} Gb/s", "assumed; `--gigabits`"),
         ("network inside it", "300, 450 GB/s", "data sheets: NVLink of A100, of H100 and H200, each way"),
         ("share of a step in backward", "2/3", "multiply-adds: two of three passes"),
@@ -274,17 +274,24 @@ def measure() -> None:
         print(f"JPEG files of {shape[1]}x{shape[0]} pixels, {size / 1e3:.0f} kB: {rate:,.0f} images/s on one core")
 
 
+def above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     site = Site()
     parser = argparse.ArgumentParser(prog="python -m parity.scaling", description="imagenet_card on paper.")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], help="how many, of each kind")
-    parser.add_argument("--images-per-second", type=float, metavar="N", help="that one GPU of yours trains")
-    parser.add_argument("--cores", type=int, default=site.cores, help="CPU cores for each GPU (%(default)s)")
+    parser.add_argument("--images-per-second", type=above_0, metavar="N", help="that a GPU of yours trains, else as an H100")
+    parser.add_argument("--cores", type=above_0, default=site.cores, help="CPU cores for each GPU (%(default)s)")
     parser.add_argument(
-        "--images-per-core", type=float, metavar="N", default=site.images_per_core, help="as --measure says"
+        "--images-per-core", type=above_0, metavar="N", default=site.images_per_core, help="as --measure says"
     )
-    parser.add_argument("--gigabits", type=float, default=site.gigabits, help="from machine to machine (%(default)s)")
-    parser.add_argument("--dollars", type=float, default=site.dollars, help="a GPU for an hour (%(default)s)")
+    parser.add_argument("--gigabits", type=above_0, default=site.gigabits, help="from machine to machine (%(default)s)")
+    parser.add_argument("--dollars", type=above_0, default=site.dollars, help="a GPU for an hour (%(default)s)")
     parser.add_argument("--measure", action="store_true", help="measure what one core of this machine loads, and stop")
     given = parser.parse_args(arguments)
     if given.measure:

@@ -97,7 +97,15 @@ def test_numbers_of_gpus_that_do_not_divide_the_batch_are_refused(gpus, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--gpus", gpus])
     assert exit.value.code == 2
-    assert f"{gpus} GPUs do not divide the global batch of 2048; take a power of two" in capsys.readouterr().err
+    assert f"{gpus} GPUs do not divide the global batch of 2048; take a power of two up to it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--images-per-second", "--cores", "--images-per-core", "--gigabits", "--dollars"])
+def test_rates_and_prices_must_be_above_0(option, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([option, "0"])
+    assert exit.value.code == 2
+    assert f"argument {option}: must be above 0 and finite, got 0" in capsys.readouterr().err
 
 
 def test_the_loader_is_measured_on_files_like_imagenets(tmp_path, monkeypatch):
