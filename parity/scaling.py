@@ -86,7 +86,9 @@ class Estimate:
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or GLOBAL_BATCH % self.gpus:
-            raise ValueError(f"{self.gpus} GPUs do not divide the global batch of {GLOBAL_BATCH}; take a power of two up to it")
+            raise ValueError(
+                f"{self.gpus} GPUs do not divide the global batch of {GLOBAL_BATCH}; take a power of two up to it"
+            )
 
     @property
     def batch(self) -> int:
@@ -285,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     site = Site()
     parser = argparse.ArgumentParser(prog="python -m parity.scaling", description="imagenet_card on paper.")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], help="how many, of each kind")
-    parser.add_argument("--images-per-second", type=above_0, metavar="N", help="that a GPU of yours trains, else as an H100")
+    parser.add_argument("--images-per-second", type=above_0, metavar="N", help="of a GPU of yours, for an H100's")
     parser.add_argument("--cores", type=above_0, default=site.cores, help="CPU cores for each GPU (%(default)s)")
     parser.add_argument(
         "--images-per-core", type=above_0, metavar="N", default=site.images_per_core, help="as --measure says"

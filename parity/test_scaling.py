@@ -97,7 +97,8 @@ def test_numbers_of_gpus_that_do_not_divide_the_batch_are_refused(gpus, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--gpus", gpus])
     assert exit.value.code == 2
-    assert f"{gpus} GPUs do not divide the global batch of 2048; take a power of two up to it" in capsys.readouterr().err
+    rule = f"{gpus} GPUs do not divide the global batch of 2048; take a power of two up to it"
+    assert rule in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--images-per-second", "--cores", "--images-per-core", "--gigabits", "--dollars"])
