@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -24,14 +25,27 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def compare(what: str, ours: Callable[[], object], reference: Callable[[], object], *, runs: int) -> float:
-    """Times both in turn after one warm-up each, prints the medians in seconds, and returns ours / reference."""
+class Medians(NamedTuple):
+    """Seconds, and the median of the pairs' ratios."""
+
+    ours: float
+    reference: float
+    ratio: float
+
+
+def compare(what: str, ours: Callable[[], object], reference: Callable[[], object], *, runs: int) -> Medians:
+    """Times both in turn after one warm-up each, the other first every other time; prints and returns the medians."""
     ours(), reference()
-    pairs = [(seconds(ours), seconds(reference)) for _ in range(runs)]
-    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    ratio = statistics.median(mine / theirs for mine, theirs in pairs)
-    print(f"{what:<44}{medians[0]:>9.3f}{medians[1]:>11.3f}{ratio:>8.3f}", flush=True)
-    return ratio
+    times: dict[Callable[[], object], list[float]] = {ours: [], reference: []}
+    order = [ours, reference]
+    for _ in range(runs):
+        for function in order:
+            times[function].append(seconds(function))
+        order.reverse()
+    ratios = [mine / theirs for mine, theirs in zip(*times.values(), strict=True)]
+    medians = Medians(*map(statistics.median, (*times.values(), ratios)))
+    print(f"{what:<44}{medians.ours:>9.3f}{medians.reference:>11.3f}{medians.ratio:>8.3f}", flush=True)
+    return medians
 
 
 def importing(module: str) -> Callable[[], object]:
@@ -56,9 +70,13 @@ def training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], object
     return step
 
 
-def main() -> None:
+def print_heading(what: str) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; median seconds of runs in turn\n")
-    print(f"{'':<44}{'ours':>9}{'reference':>11}{'ratio':>8}")
+    print(f"{what:<44}{'ours':>9}{'reference':>11}{'ratio':>8}")
+
+
+def main() -> None:
+    print_heading("")
     compare("import resnet_core : import torch", importing("resnet_core"), importing("torch"), runs=15)
     images = torch.randn(BATCH, 3, SIZE, SIZE)
     for what, work in (("inference", inference), ("training step", training_step)):

@@ -41,13 +41,22 @@ def commands():
 
 @pytest.fixture(scope="module")
 def workplace(digits_run, tmp_path_factory):
-    """A folder in which runs/digits is the finished run, digit.png one of its test images, mended.py our ResNet."""
+    """A folder in which runs/digits is the finished run, digit.png one of its test images, mended.py our ResNet.
+
+    imagenet holds as many classes as ImageNet, of files that are named and empty.
+    """
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
     (folder / "runs" / "digits").symlink_to(digits_run[0])
     pixels = resnet_core.data.load_digits().test.images[0]
     to_pil_image(pixels).save(folder / "digit.png")
     (folder / "mended.py").write_text(inspect.getsource(resnet_core.resnet))
+    for part, images in (("train", 3), ("val", 1)):
+        for number in range(1000):
+            images_of_class = folder / "imagenet" / part / f"n{number:08d}"
+            images_of_class.mkdir(parents=True)
+            for image in range(images):
+                (images_of_class / f"{image}.jpg").touch()
     return folder
 
 

@@ -193,7 +193,7 @@ class Trainer:
     def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
         """Forward, backward, update, with this rank's part of the global batch."""
         self.model.train()
-        torch.manual_seed(random_layers_seed(self.seed, self.step, self.world.rank))
+        seed_random_layers(random_layers_seed(self.seed, self.step, self.world.rank), self.world.device)
         lr = self.lr_fn(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -343,6 +343,16 @@ def evaluate(
 def random_layers_seed(seed: int, step: int, rank: int) -> int:
     """Seed of dropout and the like: another one each step and rank, the same whenever that step is done again."""
     return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
+
+
+def seed_random_layers(seed: int, device: torch.device) -> None:
+    """What `torch.manual_seed` does for the generators that a step draws from: the CPU's and its own GPU's.
+
+    Torch's also looks for kinds of accelerators that are not there, which takes as long as a small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

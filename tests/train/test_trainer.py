@@ -14,6 +14,7 @@ from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.report import Report, read_records
 from resnet_core.train.schedules import Schedule, ScheduleConfig
+from resnet_core.train.trainer import seed_random_layers
 
 EPOCHS, SAMPLES, BATCH = 3, 26, 8
 
@@ -309,3 +310,11 @@ def test_settings_below_1_are_refused(config, name):
 def test_fp16_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="fp16 is not offered: its gradients need a loss scale"):
         TrainConfig(precision="fp16")
+
+
+def test_random_layers_draw_as_after_torchs_own_seed():
+    inputs = torch.ones(1000)
+    torch.manual_seed(12345)
+    expected = F.dropout(inputs)
+    seed_random_layers(12345, torch.device("cpu"))
+    assert torch.equal(F.dropout(inputs), expected)
