@@ -45,8 +45,8 @@ from resnet_core.recipes import (
 from resnet_core.recipes import run as run_recipe
 from resnet_core.specs import find_network
 from resnet_core.suggestions import did_you_mean
-from resnet_core.train import NonFiniteLossError, join_world, launch
-from resnet_core.train.distributed import exit_rank, is_main_process
+from resnet_core.train import NonFiniteLossError, PeerError, join_world, launch
+from resnet_core.train.distributed import exit_rank, is_main_process, may_tell
 from resnet_core.train.report import plot as plot_run
 from resnet_core.weights.convert import convert
 
@@ -55,24 +55,45 @@ TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR, INTERRUPTED = 1, 1, 1, 2, 1
 
 
 def reported(function: Callable[..., int]) -> Callable[..., int]:
-    """`function`, with the errors that users can mend told in one line by rank 0 and turned into exit statuses."""
+    """`function`, with the errors that users can mend told in one line and turned into exit statuses."""
 
     @wraps(function)
     def wrapper(*arguments: Any) -> int:
         try:
             return function(*arguments)
-        except NonFiniteLossError as error:
-            message, status = str(error), TRAINING_FAILED
+        except (NonFiniteLossError, PeerError) as error:
+            return tell(error, str(error), TRAINING_FAILED)
         except BrokenPipeError:  # `resnet-core describe resnet50 | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (ValueError, OSError) as error:
-            message, status = str(error), USER_ERROR
-        if is_main_process():
-            print(f"resnet-core: {message}", file=sys.stderr)
-        return status
+            return tell(error, str(error), USER_ERROR)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return tell(error, f"out of memory ({in_short(error)}); {LESS_MEMORY}", TRAINING_FAILED)
 
     return wrapper
+
+
+LESS_MEMORY = (
+    "use smaller images or batches; in training a smaller --data.global-batch, more processes, --train.precision bf16, "
+    "or --train.accumulation N, which keeps the global batch but computes BatchNorm over each of its N parts"
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's, CUDA's or the CPU's; the last has no type of its own in torch."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("out of memory", "can't allocate memory")
+    )
+
+
+def tell(error: Exception, message: str, status: int) -> int:
+    """Says it on standard error, where `may_tell` lets this process; the exit status."""
+    if may_tell(error):
+        print(f"resnet-core: {' '.join([message, *getattr(error, '__notes__', ())])}", file=sys.stderr)
+    return status
 
 
 @dataclass(frozen=True)

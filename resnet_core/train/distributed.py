@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,8 +107,13 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
+            outcome[1].on_every_rank = True
             raise outcome[1]
         return outcome[0]
+
+
+class PeerError(RuntimeError):
+    """Another process of the world failed before this one, or is gone."""
 
 
 # What torchrun and `launch` tell each process, and what holds for a process that neither started.
@@ -119,7 +125,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
     """Joins the processes that `launch` or torchrun started, if any: gloo on CPU, NCCL on GPU.
 
     `device` is "cpu", "cuda", or "auto": the GPUs where there is one for each process of this machine, else the CPU.
-    Raises ValueError for "cuda" where there are too few.
+    Raises ValueError for "cuda" where there are too few, and where the processes cannot meet. An error inside is noted
+    with its rank; where another process failed first, or is gone, this one raises PeerError.
     """
     rank, size, local_rank, local_size = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
     gpus = torch.cuda.device_count()
@@ -131,18 +138,75 @@ def join_world(device: str = "auto") -> Iterator[World]:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
-    if size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+    if size == 1:
+        yield World(device=chosen)
+        return
+    store = _meet("nccl" if use_cuda else "gloo")
     try:
         yield World(rank, size, chosen)
+    except Exception as error:
+        _attribute(error, rank, store)
+        raise
     finally:
-        if size > 1:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+FAILED = "resnet_core/failed"  # key in the store: how many ranks have failed
+
+
+def _meet(backend: str) -> dist.Store:
+    """Joins the other processes; the store through which they met. Raises ValueError where they cannot meet."""
+    try:
+        store, rank, size = next(dist.rendezvous("env://"))
+        if rank == 0:
+            store.delete_key(FAILED)  # torchrun's store outlives the processes that it starts again
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except RuntimeError as error:
+        address, port = (os.environ.get(key) for key in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ValueError(
+            f"the processes cannot meet at {address}:{port} ({str(error).splitlines()[0]}); MASTER_ADDR must be rank "
+            "0's machine and MASTER_PORT a free port of it, the same for every process: torchrun --standalone finds "
+            "one, on several machines torchrun --rdzv-backend c10d does"
+        ) from error
+    return store
+
+
+# A process that only follows another one's failure waits so long for its end: whatever started both, `launch` or
+# torchrun, ends it as soon as it has seen the failure, and then names the one that failed first.
+SECONDS_TO_BE_ENDED = 5
+
+
+def _attribute(error: Exception, rank: int, store: dist.Store) -> None:
+    """Notes the rank of an error that is not every rank's. Raises PeerError where it is not the world's first one."""
+    if getattr(error, "on_every_rank", False):
+        return
+    try:
+        first = not _lost_peer(error) and store.add(FAILED, 1) == 1
+    except RuntimeError:  # rank 0 held the store, and is gone
+        first = False
+    if not first:
+        time.sleep(SECONDS_TO_BE_ENDED)
+        raise PeerError(
+            "another process has failed or is gone, which is told where it ran; the same command continues a run from "
+            "its last checkpoint"
+        ) from error
+    if rank > 0:
+        error.add_note(f"(rank {rank})")
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether it comes from the connection to another process: gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def is_main_process() -> bool:
     """Whether this process may speak, also before it has joined the world."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def may_tell(error: Exception) -> bool:
+    """Whether this process may say what ended it: the rank that had the error, else the first of each machine."""
+    return bool(getattr(error, "__notes__", ())) or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:
