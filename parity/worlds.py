@@ -70,9 +70,7 @@ def make_trainer(model: nn.Module, world: World, *, global_batch: int = BATCH, a
     """SGD with momentum on random images, of which the last three of each epoch sit it out."""
     generator = torch.Generator().manual_seed(1)
     samples = STEPS * BATCH + 3
-    split = Split(
-        torch.randn(samples, 3, SIZE, SIZE, generator=generator).double(), torch.arange(samples) % CLASSES
-    )
+    split = Split(torch.randn(samples, 3, SIZE, SIZE, generator=generator).double(), torch.arange(samples) % CLASSES)
     shared = {"rank": world.rank, "world_size": world.size}
     return Trainer(
         TrainConfig(epochs=EPOCHS, accumulation=accumulation),

@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -71,7 +72,8 @@ def reported(function: Callable[..., int]) -> Callable[..., int]:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return tell(error, f"out of memory ({in_short(error)}); {LESS_MEMORY}", TRAINING_FAILED)
+            reason = (str(error) or "Python has none left").splitlines()[0]
+            return tell(error, f"out of memory ({reason}); {LESS_MEMORY}", TRAINING_FAILED)
 
     return wrapper
 
@@ -507,16 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
         return Recipes()() or 0
-    if name == "train":
-        call = parse_train(rest)
-    else:
-        call = tyro.cli(
-            COMMANDS[name],
-            args=rest,
-            prog=f"resnet-core {name}",
-            config=(tyro.conf.FlagCreatePairsOff,),
-            console_outputs=is_main_process(),
-        )
+    call = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
     return call() or 0
 
 
@@ -545,15 +538,21 @@ def parse_train(words: list[str]) -> Train:
     recipe = get_recipe(name)
     if config := option("--config", words):
         recipe = overlay(recipe, config)
-    train = tyro.cli(
-        Train,
-        args=words[1:],
-        prog=f"resnet-core train {name}",
-        default=Train(recipe, out=Path("runs") / name),
-        config=(tyro.conf.FlagCreatePairsOff,),
-        console_outputs=is_main_process(),
-    )
+    train = parse(Train, words[1:], prog=f"resnet-core train {name}", default=Train(recipe, out=Path("runs") / name))
     return replace(train, advice=scaling_advice(get_recipe(name), train.recipe))
+
+
+def parse(command: type, words: Sequence[str], **options: Any) -> Any:
+    """The command with its options; rank 0 alone prints their help and what is wrong with them."""
+    # tyro prints an error of a __post_init__ whatever its console_outputs.
+    with nullcontext() if is_main_process() else redirect_stderr(StringIO()):
+        return tyro.cli(
+            command,
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            console_outputs=is_main_process(),
+            **options,
+        )
 
 
 def option(name: str, words: Sequence[str]) -> str | None:

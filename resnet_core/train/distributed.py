@@ -11,8 +11,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from secrets import token_hex
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -151,15 +153,14 @@ def join_world(device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-FAILED = "resnet_core/failed"  # key in the store: how many ranks have failed
+FAILED = "failed"  # key in the store: how many ranks have failed
 
 
 def _meet(backend: str) -> dist.Store:
     """Joins the other processes; the store through which they met. Raises ValueError where they cannot meet."""
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
-        if rank == 0:
-            store.delete_key(FAILED)  # torchrun's store outlives the processes that it starts again
+        shared, rank, size = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(_name_of_start(shared, rank, size), shared)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except RuntimeError as error:
         address, port = (os.environ.get(key) for key in ("MASTER_ADDR", "MASTER_PORT"))
@@ -169,6 +170,29 @@ def _meet(backend: str) -> dist.Store:
             "one, on several machines torchrun --rdzv-backend c10d does"
         ) from error
     return store
+
+
+def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the processes agree on and that none before them had.
+
+    torchrun's store outlives the processes that it starts again, and with it the addresses of the dead, at which the
+    next ones would look for each other (pytorch/pytorch issue 135712; torch 2.15 still does). Its count of restarts is
+    not the same on every machine. So rank 0 draws a name, and answers each rank that greets it under that name; who
+    gets no answer has read the name of an earlier start.
+    """
+    mine = token_hex(8)
+    if rank == 0:
+        store.set("start", mine)
+        for other in range(1, size):
+            greeting = store.get(f"{mine}/{other}").decode()
+            store.set(f"{mine}/{other}/{greeting}", "answer")
+        return mine
+    while True:
+        name = store.get("start").decode()
+        store.set(f"{name}/{rank}", mine)
+        with suppress(dist.DistStoreError):  # after a second
+            store.wait([f"{name}/{rank}/{mine}"], timedelta(seconds=1))
+            return name
 
 
 # A process that only follows another one's failure waits so long for its end: whatever started both, `launch` or
