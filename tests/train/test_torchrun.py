@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -64,16 +66,28 @@ def end(process):
     process.communicate()
 
 
-def train(folder, *options):
-    return ("-m", "resnet_core", "train", "digits", "--out", folder, *SHORT, *options)
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text().replace("\\\n", "")
+
+
+def page_command(holding, changes):
+    """The page's torchrun command that holds these words, short, with other values in place of the page's."""
+    (line,) = re.findall(rf"^torchrun .*{holding}.*$", PAGE, flags=re.MULTILINE)
+    for old, new in changes.items():
+        assert old in line
+        line = line.replace(old, str(new))
+    return [*TORCHRUN, *shlex.split(line)[1:], *SHORT]
 
 
 def test_two_machines_train_the_same_weights_as_one_and_speak_once(start, short_run, tmp_path):
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HERE}:{free_port()}", "--rdzv-id", "test")
-    agents = [
-        start(*TORCHRUN, "--nnodes", 2, "--nproc-per-node", 1, "--local-addr", HERE, *meeting, *train(tmp_path / "run"))
-        for _ in range(2)
-    ]
+    command = page_command(
+        "--nnodes 2",
+        {
+            "--nproc-per-node 8": f"--nproc-per-node 1 --local-addr {HERE}",
+            "node0:29500": f"{HERE}:{free_port()}",
+            "/shared/runs/digits": tmp_path / "run",
+        },
+    )
+    agents = [start(*command) for _ in range(2)]
     outputs, errors = zip(*(agent.communicate(timeout=SECONDS) for agent in agents), strict=True)
     assert [agent.returncode for agent in agents] == [0, 0], errors
     assert weights_hash(tmp_path / "run") == weights_hash(short_run)
@@ -85,7 +99,7 @@ def test_two_machines_train_the_same_weights_as_one_and_speak_once(start, short_
 
 def test_torchrun_starts_a_killed_process_again_and_the_run_ends_with_the_same_weights(start, short_run, tmp_path):
     folder = tmp_path / "run"
-    agent = start(*TORCHRUN, "--standalone", "--max-restarts", 1, "--nproc-per-node", 2, *train(folder))
+    agent = start(*page_command("--max-restarts", {"--nproc-per-node 8": "--nproc-per-node 2", "runs/digits": folder}))
     wait_for_checkpoint(folder)
     os.kill(max(children(agent.pid)), signal.SIGKILL)
     output, errors = agent.communicate(timeout=SECONDS)
@@ -100,7 +114,8 @@ def test_a_process_started_by_hand_ends_with_one_line_when_another_is_gone(start
     folder, port = tmp_path / "run", str(free_port())
     by_hand = {"MASTER_ADDR": HERE, "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     first, second = (
-        start(*COMMAND, *train(folder)[2:], RANK=str(rank), LOCAL_RANK=str(rank), **by_hand) for rank in range(2)
+        start(*COMMAND, "train", "digits", "--out", folder, *SHORT, RANK=str(rank), LOCAL_RANK=str(rank), **by_hand)
+        for rank in range(2)
     )
     wait_for_checkpoint(folder)
     second.kill()
