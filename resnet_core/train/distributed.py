@@ -129,6 +129,7 @@ class World:
             dist.all_gather_object(errors, mine)
         for each in errors:
             if each is not None:
+                each.on_every_rank = True  # type: ignore[attr-defined]
                 raise each
         return cast(T, result)
 
