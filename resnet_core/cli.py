@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -48,8 +49,8 @@ from resnet_core.recipes import (
 from resnet_core.recipes import run as run_recipe
 from resnet_core.specs import find_network
 from resnet_core.suggestions import did_you_mean
-from resnet_core.train import NonFiniteLossError, TrainConfig, join_world, launch
-from resnet_core.train.distributed import exit_rank, is_main_process
+from resnet_core.train import NonFiniteLossError, PeerError, TrainConfig, join_world, launch
+from resnet_core.train.distributed import exit_rank, is_main_process, may_tell
 from resnet_core.weights.convert import convert
 
 # Exit statuses; 0 is success.
@@ -57,24 +58,46 @@ TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR, INTERRUPTED = 1, 1, 1, 2, 1
 
 
 def reported(function: Callable[..., int]) -> Callable[..., int]:
-    """`function`, with the errors that users can mend told in one line by rank 0 and turned into exit statuses."""
+    """`function`, with the errors that users can mend told in one line and turned into exit statuses."""
 
     @wraps(function)
     def wrapper(*arguments: Any) -> int:
         try:
             return function(*arguments)
-        except NonFiniteLossError as error:
-            message, status = str(error), TRAINING_FAILED
+        except (NonFiniteLossError, PeerError) as error:
+            return tell(error, str(error), TRAINING_FAILED)
         except BrokenPipeError:  # `resnet-core describe resnet50 | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (ValueError, OSError) as error:
-            message, status = str(error), USER_ERROR
-        if is_main_process():
-            print(f"resnet-core: {message}", file=sys.stderr)
-        return status
+            return tell(error, str(error), USER_ERROR)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error) or "Python has none left").splitlines()[0]
+            return tell(error, f"out of memory ({reason}); {LESS_MEMORY}", TRAINING_FAILED)
 
     return wrapper
+
+
+LESS_MEMORY = (
+    "use smaller images or batches; in training a smaller --data.global-batch, more processes, --train.precision bf16, "
+    "or --train.accumulation N, which keeps the global batch but computes BatchNorm over each of its N parts"
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's, CUDA's or the CPU's; the last has no type of its own in torch."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("out of memory", "can't allocate memory")
+    )
+
+
+def tell(error: Exception, message: str, status: int) -> int:
+    """Says it on standard error, where `may_tell` lets this process; the exit status."""
+    if may_tell(error):
+        print(f"resnet-core: {' '.join([message, *getattr(error, '__notes__', ())])}", file=sys.stderr)
+    return status
 
 
 @dataclass(frozen=True)
@@ -525,16 +548,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
         return Recipes()() or 0
-    if name == "train":
-        call = parse_train(rest)
-    else:
-        call = tyro.cli(
-            COMMANDS[name],
-            args=rest,
-            prog=f"resnet-core {name}",
-            config=(tyro.conf.FlagCreatePairsOff,),
-            console_outputs=is_main_process(),
-        )
+    call = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
     return call() or 0
 
 
@@ -563,15 +577,21 @@ def parse_train(words: list[str]) -> Train:
     recipe = get_recipe(name)
     if config := option("--config", words):
         recipe = overlay(recipe, config)
-    train = tyro.cli(
-        Train,
-        args=words[1:],
-        prog=f"resnet-core train {name}",
-        default=Train(recipe, out=Path("runs") / name),
-        config=(tyro.conf.FlagCreatePairsOff,),
-        console_outputs=is_main_process(),
-    )
+    train = parse(Train, words[1:], prog=f"resnet-core train {name}", default=Train(recipe, out=Path("runs") / name))
     return replace(train, advice=scaling_advice(get_recipe(name), train.recipe))
+
+
+def parse(command: type, words: Sequence[str], **options: Any) -> Any:
+    """The command with its options; rank 0 alone prints their help and what is wrong with them."""
+    # tyro prints an error of a __post_init__ whatever its console_outputs.
+    with nullcontext() if is_main_process() else redirect_stderr(StringIO()):
+        return tyro.cli(
+            command,
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            console_outputs=is_main_process(),
+            **options,
+        )
 
 
 def option(name: str, words: Sequence[str]) -> str | None:

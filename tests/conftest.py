@@ -1,10 +1,14 @@
 """What several tests share: the command line as a person calls it, and one full run of the digits recipe."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+
+from resnet_core.train.checkpoint import list_checkpoints
 
 COMMAND = (sys.executable, "-m", "resnet_core")
 
@@ -32,3 +36,26 @@ def digits_run(tmp_path_factory):
     finished = call("train", "digits", "--processes", 2, "--out", folder)
     assert finished.returncode == 0, finished.stderr
     return folder, finished
+
+
+SHORT = ("--train.epochs", 3, "--schedule.warmup-epochs", 1)
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """A short uninterrupted run on two processes, to compare with."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    finished = call("train", "digits", "--processes", 2, "--out", folder, *SHORT)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def weights_hash(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def wait_for_checkpoint(folder, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not list_checkpoints(folder / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -72,12 +72,14 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_bit_for_bit(tmp_path, 
     assert "bit for bit" not in capsys.readouterr().out
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["threads"] == torch.get_num_threads()
-    (tmp_path / "run" / "environment.json").write_text(json.dumps({**environment, "threads": 99}))
+    elsewhere = {"torch": "2.0", "device": "a GPU", "world_size": 8, "threads": 99}
+    (tmp_path / "run" / "environment.json").write_text(json.dumps({**environment, **elsewhere}))
     (tmp_path / "run" / "result.json").unlink()
 
     run(TINY, tmp_path / "run")
     printed = capsys.readouterr().out
-    assert f"continuing, but not bit for bit: threads was 99, is {environment['threads']}" in printed
+    changed = "; ".join(f"{key} was {value}, is {environment[key]}" for key, value in elsewhere.items())
+    assert f"continuing, but not bit for bit: {changed}\n" in printed
     assert "continuing from step 22/22" in printed
     assert (tmp_path / "run" / "result.json").exists()
 

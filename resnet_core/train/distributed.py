@@ -9,9 +9,12 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from secrets import token_hex
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -110,6 +113,7 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
+            outcome[1].on_every_rank = True
             raise outcome[1]
         return outcome[0]
 
@@ -125,8 +129,13 @@ class World:
             dist.all_gather_object(errors, mine)
         for each in errors:
             if each is not None:
+                each.on_every_rank = True  # type: ignore[attr-defined]
                 raise each
         return cast(T, result)
+
+
+class PeerError(RuntimeError):
+    """Another process of the world failed before this one, or is gone."""
 
 
 # What torchrun and `launch` tell each process, and what holds for a process that neither started.
@@ -138,7 +147,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
     """Joins the processes that `launch` or torchrun started, if any: gloo on CPU, NCCL on GPU.
 
     `device` is "cpu", "cuda", or "auto": the GPUs where there is one for each process of this machine, else the CPU.
-    Raises ValueError for "cuda" where there are too few.
+    Raises ValueError for "cuda" where there are too few, and where the processes cannot meet. An error inside is noted
+    with its rank; where another process failed first, or is gone, this one raises PeerError.
     """
     rank, size, local_rank, local_size = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
     gpus = torch.cuda.device_count()
@@ -150,18 +160,97 @@ def join_world(device: str = "auto") -> Iterator[World]:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
-    if size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+    if size == 1:
+        yield World(device=chosen)
+        return
+    store = _meet("nccl" if use_cuda else "gloo")
     try:
         yield World(rank, size, chosen)
+    except Exception as error:
+        _attribute(error, rank, store)
+        raise
     finally:
-        if size > 1:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+FAILED = "failed"  # key in the store: how many ranks have failed
+
+
+def _meet(backend: str) -> dist.Store:
+    """Joins the other processes; the store through which they met. Raises ValueError where they cannot meet."""
+    try:
+        shared, rank, size = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(_name_of_start(shared, rank, size), shared)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except RuntimeError as error:
+        address, port = (os.environ.get(key) for key in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ValueError(
+            f"the processes cannot meet at {address}:{port} ({str(error).splitlines()[0]}); MASTER_ADDR must be rank "
+            "0's machine and MASTER_PORT a free port of it, the same for every process: torchrun --standalone finds "
+            "one, on several machines torchrun --rdzv-backend c10d does"
+        ) from error
+    return store
+
+
+def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the processes agree on and that none before them had.
+
+    torchrun's store outlives the processes that it starts again, and with it the addresses of the dead, at which the
+    next ones would look for each other (pytorch/pytorch issue 135712; torch 2.15 still does). Its count of restarts is
+    not the same on every machine. So rank 0 draws a name, and answers each rank that greets it under that name; who
+    gets no answer has read the name of an earlier start.
+    """
+    mine = token_hex(8)
+    if rank == 0:
+        store.set("start", mine)
+        for other in range(1, size):
+            greeting = store.get(f"{mine}/{other}").decode()
+            store.set(f"{mine}/{other}/{greeting}", "answer")
+        return mine
+    while True:
+        name = store.get("start").decode()
+        store.set(f"{name}/{rank}", mine)
+        with suppress(dist.DistStoreError):  # after a second
+            store.wait([f"{name}/{rank}/{mine}"], timedelta(seconds=1))
+            return name
+
+
+# A process that only follows another one's failure waits so long for its end: whatever started both, `launch` or
+# torchrun, ends it as soon as it has seen the failure, and then names the one that failed first.
+SECONDS_TO_BE_ENDED = 5
+
+
+def _attribute(error: Exception, rank: int, store: dist.Store) -> None:
+    """Notes the rank of an error that is not every rank's. Raises PeerError where it is not the world's first one."""
+    if getattr(error, "on_every_rank", False):
+        return
+    try:
+        first = not _lost_peer(error) and store.add(FAILED, 1) == 1
+    except RuntimeError:  # rank 0 held the store, and is gone
+        first = False
+    if not first:
+        time.sleep(SECONDS_TO_BE_ENDED)
+        raise PeerError(
+            "another process has failed or is gone, which is told where it ran; the same command continues a run from "
+            "its last checkpoint"
+        ) from error
+    if rank > 0:
+        error.add_note(f"(rank {rank})")
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether it comes from the connection to another process: gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def is_main_process() -> bool:
     """Whether this process may speak, also before it has joined the world."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def may_tell(error: Exception) -> bool:
+    """Whether this process may say what ended it: the rank that had the error, else the first of each machine."""
+    return bool(getattr(error, "__notes__", ())) or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:

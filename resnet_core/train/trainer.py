@@ -78,6 +78,8 @@ class RunConfig:
 class NonFiniteLossError(ArithmeticError):
     """The loss of a step, or of an evaluation, is infinite or not a number; no checkpoint of it was saved."""
 
+    on_every_rank = True
+
 
 class Batches(Protocol):
     """What the trainer needs of training data: see `resnet_core.data.TrainLoader`."""

@@ -1,0 +1,198 @@
+"""What ends a run of several processes is told in one line, by the one that knows, and nothing is lost."""
+
+import os
+import re
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+
+from resnet_core.cli import main, reported
+from resnet_core.recipes import LOSSES
+from resnet_core.train import join_world, launch
+from resnet_core.train.distributed import _name_of_start
+
+ABSURD = 2**60  # bytes
+
+
+@reported
+def run_out_of_memory():
+    """Every rank at once."""
+    with join_world("cpu") as world:
+        world.sum({"joined": 1})
+        torch.empty(ABSURD, dtype=torch.uint8)
+    return 0
+
+
+@reported
+def refuse_on_main():
+    def refuse():
+        raise OSError("the disk is full")
+
+    with join_world("cpu") as world:
+        world.on_main(refuse)
+    return 0
+
+
+@reported
+def fail_on_rank_1(error):
+    """Rank 0 waits for the other in vain."""
+    with join_world("cpu") as world:
+        if world.rank == 1:
+            raise error
+        world.sum({"wait": 1})
+    return 0
+
+
+def raise_before_joining(error):
+    if os.environ["RANK"] == "1":
+        raise error
+    with join_world("cpu"):
+        pass
+    return 0
+
+
+OUT_OF_MEMORY = (
+    r"resnet-core: out of memory \(.*can't allocate memory.*\); use smaller images or batches; in training a smaller "
+    r"--data.global-batch, more processes, --train.precision bf16, or --train.accumulation N, which keeps the global "
+    r"batch but computes BatchNorm over each of its N parts"
+)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "status", "line"),
+    [
+        (run_out_of_memory, (), 1, OUT_OF_MEMORY + r"( \(rank 1\))?"),
+        (refuse_on_main, (), 2, "resnet-core: the disk is full"),
+        (fail_on_rank_1, (ValueError("not a whole image"),), 2, r"resnet-core: not a whole image \(rank 1\)"),
+    ],
+    ids=["on all ranks", "agreed on", "on one"],
+)
+def test_a_failure_is_told_once(function, arguments, status, line, capfd):
+    assert launch(function, arguments, 2) == status
+    (told,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(line, told)
+
+
+def test_a_rank_that_fails_before_joining_ends_the_others():
+    with pytest.raises(mp.ProcessRaisedException, match="KeyError: 'a mistake of ours'"):
+        launch(raise_before_joining, (KeyError("a mistake of ours"),), 2)
+
+
+def test_memory_that_python_lacks_is_told(capsys):
+    def fail():
+        raise MemoryError
+
+    assert reported(fail)() == 1
+    assert capsys.readouterr().err.startswith("resnet-core: out of memory (Python has none left); use smaller images")
+
+
+def test_memory_that_ends_in_a_step_is_told_and_the_run_stays(monkeypatch, capsys, tmp_path):
+    whole = LOSSES["cross_entropy"]
+    words = ["train", "digits", "--out", str(tmp_path / "run"), "--train.epochs", "1", "--schedule.warmup-epochs", "0"]
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda *_, **__: torch.empty(ABSURD, dtype=torch.uint8))
+    assert main(words) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(OUT_OF_MEMORY, told)
+    monkeypatch.setitem(LOSSES, "cross_entropy", whole)
+    assert main(words) == 0
+
+
+@pytest.fixture
+def started_by_hand(monkeypatch):
+    """Sets what torchrun or a person tells a process of two."""
+
+    def told(**environment):
+        for key, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", **environment}.items():
+            monkeypatch.setenv(key, str(value))
+
+    return told
+
+
+def test_a_port_in_use_is_told_with_the_remedy(started_by_hand, capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        started_by_hand(RANK=0, LOCAL_RANK=0, MASTER_PORT=port)
+        assert main(["train", "digits", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"resnet-core: the processes cannot meet at 127.0.0.1:{port} (")
+    assert "address already in use); MASTER_ADDR must be rank 0's machine and MASTER_PORT a free port of it" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", ["train digit", "train digits --train.epochs 0", "train digits --optimizer.lrr 1"])
+def test_a_mistake_on_the_command_line_is_told_by_one_process(words, started_by_hand, capsys):
+    def lines(rank):
+        started_by_hand(RANK=rank, LOCAL_RANK=rank)
+        try:
+            status = main(words.split())
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 2
+        return capsys.readouterr().err
+
+    assert lines(rank=0)
+    assert not lines(rank=1)
+
+
+def test_a_second_machine_tells_what_it_alone_lacks(started_by_hand, capsys):
+    started_by_hand(RANK=1, LOCAL_RANK=0)
+    assert main(["train", "digits", "--config", "nowhere.toml"]) == 2
+    assert "nowhere.toml cannot be read" in capsys.readouterr().err
+
+
+def test_processes_do_not_meet_under_the_name_of_an_earlier_start():
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    stores = [dist.TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(2)]
+    stores[0].set("start", "earlier")
+    stores[0].set("earlier/1", "dead")
+    stores[0].set("earlier/1/dead", "answer")
+    names = {}
+    threads = [
+        threading.Thread(target=lambda rank=rank: names.update({rank: _name_of_start(stores[rank], rank, 2)}))
+        for rank in (1, 0)
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join(timeout=0.5)  # the first has read the earlier name before the second draws one
+    for thread in threads:
+        thread.join(timeout=30)
+    assert names[0] == names[1] != "earlier"
+
+
+def folder_of_images(folder, test_images):
+    """Four training images of each of two classes, and as many to test on."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", test_images)):
+        for name in ("cat", "dog"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+
+
+def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_goes_on(cli, tmp_path, capsys):
+    folder_of_images(tmp_path / "images", test_images=1)
+    damaged: Path = tmp_path / "images" / "test" / "dog" / "0.png"  # of two test images the second is rank 1's
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:60])
+    words = ["train", "digits", "--out", tmp_path / "run", "--optimizer.lr", 0.01, "--data.name", "image_folder"]
+    words += ["--data.path", tmp_path / "images", "--data.global-batch", 4, "--data.crop-padding", 0]
+    words += ["--data.train-size", 8, "--data.eval-size", 8, "--data.eval-resize", 8]
+    words += ["--train.epochs", 2, "--schedule.warmup-epochs", 0, "--run.eval-every-epochs", 2]
+    failed = cli(*words, "--processes", 2)
+    assert failed.returncode == 2
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith(f"resnet-core: {damaged}: not a whole image of ")
+    assert line.endswith(" (rank 1)")
+    damaged.write_bytes(whole)
+    assert main(list(map(str, words))) == 0
+    told = capsys.readouterr().out
+    assert "continuing, but not bit for bit: world_size was 2, is 1" in told
+    assert "continuing from step 2/4" in told

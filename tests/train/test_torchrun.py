@@ -1,0 +1,125 @@
+"""Processes that torchrun starts, or a person by hand: on two machines, killed and started again, left alone."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+HERE = "127.0.0.1"
+SECONDS = 120  # for what takes some ten
+
+
+def free_port():
+    with socket.create_server((HERE, 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start():
+    """Starts a command with pipes for its output; at the end of the test all its processes are killed."""
+    started = []
+
+    def start_one(*words, **environment):
+        process = subprocess.Popen(
+            list(map(str, words)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **environment},
+        )
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        end(process)
+
+
+def children(pid):
+    """Of all its threads (Linux)."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            yield from map(int, (thread / "children").read_text().split())
+
+
+def family(pid):
+    return [pid] + [each for child in children(pid) for each in family(child)]
+
+
+def end(process):
+    """Kills it and what it started; stopped first, it starts nothing while we look."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        for pid in family(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text().replace("\\\n", "")
+
+
+def page_command(holding, changes):
+    """The page's torchrun command that holds these words, short, with other values in place of the page's."""
+    (line,) = re.findall(rf"^torchrun .*{holding}.*$", PAGE, flags=re.MULTILINE)
+    for old, new in changes.items():
+        assert old in line
+        line = line.replace(old, str(new))
+    return [*TORCHRUN, *shlex.split(line)[1:], *SHORT]
+
+
+def test_two_machines_train_the_same_weights_as_one_and_speak_once(start, short_run, tmp_path):
+    command = page_command(
+        "--nnodes 2",
+        {
+            "--nproc-per-node 8": f"--nproc-per-node 1 --local-addr {HERE}",
+            "node0:29500": f"{HERE}:{free_port()}",
+            "/shared/runs/digits": tmp_path / "run",
+        },
+    )
+    agents = [start(*command) for _ in range(2)]
+    outputs, errors = zip(*(agent.communicate(timeout=SECONDS) for agent in agents), strict=True)
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    assert weights_hash(tmp_path / "run") == weights_hash(short_run)
+    told = "".join(outputs)
+    assert told.count("66 steps, 2 processes on cpu\n") == 1
+    assert told.count("\neval ") == 3
+    assert told.count(" is finished: ") == 1
+
+
+def test_torchrun_starts_a_killed_process_again_and_the_run_ends_with_the_same_weights(start, short_run, tmp_path):
+    folder = tmp_path / "run"
+    agent = start(*page_command("--max-restarts", {"--nproc-per-node 8": "--nproc-per-node 2", "runs/digits": folder}))
+    wait_for_checkpoint(folder)
+    os.kill(max(children(agent.pid)), signal.SIGKILL)
+    output, errors = agent.communicate(timeout=SECONDS)
+    assert agent.returncode == 0, errors
+    assert "exitcode: -9" in errors
+    assert "Traceback" not in errors
+    assert output.count("continuing from step ") == 1
+    assert weights_hash(folder) == weights_hash(short_run)
+
+
+def test_a_process_started_by_hand_ends_with_one_line_when_another_is_gone(start, tmp_path):
+    folder, port = tmp_path / "run", str(free_port())
+    by_hand = {"MASTER_ADDR": HERE, "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    first, second = (
+        start(*COMMAND, "train", "digits", "--out", folder, *SHORT, RANK=str(rank), LOCAL_RANK=str(rank), **by_hand)
+        for rank in range(2)
+    )
+    wait_for_checkpoint(folder)
+    second.kill()
+    _, errors = first.communicate(timeout=SECONDS)
+    assert first.returncode == 1
+    (line,) = errors.splitlines()
+    assert line.startswith("resnet-core: another process has failed or is gone, which is told where it ran; the same")
