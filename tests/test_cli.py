@@ -67,7 +67,7 @@ def test_recipes_are_listed_and_shown(capsys):
         ("models vgg*", "no model matches 'vgg\\*'"),
         ("evaluate nowhere", "nowhere is not a run's folder: it has no recipe.toml"),
         ("plot nowhere", "nowhere is not a run's folder"),
-        ("train digits --schedule.warmup-epochs 20", r"warmup_epochs \(20\) must be less than train.epochs \(20\)"),
+        ("train digits --schedule.warmup-epochs 30", r"warmup_epochs \(30\) must be less than train.epochs \(30\)"),
         ("train digits --processes 3", "64 cannot be split equally over 3 processes; use 1 or 2 or 4"),
         ("train digits --processes 128", "64 cannot be split equally over 128 processes"),
         ("train digits --data.global-batch 2000", "2000 is larger than the 1437 samples"),
@@ -151,8 +151,8 @@ def test_a_start_that_failed_leaves_its_folder_free(capsys, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("epochs = 20", "epoch = 20", "unknown key 'epoch'; did you mean epochs"),
-        ("epochs = 20", 'epochs = "20"', "epochs should be of type int, got '20'"),
+        ("epochs = 30", "epoch = 30", "unknown key 'epoch'; did you mean epochs"),
+        ("epochs = 30", 'epochs = "30"', "epochs should be of type int, got '30'"),
         ('precision = "float32"', 'precision = "fp16"', "precision should be 'float32' or 'bf16', got 'fp16'"),
         ("[data]", "[data", "is not TOML"),
         ('name = "cifar_resnet20"\n', "", "missing name"),
