@@ -16,7 +16,7 @@ from typing import Any
 
 from parity.report import table_line
 from resnet_core.durable import replace_file
-from resnet_core.recipes import RECIPES, Recipe, differences_of, read_recipe, read_result
+from resnet_core.recipes import RECIPES, Recipe, differences_of, read_environment, read_recipe, read_result
 from resnet_core.train.report import read_records
 
 RECORD = Path(__file__).parent.parent / "docs" / "results" / "runs.jsonl"
@@ -29,7 +29,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     recipe, result = read_recipe(folder), read_result(folder)
     if result is None:
         raise ValueError(f"{folder} holds no result.json: its run is not finished")
-    environment = json.loads((folder / "environment.json").read_text())
+    environment = read_environment(folder)
     program = "python -m parity.peer" if Path(environment["command"][0]).stem == "peer" else None
     return {
         "command": program or command_of(recipe),

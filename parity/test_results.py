@@ -3,7 +3,6 @@
 import json
 import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -75,7 +74,7 @@ def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys, monkeypatc
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["results", str(Path(tmp_path))])
+    monkeypatch.setattr("sys.argv", ["results", str(tmp_path)])
     with pytest.raises(SystemExit):
         main()
     assert "is not a run's folder" in capsys.readouterr().err
