@@ -345,8 +345,13 @@ print(fetch(sys.argv[1], sha256_prefix="{SHA256}", folder=Path(sys.argv[2])))
 
 
 def start(url, folder):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", ALONE, url, folder], **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", ALONE, url, folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
 
 
 def test_two_processes_at_once_both_end_with_the_right_file(server, tmp_path):
