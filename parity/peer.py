@@ -15,7 +15,8 @@ from pathlib import Path
 from torch import nn
 
 from resnet_core.durable import replace_file
-from resnet_core.recipes import RECIPES, make_trainer, prepare, record_environment, result_of
+from resnet_core.recipes import RECIPES, make_trainer
+from resnet_core.runs import prepare, record_environment, result_of
 from resnet_core.train import join_world
 from resnet_core.train.report import Report
 

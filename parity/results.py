@@ -16,7 +16,8 @@ from typing import Any
 
 from parity.report import table_line
 from resnet_core.durable import replace_file
-from resnet_core.recipes import RECIPES, Recipe, differences_of, read_environment, read_recipe, read_result
+from resnet_core.recipes import RECIPES, Recipe
+from resnet_core.runs import differences_of, read_environment, read_recipe, read_result
 from resnet_core.train.report import read_records
 
 RECORD = Path(__file__).parent.parent / "docs" / "results" / "runs.jsonl"

@@ -8,7 +8,8 @@ import pytest
 
 from parity.results import RECORD, command_of, main, table
 from resnet_core.cli import parse_train
-from resnet_core.recipes import RECIPES, differences_of, run
+from resnet_core.recipes import RECIPES
+from resnet_core.runs import differences_of, run
 from resnet_core.train.report import read_records
 
 PAGE = RECORD.parent.parent / "results.md"

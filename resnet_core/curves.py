@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_core.durable import replace_file
-from resnet_core.recipes import differences_of, read_recipe
+from resnet_core.runs import differences_of, read_recipe
 from resnet_core.train.report import read_records
 
 if TYPE_CHECKING:

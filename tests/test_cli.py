@@ -7,7 +7,9 @@ import pytest
 
 import resnet_core
 from resnet_core.cli import COMMANDS, main
-from resnet_core.recipes import RECIPES, prepare, to_toml
+from resnet_core.recipes import RECIPES
+from resnet_core.runs import prepare
+from resnet_core.settings import to_toml
 
 
 def test_help_lists_every_command(capsys):

@@ -10,7 +10,8 @@ from matplotlib.colors import to_hex
 
 from resnet_core.cli import main
 from resnet_core.curves import PALETTE, draw, plot, records_of, run_labels
-from resnet_core.recipes import RECIPES, to_toml
+from resnet_core.recipes import RECIPES
+from resnet_core.settings import to_toml
 from resnet_core.train import RunConfig
 from resnet_core.train.optimizers import OptimizerConfig
 

@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 import resnet_core
-from resnet_core.recipes import RECIPES, load_run, to_toml
+from resnet_core.recipes import RECIPES
+from resnet_core.runs import load_run
+from resnet_core.settings import to_toml
 from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resnet_core")

@@ -45,12 +45,20 @@ MAY_IMPORT = {
     "hub": {"resnet", "backbone", "models", "pretrained", "suggestions", "weights"},
     "predict": {"data"},
     "deploy": {"durable", "rounding", "suggestions"},
-    "recipes": {"__init__", "backbone", "data", "durable", "models", "pretrained", "suggestions", "train", "weights"},
+    "settings": {"suggestions"},
+    "recipes": {"backbone", "data", "models", "pretrained", "settings", "suggestions", "train"},
+    "runs": {"__init__", "data", "durable", "recipes", "settings", "train", "weights"},
     "plan": {"models", "recipes", "train"},
-    "curves": {"durable", "recipes", "train"},
+    "curves": {"durable", "recipes", "runs", "train"},
     "evaluation": {"data", "train", "weights"},
-    "cli": {"__init__", "compare", "data", "deploy", "describe", "models", "plan", "predict", "recipes", "train"}
-    | {"curves", "evaluation", "exercises", "pretrained", "specs", "suggestions", "weights.convert"},
+    "commands.errors": {"train"},
+    "commands.networks": {"commands.errors", "compare", "describe", "exercises", "models", "specs", "suggestions"},
+    "commands.training": {"commands.errors", "curves", "data", "evaluation", "plan", "pretrained", "recipes", "runs"}
+    | {"settings", "train"},
+    "commands.weights": {"commands.errors", "data", "deploy", "predict", "pretrained", "weights.convert"},
+    "commands": set(),
+    "cli": {"__init__", "commands.errors", "commands.networks", "commands.training", "commands.weights", "recipes"}
+    | {"suggestions", "train"},
 }
 
 # Third parties that only these places may import.
@@ -60,9 +68,9 @@ KEPT_TO = {
     "PIL": {"data"},
     "rich": {"train", "weights"},
     "matplotlib": {"curves"},
-    "tyro": {"cli"},
+    "tyro": {"cli", "commands.networks", "commands.training", "commands.weights"},
     "safetensors": {"train", "weights"},
-    "tomli_w": {"recipes"},
+    "tomli_w": {"settings"},
     "timm": {"weights.sources"},
     "transformers": {"weights.sources"},
     "keras": {"weights.sources"},

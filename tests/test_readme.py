@@ -14,7 +14,8 @@ import pytest
 from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
-from resnet_core.cli import DIFFERENT, parse_train
+from resnet_core.cli import parse_train
+from resnet_core.commands.errors import DIFFERENT
 from resnet_core.compare import ALL_RUNGS
 from resnet_core.recipes import RECIPES
 from resnet_core.resnet import TABLE_1, WIDER

@@ -17,17 +17,15 @@ from resnet_core.recipes import (
     SOURCES,
     ModelConfig,
     ScheduleConfig,
-    from_mapping,
     get_recipe,
     make_loaders,
     make_model,
     make_trainer,
     overlay,
-    prepare,
-    run,
     scaling_advice,
-    to_toml,
 )
+from resnet_core.runs import prepare, run
+from resnet_core.settings import from_mapping, to_toml
 from resnet_core.train import RunConfig, TrainConfig, World
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.weights import WeightsInfo, write_weights

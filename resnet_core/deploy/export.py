@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from resnet_core.durable import replacing
 from resnet_core.rounding import FACTOR, float_errors
 from resnet_core.suggestions import did_you_mean
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 Format = Literal["onnx", "torch-export", "aoti"]
 
 EXAMPLE_BATCH = 2
 CHECKED_BATCHES = (1, 5)  # not the example's, so that a batch that became a constant shows
-DYNAMIC_BATCH = ({0: Dim("batch", min=1)},)
 
 
 class ExportError(ValueError):
@@ -135,7 +136,9 @@ def run_model(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 
 def capture(network: nn.Module, example: Tensor) -> ExportedProgram:
     """The model as a graph of operators for any batch, without this machine's folders."""
-    program = torch.export.export(network, (example,), dynamic_shapes=DYNAMIC_BATCH)
+    from torch.export import Dim, export
+
+    program = export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -164,8 +167,10 @@ def first_line(error: Exception) -> str:
 
 
 def write_onnx(program: ExportedProgram, file: Path) -> int:
+    from torch.export import Dim
+
     written = torch.onnx.export(
-        program, f=file, input_names=["images"], output_names=["logits"], dynamic_shapes=DYNAMIC_BATCH,
+        program, f=file, input_names=["images"], output_names=["logits"], dynamic_shapes=({0: Dim("batch", min=1)},),
         dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
     assert written is not None  # as torch.onnx promises for dynamo=True
@@ -185,11 +190,15 @@ def lacks_onnx() -> str:
 
 
 def write_torch_export(program: ExportedProgram, file: Path) -> None:
-    torch.export.save(program, file)
+    from torch.export import save
+
+    save(program, file)
 
 
 def load_torch_export(file: Path) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(file).module()
+    from torch.export import load
+
+    return load(file).module()
 
 
 def write_aoti(program: ExportedProgram, file: Path) -> None:

@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 
 from resnet_core.cli import main
-from resnet_core.recipes import RECIPES, read_recipe, to_toml
+from resnet_core.recipes import RECIPES
+from resnet_core.runs import read_recipe
+from resnet_core.settings import to_toml
 from resnet_core.train import RunConfig
 from resnet_core.train import report as report_module
 from resnet_core.train.report import Report, read_records

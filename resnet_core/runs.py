@@ -1,0 +1,198 @@
+"""A run's folder: made, trained into, continued, read again.
+
+recipe.toml  environment.json  metrics.jsonl  checkpoints/  model.safetensors  result.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import resnet_core
+from resnet_core.data import dataset_of, identity
+from resnet_core.data.sampler import batch_share
+from resnet_core.durable import replace_file
+from resnet_core.recipes import Recipe, head_and_stem, make_loaders, make_trainer
+from resnet_core.settings import from_mapping, merged, read_toml, to_toml
+from resnet_core.train import RunConfig, Trainer, World, join_world
+from resnet_core.train.checkpoint import list_checkpoints
+from resnet_core.train.report import Report, check_tensorboard
+from resnet_core.weights import WeightsInfo, load_weights, write_weights
+
+# Settings that cannot change a run's weights: another value continues the same run. Data may lie elsewhere, not differ.
+FREE = ("run", "data.workers", "data.path")
+
+
+def read_recipe(folder: str | Path) -> Recipe:
+    """The recipe of a run's folder. Raises ValueError where there is none or it cannot be read."""
+    path = Path(folder) / "recipe.toml"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run's folder: it has no recipe.toml; `resnet-core train` makes one")
+    # A setting of `run` that the folder's version did not have yet cannot change the run.
+    return from_mapping(Recipe, merged({"run": asdict(RunConfig())}, read_toml(path)), str(path))
+
+
+def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
+    """Makes `out` the folder of this recipe's run; where that run has a checkpoint or result, it is left as it is.
+
+    Raises ValueError where it holds another recipe's run or other things, where the global batch cannot be split or
+    TensorBoard is asked for and missing; OSError where the folder cannot be written.
+    """
+    if recipe.run.tensorboard:
+        check_tensorboard()
+    dataset, _, _ = make_loaders(recipe, World(size=world_size))
+    batch_share(recipe.data.global_batch, world_size)
+    out = Path(out)
+    elsewhere = "choose another folder with --out"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, not a folder; {elsewhere}")
+    begun = (out / "result.json").exists() or bool(list_checkpoints(out / "checkpoints"))
+    if begun:
+        differences = [
+            f"{key} is {there!r} there and {here!r} here"
+            for key, there, here in differences_of(read_recipe(out), recipe)
+        ]
+        if differences:
+            raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {elsewhere}")
+        there, here = read_environment(out).get("data", {}), identity(dataset)
+        changed = [f"{key}: {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
+        if changed:
+            raise ValueError(f"{out} holds a run on other data ({'; '.join(changed)}); {elsewhere}, or mend data.path")
+    elif out.exists() and any(out.iterdir()) and not (out / "recipe.toml").exists():
+        raise ValueError(f"{out} holds other files and no run; {elsewhere}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not begun:
+            replace_file(out / "recipe.toml", to_toml(recipe).encode())
+    except OSError as error:
+        raise OSError(f"{out} cannot be written ({error.strerror}); {elsewhere}") from error
+
+
+def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """`("optimizer.lr", 0.1, 0.2)` for each setting that differs, but for the `FREE` ones."""
+
+    def between(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+        for key, value in first.items():
+            if prefix + key in FREE:
+                continue
+            if isinstance(value, Mapping):
+                yield from between(value, second[key], f"{prefix}{key}.")
+            elif value != second[key]:
+                yield prefix + key, value, second[key]
+
+    return list(between(asdict(one), asdict(other), ""))
+
+
+def read_result(out: str | Path) -> dict[str, float] | None:
+    """The result of a finished run, None where it has not finished."""
+    path = Path(out) / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
+    """Trains a recipe into the folder `out`, or continues there, and returns the result; every rank calls it.
+
+    A finished run is not done again. Raises ValueError or OSError before any work for a folder or settings that
+    cannot be, NonFiniteLossError when the loss is lost.
+    """
+    out = Path(out)
+    with join_world(recipe.run.device) as world:
+        world.on_main(lambda: prepare(recipe, out, world.size))
+        result = world.on_main(lambda: read_result(out))
+        if result is not None:
+            return result
+        with Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard) as report:
+            trainer = make_trainer(recipe, world, report=report, folder=out)
+            report.say(
+                f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
+                f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
+            )
+            world.on_main(lambda: record_environment(recipe, out, world, report))
+            scores = trainer.fit()
+        result = result_of(trainer, scores)
+        world.on_main(lambda: _finish(recipe, out, trainer, result))
+        return result
+
+
+def result_of(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:
+    """What `result.json` holds."""
+    images = trainer.num_steps * trainer.train_loader.global_batch
+    return {
+        **scores,
+        "steps": trainer.num_steps,
+        "seconds": trainer.seconds,
+        "images_per_second": images / trainer.seconds,
+    }
+
+
+def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, float]) -> None:
+    dataset = dataset_of(recipe.data)
+    info = WeightsInfo(
+        model=recipe.model.name,
+        config=head_and_stem(dataset),
+        transform=dataset.transform,
+        class_names=dataset.class_names,
+        origin=f"resnet_core {resnet_core.__version__}, {trainer.num_steps} steps on {recipe.data.name}",
+    )
+    write_weights(out / "model.safetensors", trainer.weights(), info)
+    replace_file(out / "result.json", json.dumps(result, indent=2).encode())
+
+
+# A run that continues under other values of these cannot be bit for bit the uninterrupted one.
+NUMERICS = ("torch", "device", "cpu_capability", "world_size", "threads")
+
+
+def read_environment(out: Path) -> dict[str, Any]:
+    """What a run was computed on; empty before it is known. Raises ValueError naming a file that is damaged."""
+    path = out / "environment.json"
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it to continue") from error
+
+
+def record_environment(recipe: Recipe, out: Path, world: World, report: Report) -> None:
+    """Writes what a run computes on; says where a run that continues is on something else than before."""
+    environment = {
+        "resnet_core": resnet_core.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "command": sys.argv,
+        "data": identity(dataset_of(recipe.data)),
+    }
+    before = read_environment(out) or environment
+    changed = [
+        f"{key} was {before.get(key)}, is {environment[key]}" for key in NUMERICS if before.get(key) != environment[key]
+    ]
+    if changed:
+        report.say(f"continuing, but not bit for bit: {'; '.join(changed)}")
+    replace_file(out / "environment.json", json.dumps(environment, indent=2).encode())
+
+
+def load_run(out: str | Path, world: World | None = None) -> Trainer:
+    """A finished run's trainer with its trained weights: `.model` to predict with, `.evaluate()` to score it again.
+
+    Raises ValueError where there is no finished run.
+    """
+    recipe = read_recipe(out)
+    path = Path(out) / "model.safetensors"
+    if not path.exists():
+        raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
+    trainer = make_trainer(recipe, world)
+    load_weights(trainer.model, path)
+    trainer.model.eval()
+    return trainer
