@@ -16,7 +16,7 @@ from torch import nn
 
 from resnet_core.durable import replace_file
 from resnet_core.recipes import RECIPES, make_trainer
-from resnet_core.runs import prepare, record_environment, result_of
+from resnet_core.runs import claimed, record_environment, result_of
 from resnet_core.train import join_world
 from resnet_core.train.report import Report
 
@@ -42,8 +42,11 @@ def main() -> int:
     arguments = parser.parse_args()
     recipe = RECIPES["cifar10_fast"]
     recipe = replace(recipe, seed=arguments.seed, data=replace(recipe.data, path=arguments.data))
-    prepare(recipe, arguments.out)
-    with join_world("cpu") as world, Report(arguments.out) as report:
+    with (
+        join_world("cpu") as world,
+        claimed(recipe, arguments.out),
+        Report(arguments.out) as report,
+    ):
         trainer = make_trainer(recipe, world, build=network, report=report, folder=arguments.out)
         record_environment(recipe, arguments.out, world, report)
         result = result_of(trainer, trainer.fit())

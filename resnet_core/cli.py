@@ -16,13 +16,15 @@ from typing import Any, NoReturn
 import tyro
 
 import resnet_core
-from resnet_core.commands.errors import INTERRUPTED, reported
+from resnet_core.commands.errors import reported
 from resnet_core.commands.networks import Compare, Describe, Exercise, Grade, Models
 from resnet_core.commands.training import Evaluate, Plot, Recipes, Show, Train
 from resnet_core.commands.weights import Convert, Export, Predict
 from resnet_core.recipes import RECIPES, get_recipe, overlay, scaling_advice
 from resnet_core.suggestions import did_you_mean
-from resnet_core.train.distributed import exit_rank, is_main_process
+from resnet_core.train.distributed import is_main_process
+from resnet_core.train.launch import exit_rank
+from resnet_core.train.signals import INTERRUPTED
 
 COMMANDS: dict[str, type] = {
     "models": Models,

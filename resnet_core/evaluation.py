@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from resnet_core.data import DataConfig, EvalLoader, load_test
 from resnet_core.train import TrainConfig, World
+from resnet_core.train.evaluation import evaluate, prepare
 from resnet_core.train.metrics import classification_sums
-from resnet_core.train.trainer import evaluate, prepare
 from resnet_core.weights import WeightsInfo, imagenet_classes
 
 WNID = re.compile(r"n\d{8}")  # as ImageNet's folders are named

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_core.backbone import Backbone
-from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, loaders_of
+from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
 from resnet_core.models import MODELS, get_model
 from resnet_core.pretrained import load_model
 from resnet_core.settings import from_mapping, merged, read_toml
@@ -285,6 +285,7 @@ def make_trainer(
     build: Callable[..., nn.Module] | None = None,
     report: Report | None = None,
     folder: str | Path | None = None,
+    stop_asked: Callable[[], bool] = bool,
 ) -> Trainer:
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`.
 
@@ -310,6 +311,8 @@ def make_trainer(
         run=recipe.run,
         report=report,
         folder=Path(folder) / "checkpoints" if folder else None,
+        about={"recipe": asdict(recipe), "data": identity(dataset), "torch": torch.__version__} if folder else None,
+        stop_asked=stop_asked,
         seed=recipe.seed,
     )
 

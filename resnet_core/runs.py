@@ -10,20 +10,33 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import resnet_core
-from resnet_core.data import dataset_of, identity
+from resnet_core.data import TrainLoader, dataset_of, identity
+from resnet_core.data.datasets import ImageFiles
 from resnet_core.data.sampler import batch_share
 from resnet_core.durable import replace_file
+from resnet_core.lock import NAME as LOCK
+from resnet_core.lock import owning
 from resnet_core.recipes import Recipe, head_and_stem, make_loaders, make_trainer
 from resnet_core.settings import from_mapping, merged, read_toml, to_toml
-from resnet_core.train import RunConfig, Trainer, World, join_world
-from resnet_core.train.checkpoint import list_checkpoints
+from resnet_core.train import (
+    CheckpointError,
+    NonFiniteLossError,
+    RunConfig,
+    Trainer,
+    World,
+    join_world,
+    stop_on_signals,
+)
+from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
 from resnet_core.train.report import Report, check_tensorboard
 from resnet_core.weights import WeightsInfo, load_weights, write_weights
 
@@ -36,44 +49,91 @@ def read_recipe(folder: str | Path) -> Recipe:
     path = Path(folder) / "recipe.toml"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run's folder: it has no recipe.toml; `resnet-core train` makes one")
+    return _as_recipe(read_toml(path), str(path))
+
+
+def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     # A setting of `run` that the folder's version did not have yet cannot change the run.
-    return from_mapping(Recipe, merged({"run": asdict(RunConfig())}, read_toml(path)), str(path))
+    recipe: Recipe = from_mapping(Recipe, merged({"run": asdict(RunConfig())}, values), where)
+    return recipe
 
 
-def prepare(recipe: Recipe, out: str | Path, world_size: int = 1) -> None:
-    """Makes `out` the folder of this recipe's run; where that run has a checkpoint or result, it is left as it is.
+@contextmanager
+def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_changes: bool = False) -> Iterator[None]:
+    """Makes `out` the folder of this recipe's run and, within it, keeps other jobs out of there.
 
-    Raises ValueError where it holds another recipe's run or other things, where the global batch cannot be split or
-    TensorBoard is asked for and missing; OSError where the folder cannot be written.
+    Where that run has a checkpoint or result, it is left as it is. Raises ValueError where the folder holds another
+    recipe's run, unless `allow_changes`, or other things, where the global batch cannot be split or TensorBoard is
+    asked for and missing; OSError where the folder cannot be written or another job is at work there.
     """
     if recipe.run.tensorboard:
         check_tensorboard()
     dataset, _, _ = make_loaders(recipe, World(size=world_size))
     batch_share(recipe.data.global_batch, world_size)
     out = Path(out)
-    elsewhere = "choose another folder with --out"
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, not a folder; {elsewhere}")
-    begun = (out / "result.json").exists() or bool(list_checkpoints(out / "checkpoints"))
-    if begun:
-        differences = [
-            f"{key} is {there!r} there and {here!r} here"
-            for key, there, here in differences_of(read_recipe(out), recipe)
-        ]
-        if differences:
-            raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {elsewhere}")
-        there, here = read_environment(out).get("data", {}), identity(dataset)
-        changed = [f"{key}: {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
-        if changed:
-            raise ValueError(f"{out} holds a run on other data ({'; '.join(changed)}); {elsewhere}, or mend data.path")
-    elif out.exists() and any(out.iterdir()) and not (out / "recipe.toml").exists():
-        raise ValueError(f"{out} holds other files and no run; {elsewhere}")
-    try:
+        raise ValueError(f"{out} is a file, not a folder; {ELSEWHERE}")
+    checkpoints = list_checkpoints(out / "checkpoints")
+    if not checkpoints and not (out / "recipe.toml").exists() and _others(out):
+        raise ValueError(f"{out} holds other files and no run; {ELSEWHERE}")
+    with _written(out):
         out.mkdir(parents=True, exist_ok=True)
-        if not begun:
-            replace_file(out / "recipe.toml", to_toml(recipe).encode())
+    with owning(out):
+        begun = bool(list_checkpoints(out / "checkpoints")) or (out / "result.json").exists()
+        if begun and not allow_changes:
+            _refuse_changes(recipe, identity(dataset), out)
+        if not begun or allow_changes or not (out / "recipe.toml").exists():
+            with _written(out):
+                replace_file(out / "recipe.toml", to_toml(recipe).encode())
+        yield
+
+
+def prepare(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_changes: bool = False) -> None:
+    """Makes `out` the folder of this recipe's run. Raises as `claimed`."""
+    with claimed(recipe, out, world_size, allow_changes=allow_changes):
+        pass
+
+
+ELSEWHERE = "choose another folder with --out"
+
+
+def _others(out: Path) -> list[Path]:
+    return [path for path in out.iterdir() if path.name != LOCK] if out.exists() else []
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OSError(f"{out} cannot be written ({error.strerror}); {elsewhere}") from error
+        raise OSError(f"{out} cannot be written ({error.strerror}); {ELSEWHERE}") from error
+
+
+def _refuse_changes(recipe: Recipe, data: Mapping[str, Any], out: Path) -> None:
+    """Raises ValueError where a run goes on with another recipe or other data."""
+    instead = (
+        f"{ELSEWHERE}; --allow-changes continues this run all the same, and --model.weights WEIGHTS starts another one "
+        "from a finished run's folder or a file of weights"
+    )
+    began_with = recipe_of_run(out)
+    differences = [
+        f"{key} is {there!r} there and {here!r} here" for key, there, here in differences_of(began_with, recipe)
+    ]
+    if differences:
+        raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {instead}")
+    there = read_environment(out).get("data", {})
+    changed = [f"{key}: {there[key]} there and {data[key]} here" for key in there if there[key] != data[key]]
+    if changed:
+        raise ValueError(f"{out} holds a run on other data ({'; '.join(changed)}); mend data.path, or {instead}")
+
+
+def recipe_of_run(out: Path) -> Recipe:
+    """The recipe of the newest checkpoint whose record is whole, which nobody can have edited; else recipe.toml's."""
+    for path in reversed(list_checkpoints(out / "checkpoints")):
+        with suppress(CheckpointError):
+            recorded = read_record(path)["state"]["recipe"]
+            return _as_recipe(recorded, str(path / RECORD))
+    return read_recipe(out)
 
 
 def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
@@ -94,32 +154,57 @@ def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 def read_result(out: str | Path) -> dict[str, float] | None:
     """The result of a finished run, None where it has not finished."""
     path = Path(out) / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it, and the run ends again") from error
 
 
-def run(recipe: Recipe, out: str | Path) -> dict[str, float]:
+def run(recipe: Recipe, out: str | Path, *, allow_changes: bool = False) -> dict[str, float]:
     """Trains a recipe into the folder `out`, or continues there, and returns the result; every rank calls it.
 
-    A finished run is not done again. Raises ValueError or OSError before any work for a folder or settings that
-    cannot be, NonFiniteLossError when the loss is lost.
+    A finished run is not done again. Raises as `claimed` before any work, and then as `Trainer.fit`; SIGTERM and
+    SIGINT end it with StoppedError, its state saved.
     """
     out = Path(out)
-    with join_world(recipe.run.device) as world:
-        world.on_main(lambda: prepare(recipe, out, world.size))
+    with ExitStack() as stack:
+        world = stack.enter_context(join_world(recipe.run.device, timeout_seconds=recipe.run.timeout_seconds))
+        claim = claimed(recipe, out, world.size, allow_changes=allow_changes)
+        world.on_main(lambda: stack.enter_context(claim))
         result = world.on_main(lambda: read_result(out))
         if result is not None:
             return result
-        with Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard) as report:
-            trainer = make_trainer(recipe, world, report=report, folder=out)
-            report.say(
-                f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
-                f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
-            )
-            world.on_main(lambda: record_environment(recipe, out, world, report))
+        report = stack.enter_context(Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard))
+        stop_asked = stack.enter_context(stop_on_signals())
+        trainer = make_trainer(recipe, world, report=report, folder=out, stop_asked=stop_asked)
+        report.say(
+            f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
+            f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
+        )
+        world.on_main(lambda: record_environment(recipe, out, world, report))
+        try:
             scores = trainer.fit()
+        except NonFiniteLossError as error:
+            if error.step is not None:
+                path = world.on_main(partial(_record_lost_batch, out, trainer, error.step))
+                error.args = (f"{error}; its samples are in {path}",)
+            raise
         result = result_of(trainer, scores)
         world.on_main(lambda: _finish(recipe, out, trainer, result))
         return result
+
+
+def _record_lost_batch(out: Path, trainer: Trainer, step: int) -> Path:
+    """Writes which samples were in the batch of the step that could not be done, of all ranks."""
+    assert isinstance(trainer.train_loader, TrainLoader)
+    epoch, position = divmod(step, len(trainer.train_loader))
+    samples = trainer.train_loader.samples(epoch, position)
+    images = trainer.train_loader.batches.split
+    files = {"files": [str(images.path(sample)) for sample in samples]} if isinstance(images, ImageFiles) else {}
+    path = out / "lost_batch.json"
+    record = {"step": step + 1, "epoch": epoch, "position": position, "samples": samples, **files}
+    replace_file(path, json.dumps(record, indent=2).encode())
+    return path
 
 
 def result_of(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:

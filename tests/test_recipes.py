@@ -156,7 +156,9 @@ def test_a_run_continues_where_its_data_lie_elsewhere_and_is_refused_where_they_
     ):
         prepare(on(recipe, small_images(tmp_path / "more", count=5)), out)
     (tmp_path / "there" / "train" / "cat" / "0.png").rename(tmp_path / "there" / "train" / "cat" / "x.png")
-    with pytest.raises(ValueError, match=r"other data \(sha256: .* there and .* here\); choose another folder with"):
+    with pytest.raises(
+        ValueError, match=r"other data \(sha256: .* there and .* here\); mend data.path, or choose another folder"
+    ):
         prepare(on(recipe, str(tmp_path / "there")), out)
 
 

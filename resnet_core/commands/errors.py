@@ -8,11 +8,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from resnet_core.train import NonFiniteLossError, PeerError
+from resnet_core.train import NonFiniteLossError, PeerError, ReplicaError, StoppedError
 from resnet_core.train.distributed import may_tell
+from resnet_core.train.signals import STOPPED
 
 # Exit statuses; 0 is success.
-TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR, INTERRUPTED = 1, 1, 1, 2, 130
+TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR = 1, 1, 1, 2
 
 
 def reported(function: Callable[..., int]) -> Callable[..., int]:
@@ -22,8 +23,10 @@ def reported(function: Callable[..., int]) -> Callable[..., int]:
     def wrapper(*arguments: Any) -> int:
         try:
             return function(*arguments)
-        except (NonFiniteLossError, PeerError) as error:
+        except (NonFiniteLossError, PeerError, ReplicaError) as error:
             return tell(error, str(error), TRAINING_FAILED)
+        except StoppedError as error:
+            return tell(error, f"{error}; the same command continues the run", STOPPED)
         except BrokenPipeError:  # `resnet-core describe resnet50 | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

@@ -62,6 +62,8 @@ class Train:
     """A TOML file with the values that differ from the recipe's, as `resnet-core show RECIPE` prints them."""
     dry_run: bool = False
     """Print what would run: model, steps, learning rates, memory."""
+    allow_changes: bool = False
+    """Continue the run of the folder though its recipe or data were others: not bit for bit any more."""
     advice: tyro.conf.Suppress[str | None] = None
     """What to say before it begins."""
 
@@ -76,7 +78,7 @@ class Train:
         processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else self.processes
         plan = make_plan(self.recipe, processes) if self.dry_run else None
         if plan is None and not under_torchrun:
-            prepare(self.recipe, self.out, processes)
+            prepare(self.recipe, self.out, processes, allow_changes=self.allow_changes)
         if self.advice and is_main_process():
             print(f"resnet-core: {self.advice}", file=sys.stderr)
         if plan:
@@ -84,17 +86,17 @@ class Train:
                 print(plan)
             return 0
         if under_torchrun:
-            return train_here(self.recipe, self.out)
+            return train_here(self.recipe, self.out, self.allow_changes)
         if self.processes == 1 or read_result(self.out):
-            return train_here(self.recipe, self.out)
-        return launch(train_here, (self.recipe, self.out), self.processes)
+            return train_here(self.recipe, self.out, self.allow_changes)
+        return launch(train_here, (self.recipe, self.out, self.allow_changes), self.processes)
 
 
 @reported
-def train_here(recipe: Recipe, out: Path) -> int:
+def train_here(recipe: Recipe, out: Path, allow_changes: bool) -> int:
     """Trains as one process of the world; rank 0 says how it ended."""
     was_finished = read_result(out) is not None
-    result = run_recipe(recipe, out)
+    result = run_recipe(recipe, out, allow_changes=allow_changes)
     if is_main_process():
         print(f"{out} {'was finished before' if was_finished else 'is finished'}: {describe_scores(result)}")
         steps, seconds, rate = result["steps"], result["seconds"], result["images_per_second"]

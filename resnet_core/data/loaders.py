@@ -7,8 +7,10 @@ many there are, cannot change a batch.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,12 +114,21 @@ class TrainLoader:
         """
         return self.loader.of(self.keys(epoch)[start:])
 
-    def keys(self, epoch: int) -> list[TrainKey]:
-        """What is in each of the epoch's batches."""
+    def samples(self, epoch: int, position: int) -> list[int]:
+        """The samples of all ranks in one batch of an epoch, by number."""
+        start = position * self.global_batch
+        return [sample for sample, _ in self._samples(epoch)[start : start + self.global_batch]]
+
+    def _samples(self, epoch: int) -> list[tuple[int, int]]:
         batches = self.batches
         order = epoch_order(len(batches.split), seed=batches.seed, epoch=epoch)
-        samples = repeat_samples(order, repeats=batches.repeats, global_batch=self.global_batch)
-        mine = rank_batches(samples, global_batch=self.global_batch, rank=batches.rank, world_size=self.world_size)
+        return repeat_samples(order, repeats=batches.repeats, global_batch=self.global_batch)
+
+    def keys(self, epoch: int) -> list[TrainKey]:
+        """What is in each of the epoch's batches."""
+        mine = rank_batches(
+            self._samples(epoch), global_batch=self.global_batch, rank=self.batches.rank, world_size=self.world_size
+        )
         return [(epoch, position, batch) for position, batch in enumerate(mine)]
 
 
@@ -204,14 +215,24 @@ def as_it_is(batch: Any) -> Any:
 
 
 def begin_worker(worker: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to all, to the main process; on Linux a worker dies with that process.
+    """Leaves Ctrl-C, which a terminal sends to all, to the main process; on Linux SIGTERM too, and it dies with it.
 
-    Without the second a worker outlives a killed rank by seconds, and with it the connections it was forked with: the
+    A cluster sends SIGTERM to every process of a job, and the main process needs its workers to end the step it is in.
+    Without the last a worker outlives a killed rank by seconds, and with it the connections it was forked with: the
     other ranks would wait as long to see that one is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_when_the_parent_says, daemon=True).start()
+
+
+def end_when_the_parent_says() -> None:
+    """Ends this process at a SIGTERM of its parent's, which is how DataLoader ends a worker that did not hear it."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>

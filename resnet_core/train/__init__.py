@@ -1,16 +1,21 @@
 """The shared trainer: any network, any `(inputs, targets)`, one process or many."""
 
 from resnet_core.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from resnet_core.train.distributed import PeerError, World, join_world, launch
-from resnet_core.train.trainer import NonFiniteLossError, RunConfig, Step, TrainConfig, Trainer
+from resnet_core.train.config import RunConfig, TrainConfig
+from resnet_core.train.distributed import PeerError, ReplicaError, World, join_world
+from resnet_core.train.launch import launch
+from resnet_core.train.signals import StoppedError, stop_on_signals
+from resnet_core.train.trainer import NonFiniteLossError, Step, Trainer
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "NonFiniteLossError",
     "PeerError",
+    "ReplicaError",
     "RunConfig",
     "Step",
+    "StoppedError",
     "TrainConfig",
     "Trainer",
     "World",
@@ -18,4 +23,5 @@ __all__ = [
     "launch",
     "load_checkpoint",
     "save_checkpoint",
+    "stop_on_signals",
 ]

@@ -2,93 +2,238 @@
 
     checkpoints/step-00000660/  model.safetensors  optimizer.safetensors  checkpoint.json
 
-No pickle: reading a checkpoint executes nothing.
+No pickle: reading a checkpoint executes nothing. What was not written by this file, to the bit, is not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from resnet_core.durable import sync
 
-KEEP = 2  # the newest and one before it
+KEEP = 3  # the newest, and two before it
+NAME = re.compile(r"step-\d{8,}")
+RECORD = "checkpoint.json"
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be trusted."""
+    """A checkpoint that cannot be trusted, or does not fit."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named groups of named tensors, and a small dictionary of plain values."""
+    """Named groups of named tensors, and a dictionary of plain values."""
 
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
 
 
 def save_checkpoint(
-    folder: str | Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+    folder: str | Path, step: int, tensors: Tensors, state: Mapping[str, Any], *, keep: int = KEEP
 ) -> Path:
-    """Writes the state after `step` steps into `folder`; older checkpoints but one are removed afterwards.
+    """Writes the state after `step` steps into `folder`, then removes all but the newest `keep` and the best.
 
-    Whatever ends the process, the checkpoint is either whole or not there. Raises OSError when it cannot be written.
+    The best is the one with the highest `state["score"]`, where there are scores. Whatever ends the process, the
+    checkpoint is either whole or not there. Raises OSError when it cannot be written, CheckpointError where that step
+    is there already; the other checkpoints stay then.
     """
     folder = Path(folder)
-    path = folder / f"step-{step:08d}"
+    path = path_of(folder, step)
+    if path.exists():
+        raise CheckpointError(f"{path} is there already, and is not replaced; remove it first")
+    needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     aside = folder / f".{path.name}.part"
-    for cut_off in folder.glob(".step-*.part"):
-        shutil.rmtree(cut_off)
-    aside.mkdir(parents=True)
-    hashes = {}
     try:
-        for group, values in tensors.items():
-            data = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
-            hashes[f"{group}.safetensors"] = hashlib.sha256(data).hexdigest()
-            (aside / f"{group}.safetensors").write_bytes(data)
-        (aside / "checkpoint.json").write_text(json.dumps({"state": state, "sha256": hashes}, indent=2))
-        for file in aside.iterdir():
-            sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        for cut_off in folder.glob(".step-*.part"):
+            shutil.rmtree(cut_off)
+        aside.mkdir(parents=True)
+        if shutil.disk_usage(aside).free < needed:
+            raise OSError("No space left on device")
+        write(aside, tensors, state)
         aside.rename(path)
-    except OSError:
+        sync(folder)
+    except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
-    sync(folder)
-    for old in list_checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        raise OSError(
+            f"the checkpoint of step {step} was not written to {folder} ({error.strerror or error}); it needs "
+            f"{needed:,} bytes{_free(folder)}. Those before it stay: make room, and the same command continues"
+        ) from error
+    prune(path, keep)
     return path
+
+
+def path_of(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"step-{step:08d}"
+
+
+def _free(folder: Path) -> str:
+    with suppress(OSError):
+        return f", {shutil.disk_usage(folder).free:,} are free"
+    return ""
+
+
+def write(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    """A checkpoint's files, on the disk when this returns."""
+    hashes = {}
+    for group, values in tensors.items():
+        data = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
+        hashes[f"{group}.safetensors"] = hashlib.sha256(data).hexdigest()
+        (folder / f"{group}.safetensors").write_bytes(data)
+    (folder / RECORD).write_bytes(sealed({"state": state, "sha256": hashes}))
+    for file in [*folder.iterdir(), folder]:
+        sync(file)
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON that ends in the SHA-256 of all before."""
+    seal = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    return json.dumps({**record, "seal": seal}, indent=2).encode()
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Removes all checkpoints up to `newest` but the last `keep` and the one with the best score."""
+    checkpoints = list_checkpoints(newest.parent)
+    checkpoints = checkpoints[: checkpoints.index(newest) + 1]
+    best = max(checkpoints, key=_score, default=None)
+    for old in checkpoints[:-keep]:
+        if old != best:
+            doomed = old.rename(old.with_name(f".{old.name}.part"))  # half removed, it must not look like a checkpoint
+            shutil.rmtree(doomed)
+
+
+def _score(path: Path) -> float:
+    """Of a checkpoint, the lowest where it has none; ties go to the older one."""
+    with suppress(CheckpointError):
+        score = read_record(path)["state"].get("score")
+        return -float("inf") if score is None else score
+    return -float("inf")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint after verifying its hashes. Raises CheckpointError naming the damaged file and the remedy."""
     path = Path(path)
-    remedy = f"remove {path} to continue from the checkpoint before it"
-    try:
-        record = json.loads((path / "checkpoint.json").read_bytes())
-        hashes, state = record["sha256"], record["state"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'checkpoint.json'} cannot be read ({error}); {remedy}") from error
+    record = read_record(path)
     tensors = {}
-    for name, expected in hashes.items():
+    for name, expected in record["sha256"].items():
         try:
             data = (path / name).read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path / name} cannot be read ({error}); {remedy}") from error
+            raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_remedy(path)}") from error
         if hashlib.sha256(data).hexdigest() != expected:
-            raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one written with it; {remedy}")
+            raise CheckpointError(
+                f"{path / name} is damaged: its SHA-256 is not the one written with it; {_remedy(path)}"
+            )
         tensors[name.removesuffix(".safetensors")] = load(data)
-    return Checkpoint(tensors, state)
+    return Checkpoint(tensors, record["state"])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A checkpoint's JSON. Raises CheckpointError where it is not, byte for byte, what was written."""
+    file = path / RECORD
+    try:
+        data = file.read_bytes()
+        record = json.loads(data)
+        del record["seal"]
+        whole = sealed(record) == data
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}); {_remedy(path)}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{file} is damaged: it is not what was written; {_remedy(path)}")
+    return record
+
+
+def _remedy(path: Path) -> str:
+    return f"remove {path} to continue from the checkpoint before it"
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    return sorted(Path(folder).glob("step-*"))
+    """The checkpoints in a folder, oldest first; none where there is no such folder."""
+    found = [path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointError]]:
+    """The newest checkpoint that is whole, None where there is none at all; and the newer ones with what is wrong.
+
+    Raises CheckpointError where there are checkpoints and all are damaged: a run never starts over in silence.
+    """
+    damaged: dict[Path, CheckpointError] = {}
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            damaged[path] = error
+        else:
+            return path, damaged
+    if damaged:
+        reasons = "; ".join(str(error).split(";")[0] for error in damaged.values())
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged: {reasons}. Put back a copy of one, or start over in another "
+            "folder"
+        )
+    return None, {}
+
+
+def set_aside(checkpoints: Iterable[Path], why: str) -> None:
+    """Renames checkpoints that are not to be continued from: `damaged-step-00000660`."""
+    for path in checkpoints:
+        aside = path.with_name(f"{why}-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+class CheckpointWriter:
+    """Saves in the background: `save` returns once the state is copied to host memory. One save at a time."""
+
+    def __init__(self, folder: str | Path, *, keep: int = KEEP) -> None:
+        self.folder, self.keep = Path(folder), keep
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.pending: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Begins to save as `save_checkpoint` does. Raises what the save before it raised."""
+        self.wait()
+        self.copies = {group: self._copied(values, self.copies.get(group, {})) for group, values in tensors.items()}
+        self.pending = self.thread.submit(save_checkpoint, self.folder, step, self.copies, {**state}, keep=self.keep)
+
+    @torch.no_grad()
+    def _copied(self, values: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """On the host, in the memory of the copies before where there are some."""
+        copies = {
+            name: before[name] if name in before else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            for name, value in values.items()
+        }
+        for name, value in values.items():
+            copies[name].copy_(value, non_blocking=True)
+        if any(value.is_cuda for value in values.values()):
+            torch.cuda.synchronize()
+        return copies
+
+    def wait(self) -> None:
+        """Returns when nothing is being written. Raises what the last save raised."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
+
+    def finish(self) -> None:
+        """Returns when nothing is being written, whether it was written or not: where another error is on its way."""
+        if self.pending:
+            self.pending.exception()

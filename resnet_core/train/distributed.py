@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-import logging
 import os
 import resource
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from secrets import token_hex
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from resnet_core.train.liveness import end_with, watching
 
 T = TypeVar("T")
 
@@ -37,6 +36,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: dist.Store | None = field(default=None, repr=False, compare=False)
+    """What all ranks can read and write, where there are several."""
 
     @property
     def is_main(self) -> bool:
@@ -133,6 +134,47 @@ class World:
                 raise each
         return cast(T, result)
 
+    def stop_asked(self, mine: bool) -> bool:
+        """Whether this rank was asked to stop, or another one that has called this since it was."""
+        if self.store is None:
+            return mine
+        if mine:
+            self.store.set("stop", "asked")
+        return mine or self.store.check(["stop"])
+
+    def compare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ReplicaError on every rank where tensors that must be equal on all are not, to the bit."""
+        if self.size == 1:
+            return
+        mine = {name: _sha256(tensor) for name, tensor in tensors.items()}
+        every_rank = [mine] * self.size
+        dist.all_gather_object(every_rank, mine)
+        odd: dict[str, list[int]] = {}
+        for name in mine:
+            hashes = [each[name] for each in every_rank]
+            usual = max(hashes, key=hashes.count)
+            if hashes.count(usual) < self.size:
+                # Of two ranks nobody knows which is right.
+                undecided = 2 * hashes.count(usual) <= self.size
+                odd[name] = [rank for rank, each in enumerate(hashes) if undecided or each != usual]
+        if odd:
+            ranks = sorted({rank for each in odd.values() for rank in each})
+            raise ReplicaError(
+                f"the replicas differ: {'ranks' if len(ranks) > 1 else 'rank'} {' and '.join(map(str, ranks))} of "
+                f"{self.size} in {next(iter(odd))}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}, where all "
+                "must be equal to the bit: memory or arithmetic has failed on a machine"
+            )
+
+
+def _sha256(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).digest()
+
+
+class ReplicaError(RuntimeError):
+    """Ranks that must hold the same weights do not."""
+
+    on_every_rank = True
+
 
 class PeerError(RuntimeError):
     """Another process of the world failed before this one, or is gone."""
@@ -143,12 +185,13 @@ LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 
 
 @contextmanager
-def join_world(device: str = "auto") -> Iterator[World]:
+def join_world(device: str = "auto", *, timeout_seconds: float = 300.0) -> Iterator[World]:
     """Joins the processes that `launch` or torchrun started, if any: gloo on CPU, NCCL on GPU.
 
     `device` is "cpu", "cuda", or "auto": the GPUs where there is one for each process of this machine, else the CPU.
     Raises ValueError for "cuda" where there are too few, and where the processes cannot meet. An error inside is noted
-    with its rank; where another process failed first, or is gone, this one raises PeerError.
+    with its rank; where another process failed first, or is gone, this one raises PeerError. A process that gives no
+    sign of life for `timeout_seconds` ends the others, and so does the end of the one that started them.
     """
     rank, size, local_rank, local_size = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
     gpus = torch.cuda.device_count()
@@ -163,9 +206,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(device=chosen)
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with(os.getppid())
     store = _meet("nccl" if use_cuda else "gloo")
     try:
-        yield World(rank, size, chosen)
+        with watching(store.clone(), rank, size, timeout_seconds):
+            yield World(rank, size, chosen, store)
     except Exception as error:
         _attribute(error, rank, store)
         raise
@@ -251,68 +297,3 @@ def is_main_process() -> bool:
 def may_tell(error: Exception) -> bool:
     """Whether this process may say what ended it: the rank that had the error, else the first of each machine."""
     return bool(getattr(error, "__notes__", ())) or os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:
-    """Runs `function(*arguments)` in `processes` new processes of this machine that can `join_world`; the exit status.
-
-    The status is 0, or that of the first process that failed; the others are then ended. Each process gets its equal
-    part of the cores, unless OMP_NUM_THREADS says otherwise.
-    """
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each rank tells its own end
-    listener = socket.create_server(("127.0.0.1", 0))  # by itself the store would listen to every network
-    port = listener.getsockname()[1]
-    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the new processes ignore Ctrl-C until they have imported
-    try:
-        context = mp.start_processes(
-            _run_rank, (processes, store.port, function, arguments), nprocs=processes, join=False, start_method="spawn"
-        )
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    try:
-        while not context.join():
-            pass
-    except mp.ProcessExitedException as error:
-        if error.exit_code < 0:
-            name = signal.Signals(-error.exit_code).name
-            print(f"resnet-core: rank {error.error_index} was ended by {name}, the others with it", file=sys.stderr)
-        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-    except KeyboardInterrupt:
-        for process in context.processes:
-            process.terminate()
-        raise
-    return 0
-
-
-def _run_rank(rank: int, size: int, port: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
-    }
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // size))
-    try:
-        status = function(*arguments)
-    except KeyboardInterrupt:  # the launcher, which has it too, tells; or it is gone, and this is how it says so
-        status = 130
-    exit_rank(status)
-
-
-def exit_rank(status: int) -> NoReturn:
-    """Ends this process at once with an exit status, after flushing what it printed.
-
-    Torch keeps the threads of gloo's process group once a DistributedDataParallel has used it, and a thread that still
-    lets go of a tensor while Python shuts down aborts the process (pytorch/pytorch pull request 179291; seen here in
-    about 1 of 8 exits): so Python does not shut down here, it stops.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -7,78 +7,47 @@ learning rate and the seed of random layers are computed from it, so a checkpoin
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resnet_core.train.averaging import WeightAverage
-from resnet_core.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from resnet_core.train.checkpoint import (
+    CheckpointError,
+    CheckpointWriter,
+    Tensors,
+    find_newest,
+    list_checkpoints,
+    load_checkpoint,
+    path_of,
+    set_aside,
+)
+from resnet_core.train.config import RunConfig, TrainConfig
 from resnet_core.train.distributed import World
-from resnet_core.train.metrics import means
-from resnet_core.train.optimizers import clip_gradients
+from resnet_core.train.evaluation import EvalBatches, evaluate, forward, prepare
+from resnet_core.train.optimizers import clip_gradients, load_optimizer_tensors, optimizer_tensors
 from resnet_core.train.report import Report
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and in which arithmetic to train."""
-
-    epochs: int = 90
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: automatic mixed precision; weights, gradients and their averages stay float32."""
-    channels_last: bool = False
-    """Memory format NHWC, which many CPUs and GPUs convolve faster."""
-    compile: bool = False
-    """torch.compile the network."""
-    accumulation: int = 1
-    """Parts in which each process computes its batch, one after the other: less memory, the same mean gradient."""
-    sync_batchnorm: bool = False
-    """BatchNorm over the batches of all processes; on GPUs alone."""
-    deterministic: bool = False
-    """Only algorithms that give the same bits each time; slower on GPUs."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if self.precision not in ("float32", "bf16"):
-            raise ValueError(
-                f"train.precision must be float32 or bf16, got {self.precision!r}; fp16 is not offered: its gradients "
-                "need a loss scale that changes the run, and bf16 has float32's range"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where a run computes and how often it reports: what cannot change the weights."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPUs where there is one for each process of this machine, else the CPU."""
-    log_every_steps: int = 10
-    eval_every_epochs: int = 1
-    checkpoint_every_epochs: int = 1
-    tensorboard: bool = False
-    """Write the record for TensorBoard, too."""
-
-    def __post_init__(self) -> None:
-        for name in ("log_every_steps", "eval_every_epochs", "checkpoint_every_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+from resnet_core.train.signals import StoppedError
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss of a step, or of an evaluation, is infinite or not a number; no checkpoint of it was saved."""
 
     on_every_rank = True
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        """From 0, the step that could not be done; None for an evaluation."""
 
 
 class Batches(Protocol):
@@ -89,10 +58,6 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-class EvalBatches(Protocol):
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +81,8 @@ class Trainer:
     0, 1, ..; `score_fn(outputs, targets)` gives sums over a batch with their "count" (see `train/metrics.py`).
     Every rank must hold the same model and get its own, equally large part of the batches. With an `average` of the
     weights, that is what is evaluated. With a `folder`, checkpoints are kept there and `fit()` continues from the
-    newest. Without a `report` it is silent.
+    newest; `about` is kept with them, and the one whose evaluation has the highest `score_name` is kept longest.
+    Without a `report` it is silent. Where `stop_asked()` gets true on some rank, `fit()` saves and raises StoppedError.
     """
 
     def __init__(
@@ -136,6 +102,9 @@ class Trainer:
         run: RunConfig | None = None,
         report: Report | None = None,
         folder: str | Path | None = None,
+        about: Mapping[str, Any] | None = None,
+        score_name: str = "top1",
+        stop_asked: Callable[[], bool] = bool,
         seed: int = 0,
     ) -> None:
         self.config, self.optimizer, self.world = config, optimizer, world
@@ -143,10 +112,15 @@ class Trainer:
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.max_gradient_norm, self.average, self.run = max_gradient_norm, average, run or RunConfig()
         self.report, self.folder, self.seed = report or Report(None), folder, seed
+        self.about, self.score_name, self.stop_asked = dict(about or {}), score_name, stop_asked
+        self.writer = CheckpointWriter(folder, keep=self.run.keep_checkpoints) if folder else None
         self.model = prepare(model, config, world)
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
         self.step = 0  # optimizer steps done
+        self.saved_step = 0  # and of these in a checkpoint
+        self.scores: dict[str, float] | None = None  # of the weights as they are, where they were evaluated
+        self.stopping = False  # whether some rank was asked to stop
         self.seconds = 0.0  # spent in fit() so far, also before a restart
         self.waited = 0.0  # of these for data, by this rank
         self.communicated = 0.0  # and for gradients of other ranks
@@ -154,30 +128,63 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Trains from the newest checkpoint, or from the start, to the end; the last evaluation's means.
 
-        Raises NonFiniteLossError on all ranks at the same step, CheckpointError for a damaged checkpoint.
+        Every rank raises, at the same step, StoppedError where one was asked to stop, NonFiniteLossError, ReplicaError,
+        CheckpointError where no checkpoint can be used, and OSError where one cannot be written.
         """
         self.restore()
         self.report.start(self.step, self.num_steps)
+        try:
+            return self._fit()
+        finally:
+            if self.writer:
+                self.writer.finish()
+
+    def _fit(self) -> dict[str, float]:
         began = time.monotonic() - self.seconds
-        logged, scores = self._now(), None
+        if self.step:
+            self._evaluate_if_due()  # what a run that stopped had not come to
+        logged = self._now()
         for step in self.steps():
             if step.step % self.run.log_every_steps == 0:
                 self.report.record("train", **vars(step), **self._speed(logged))
                 logged = self._now()
-            if self._ends(step, self.run.eval_every_epochs):
-                scores = self.evaluate()
-                if not all(map(math.isfinite, scores.values())):
-                    raise NonFiniteLossError(
-                        f"the evaluation after step {step.step} of {self.num_steps} gives {scores}: the weights are "
-                        "lost and were not saved; lower the learning rate or lengthen the warm-up"
-                    )
-                self.report.record("eval", step=step.step, epoch=step.epoch, **scores)
-                logged = self._now()
             self.seconds = time.monotonic() - began
-            if self._ends(step, self.run.checkpoint_every_epochs):
-                self.save()
+            if self.stopping:
+                self._stop()
+            evaluated = self._evaluate_if_due()
+            self.seconds = time.monotonic() - began
+            if self._save_if_due() or evaluated:
                 logged = self._now()
-        return scores or self.evaluate()
+        return self.scores or self.evaluate()
+
+    def _evaluate_if_due(self) -> bool:
+        due = self._ends_epochs(self.run.eval_every_epochs) and self.scores is None
+        if due:
+            try:
+                scores = self.evaluate()
+            except StoppedError:
+                self._stop()
+            if not all(map(math.isfinite, scores.values())):
+                raise NonFiniteLossError(
+                    f"the evaluation after step {self.step} of {self.num_steps} gives {scores}: the weights are lost "
+                    "and were not saved; lower the learning rate or lengthen the warm-up"
+                )
+            self.report.record("eval", step=self.step, epoch=self.step / len(self.train_loader), **scores)
+            self.scores = scores
+        return due
+
+    def _save_if_due(self) -> bool:
+        every_steps = self.run.checkpoint_every_steps
+        within = every_steps > 0 and self.step % every_steps == 0
+        due = within or self._ends_epochs(self.run.checkpoint_every_epochs)
+        if due:
+            self.save(wait=self.step == self.num_steps)
+        return due
+
+    def _stop(self) -> NoReturn:
+        self.save()
+        saved = "saved" if self.writer else "not saved, for want of a folder"
+        raise StoppedError(f"stopped after step {self.step} of {self.num_steps}, {saved}")
 
     def steps(self) -> Iterator[Step]:
         """Does one optimizer step for each item it yields, up to the last: `fit`'s loop, for a loop of your own."""
@@ -190,6 +197,9 @@ class Trainer:
                 self.waited += time.monotonic() - began
                 step = self.train_step(inputs, targets)
                 self.communicated += self.world.communication_seconds(self.replica)
+                every = self.run.compare_replicas_every_steps
+                if every and self.step % every == 0:
+                    self.compare_replicas()
                 yield step
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
@@ -199,15 +209,19 @@ class Trainer:
         lr = self.lr_fn(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        mean_loss = self.world.mean(self._gradients(inputs, targets)).item()
+        loss = self._gradients(inputs, targets)
+        # The request travels with the loss: so all ranks know of it in the same step.
+        mean_loss, asked = self.world.mean(torch.stack([loss, loss.new_tensor(self.stop_asked())])).tolist()
+        self.stopping = asked > 0
         norm = clip_gradients(self.model.parameters(), self.max_gradient_norm)
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(
                 f"the loss is {mean_loss} at step {self.step + 1} of {self.num_steps}: training stopped before that "
-                "update; lower the learning rate, lengthen the warm-up, or look at that batch's data"
+                "update; lower the learning rate, lengthen the warm-up, or look at that batch's data",
+                step=self.step,
             )
         self.optimizer.step()
-        self.step += 1
+        self.step, self.scores = self.step + 1, None
         if self.average:
             self.average.update(self.model, self.step)
         epoch = self.step / len(self.train_loader)
@@ -231,7 +245,9 @@ class Trainer:
         was_training = self.model.training
         with self.average.inside(self.model) if self.average else nullcontext():
             self.world.share_buffers(self.model)
-            scores = evaluate(self.model.eval(), self.eval_loader, self.score_fn, self.config, self.world)
+            scores = evaluate(
+                self.model.eval(), self.eval_loader, self.score_fn, self.config, self.world, self.stop_asked
+            )
         self.model.train(was_training)
         return scores
 
@@ -252,32 +268,100 @@ class Trainer:
             "peak_memory_gib": self.world.peak_memory() / 2**30,
         }
 
-    def save(self) -> None:
-        """Writes a checkpoint of the current step, from rank 0."""
-        if self.folder is None:
+    def compare_replicas(self) -> None:
+        """Raises ReplicaError on every rank where the ranks' weights are not equal to the bit.
+
+        BatchNorm's statistics are not compared: each rank has its own.
+        """
+        self.world.compare(dict(self.model.named_parameters()))
+
+    def save(self, *, wait: bool = True) -> None:
+        """Writes a checkpoint of the current step, from rank 0, unless there is one.
+
+        Without `wait` it is written while training goes on, and what fails then is raised by the next one. Raises
+        OSError where it cannot be written, CheckpointError where another run's of that step is in the folder.
+        """
+        if self.writer is None:
             return
-        folder, state = self.folder, {"step": self.step, "seconds": self.seconds, "world_size": self.world.size}
+        if self.step != self.saved_step:
+            if self.run.compare_replicas_every_steps:
+                self.compare_replicas()
+            self.world.on_main(partial(self.writer.save, self.step, *self._state()))
+            self.saved_step = self.step
+        if wait:
+            self.world.on_main(self.writer.wait)
+
+    def _state(self) -> tuple[Tensors, dict[str, Any]]:
+        """A checkpoint's tensors and plain values."""
         tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
         if self.average:
             tensors["average"] = self.average.tensors
-        self.world.on_main(lambda: str(save_checkpoint(folder, self.step, tensors, state)))
+        return tensors, {
+            **self.about,
+            "step": self.step,
+            "steps_per_epoch": len(self.train_loader),
+            "seconds": self.seconds,
+            "world_size": self.world.size,
+            "scores": self.scores,
+            "score": (self.scores or {}).get(self.score_name),
+        }
 
     def restore(self) -> None:
-        """Continues from the newest checkpoint of the folder, if there is one."""
-        checkpoints = list_checkpoints(self.folder) if self.folder else []
-        newest = self.world.on_main(lambda: checkpoints[-1] if checkpoints else None)
+        """Continues from the newest whole checkpoint of the folder, if there is one; damaged ones are set aside.
+
+        Raises CheckpointError where all are damaged, or where it is of another network or optimizer.
+        """
+        if self.folder is None:
+            return
+        folder = self.folder
+
+        def choose() -> tuple[Path | None, list[str]]:
+            newest, damaged = find_newest(folder)
+            set_aside(damaged, "damaged")
+            return newest, [str(error).split(";")[0] for error in damaged.values()]
+
+        newest, damaged = self.world.on_main(choose)
+        for reason in damaged:
+            self.report.say(f"{reason}; it was set aside, and the checkpoint before it is used")
         if newest is None:
             return
-        checkpoint = load_checkpoint(newest)
-        self.model.load_state_dict(checkpoint.tensors["model"])
-        load_optimizer_tensors(self.model, self.optimizer, checkpoint.tensors["optimizer"])
-        if self.average:
-            self.average.load(checkpoint.tensors["average"], self.model)
-        self.step, self.seconds = checkpoint.state["step"], checkpoint.state["seconds"]
+        checkpoint = self.world.together(lambda: load_checkpoint(newest))
+        try:
+            self._load(checkpoint.tensors)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"{newest} is of another network or optimizer ({str(error).splitlines()[-1].strip()}); continue with "
+                "those it was made with, or start in another folder"
+            ) from error
+        state = checkpoint.state
+        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self.saved_step = self.step
+        if state["steps_per_epoch"] != len(self.train_loader):
+            self._renumber(state["steps_per_epoch"])
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
 
-    def _ends(self, step: Step, every_epochs: int) -> bool:
-        return step.step == self.num_steps or step.step % (every_epochs * len(self.train_loader)) == 0
+    def _renumber(self, steps_per_epoch: int) -> None:
+        """Counts the steps so far in epochs of another length; checkpoints that counted otherwise are set aside.
+
+        Whatever ends the process, the newest checkpoint is the one that was continued from, or the same renumbered.
+        """
+        assert self.folder is not None
+        self.step = round(self.step / steps_per_epoch * len(self.train_loader))
+        self.scores, self.saved_step = None, -1
+        here = path_of(self.folder, self.step)
+        others = [path for path in list_checkpoints(self.folder) if path != here]
+        self.world.on_main(lambda: set_aside([here] if here.exists() else [], "earlier"))
+        self.save()
+        self.world.on_main(lambda: set_aside(others, "earlier"))
+
+    def _load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.model.load_state_dict(tensors["model"])
+        load_optimizer_tensors(self.model, self.optimizer, tensors["optimizer"])
+        if self.average:
+            self.average.load(tensors["average"], self.model)
+
+    def _ends_epochs(self, every: int) -> bool:
+        return self.step == self.num_steps or self.step % (every * len(self.train_loader)) == 0
 
 
 class Moment(NamedTuple):
@@ -287,59 +371,6 @@ class Moment(NamedTuple):
     seconds: float
     waited: float
     communicated: float
-
-
-def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
-    if config.sync_batchnorm:
-        if world.device.type != "cuda":
-            raise ValueError(
-                "train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave it out on the CPU, or make "
-                "each process's batch large enough for statistics of its own"
-            )
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS demands for it
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    model = model.to(world.device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if config.compile:
-        model.compile()
-    return model
-
-
-def forward(
-    network: nn.Module, inputs: Tensor, targets: Tensor, config: TrainConfig, world: World
-) -> tuple[Tensor, Tensor]:
-    """Outputs, at least in float32, and targets, on the device."""
-    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-    inputs = inputs.to(world.device, non_blocking=True, memory_format=memory_format)
-    with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        outputs = network(inputs)
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    return outputs, targets.to(world.device, non_blocking=True)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: EvalBatches,
-    score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
-    config: TrainConfig,
-    world: World,
-) -> dict[str, float]:
-    """Means over the samples of all ranks' batches, each counted once; `model` is `prepare`'s, in evaluation mode."""
-
-    def sums_of_this_rank() -> dict[str, float]:
-        sums: dict[str, Tensor] = {}
-        for inputs, targets in loader:
-            for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():
-                sums[key] = sums[key] + value if key in sums else value
-        return {key: value.item() for key, value in sums.items()}
-
-    return means(world.sum(world.together(sums_of_this_rank)))
 
 
 def random_layers_seed(seed: int, step: int, rank: int) -> int:
@@ -355,26 +386,3 @@ def seed_random_layers(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `"layer1.0.conv1.weight/momentum_buffer" -> tensor`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if value is not None
-    }
-
-
-def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = {names[parameter]: number for number, parameter in enumerate(parameters)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        parameter_name, key = name.rsplit("/", 1)
-        state.setdefault(numbers[parameter_name], {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,9 +17,10 @@ from resnet_core.train.optimizers import (
     build_optimizer,
     clip_gradients,
     exempt_from_decay,
+    load_optimizer_tensors,
+    optimizer_tensors,
     parameter_groups,
 )
-from resnet_core.train.trainer import load_optimizer_tensors, optimizer_tensors
 
 TEN = [name for name in resnet_core.list_models() if not name.startswith("cifar")]
 LRS = [0.02, 0.05, 0.1, 0.08, 0.03]  # a schedule: up, then down

@@ -1,0 +1,153 @@
+"""Starting the processes of one machine that train together, and ending them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+import torch
+import torch.distributed as dist
+
+from resnet_core.train.liveness import end_with
+from resnet_core.train.signals import INTERRUPTED, STOPPED, STOPS
+
+START = "spawn"  # a fork would inherit the memory of threads, torch's among them, that it does not have
+SECONDS_TO_END = 30  # for a process that was asked to: it may be writing a checkpoint
+
+
+def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:
+    """Runs `function(*arguments)` in `processes` new processes of this machine that can `join_world`; the exit status.
+
+    The status is 0, or that of the first process that failed; the others are then ended. SIGTERM and SIGINT are passed
+    on to all. Each process gets its equal part of the cores, unless OMP_NUM_THREADS says otherwise.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))  # by itself the store would listen to every network
+    port = listener.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # as it is for a shell's background job
+    started = [
+        multiprocessing.get_context(START).Process(
+            target=_run_rank,
+            args=(rank, processes, store.port, os.getpid(), interruptible, function, arguments),
+            name=f"rank {rank}",
+        )
+        for rank in range(processes)
+    ]
+
+    asked = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        _terminate(started)
+
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the new processes ignore Ctrl-C until they have imported
+        for process in started:
+            process.start()
+        for number, handler in before.items():
+            signal.signal(number, handler if handler == signal.SIG_IGN else pass_on)
+        failed = _first_failure(started)
+        if failed is None:
+            return 0
+        status = cast(int, failed.exitcode)
+        if asked and status in (-signal.SIGTERM, INTERRUPTED):  # before there was anything to save
+            print("resnet-core: stopped before the first step", file=sys.stderr)
+            return STOPPED
+        if status >= 0:
+            return status
+        name = signal.Signals(-status).name
+        print(f"resnet-core: {failed.name} was ended by {name}, the others with it", file=sys.stderr)
+        return 128 - status
+    finally:
+        _end(started)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_failure(processes: Sequence[BaseProcess]) -> BaseProcess | None:
+    """Waits until one process fails, which it returns, or all are done."""
+    running = {process.sentinel: process for process in processes}
+    while running:
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            process = running.pop(cast(int, sentinel))
+            process.join()
+            if process.exitcode:
+                return process
+    return None
+
+
+def _terminate(processes: Sequence[BaseProcess]) -> None:
+    """Asks those that live to end; one that is stopped is woken to hear it."""
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+            os.kill(cast(int, process.pid), signal.SIGCONT)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Ends them: asked each second, since one that was in a step only noted it and has then met its peer's failure."""
+    for _ in range(SECONDS_TO_END):
+        if not any(process.is_alive() for process in processes):
+            break
+        _terminate(processes)
+        multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+def _run_rank(
+    rank: int,
+    size: int,
+    port: int,
+    parent: int,
+    interruptible: bool,
+    function: Callable[..., int],
+    arguments: tuple[Any, ...],
+) -> None:
+    end_with(parent)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
+    }
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    try:
+        status = function(*arguments)
+    except KeyboardInterrupt:  # the launcher, which has it too, tells; or it is gone, and this is how it says so
+        status = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    exit_rank(status)
+
+
+def exit_rank(status: int) -> NoReturn:
+    """Ends this process at once with an exit status, after flushing what it printed.
+
+    Torch keeps the threads of gloo's process group once a DistributedDataParallel has used it, and a thread that still
+    lets go of a tensor while Python shuts down aborts the process (pytorch/pytorch pull request 179291; seen here in
+    about 1 of 8 exits): so Python does not shut down here, it stops.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
