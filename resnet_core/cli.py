@@ -23,7 +23,7 @@ from resnet_core.commands.weights import Convert, Export, Predict
 from resnet_core.recipes import RECIPES, get_recipe, overlay, scaling_advice
 from resnet_core.suggestions import did_you_mean
 from resnet_core.train.distributed import is_main_process
-from resnet_core.train.launch import exit_rank
+from resnet_core.train.launcher import exit_rank
 from resnet_core.train.signals import INTERRUPTED
 
 COMMANDS: dict[str, type] = {

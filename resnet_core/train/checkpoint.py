@@ -216,9 +216,12 @@ class CheckpointWriter:
 
     @torch.no_grad()
     def _copied(self, values: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On the host, in the memory of the copies before where there are some."""
+        """On the host, in the memory of the copies before where there are some; contiguous, so that writing computes
+        nothing: torch's threads are the training's."""
         copies = {
-            name: before[name] if name in before else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            name: before[name]
+            if name in before
+            else torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             for name, value in values.items()
         }
         for name, value in values.items():

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,9 @@ import torch.distributed as dist
 from resnet_core.train.liveness import end_with
 from resnet_core.train.signals import INTERRUPTED, STOPPED, STOPS
 
-START = "spawn"  # a fork would inherit the memory of threads, torch's among them, that it does not have
+START: Literal["spawn"] = (
+    "spawn"  # a fork would inherit the memory of threads, torch's among them, that it does not have
+)
 SECONDS_TO_END = 30  # for a process that was asked to: it may be writing a checkpoint
 
 
@@ -52,11 +54,12 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
 
     before = {number: signal.getsignal(number) for number in STOPS}
     try:
+        signal.signal(signal.SIGTERM, pass_on)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the new processes ignore Ctrl-C until they have imported
         for process in started:
             process.start()
-        for number, handler in before.items():
-            signal.signal(number, handler if handler == signal.SIG_IGN else pass_on)
+        if interruptible:
+            signal.signal(signal.SIGINT, pass_on)
         failed = _first_failure(started)
         if failed is None:
             return 0
@@ -127,6 +130,7 @@ def _run_rank(
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
     }
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "OMP_NUM_THREADS" not in os.environ:

@@ -1,0 +1,315 @@
+"""Trainings of a ResNet-20 that are killed, stopped and started again, and what becomes of them.
+
+Each is the program `resnet-core train` in a process of its own, forked by a server that has imported everything and
+computes nothing itself: a start takes milliseconds instead of seconds. Linux alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.optim import SGD
+from torch.utils.data import get_worker_info
+
+from resnet_core import runs
+from resnet_core.cli import main
+from resnet_core.data.loaders import EvalBatches, TrainBatches
+from resnet_core.train import checkpoint, launcher, trainer
+from resnet_core.train.checkpoint import list_checkpoints
+from resnet_core.train.launcher import exit_rank
+
+# Phase of a training -> the function in which it is killed.
+PHASES: dict[str, tuple[object, str]] = {
+    "load": (TrainBatches, "__getitem__"),
+    "forward": (trainer, "forward"),
+    "backward": (trainer.World, "mean"),  # right after it, before the gradients are used
+    "update": (SGD, "step"),
+    "evaluation": (EvalBatches, "__getitem__"),
+    "checkpoint is written": (checkpoint, "sync"),
+    "checkpoint is renamed": (Path, "rename"),
+    "checkpoint is pruned": (checkpoint.shutil, "rmtree"),
+}
+IMAGES = 24  # of each of two classes
+SETTINGS = {
+    "data.name": "image_folder",
+    "data.global-batch": 8,
+    "data.crop-padding": 2,
+    "data.flip": True,
+    "data.mixup": 0.2,
+    "data.train-size": 8,
+    "data.eval-size": 8,
+    "data.eval-resize": 8,
+    "averaging.ema-decay": 0.9,
+    "train.epochs": 3,
+    "schedule.warmup-epochs": 1,
+    "run.checkpoint-every-steps": 2,
+    "run.log-every-steps": 1,
+    "run.keep-checkpoints": 2,
+    "run.timeout-seconds": 20,
+}
+STEPS = 18
+SECONDS = 60  # for what takes one or two
+
+
+def small_images(folder: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for part, count in (("train", IMAGES), ("test", 8)):
+        for name in ("cat", "dog"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class Training:
+    """`resnet-core train` on small images into `folder`."""
+
+    folder: Path
+    images: Path
+    processes: int = 1
+    workers: int = 0
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def words(self) -> list[str]:
+        settings = SETTINGS | {"data.path": self.images, "data.workers": self.workers} | self.settings
+        options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+        return ["train", "digits", "--out", str(self.folder), "--processes", str(self.processes), *options]
+
+    def start(self, plan: Callable[[], object] = bool) -> Started:
+        """Begins it in a process group of its own, after `plan()` there; its output goes to a file."""
+        output = self.folder.with_name(f"{self.folder.name}.txt")
+        process = SERVER.Process(target=_train, args=(self.words(), output, plan))
+        process.start()
+        return Started(process, output)
+
+    def finish(self) -> str:
+        """Runs it to its end; what it said."""
+        started = self.start()
+        status = started.wait()
+        assert status == 0, f"it ended with {status}: {started.said()}"
+        return started.said()
+
+    def digest(self) -> str:
+        """SHA-256 of what the finished run ends with: the weights in use, those of the last step, the optimizer's."""
+        last = list_checkpoints(self.folder / "checkpoints")[-1]
+        files = [self.folder / "model.safetensors", *sorted(last.glob("*.safetensors"))]
+        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def _train(words: list[str], output: Path, plan: Callable[[], object]) -> None:
+    os.setsid()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    launcher.START = "fork"  # this process has no threads to lose
+    torch.set_num_threads(1)  # several threads of several processes would wait for each other, spinning
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    plan()
+    exit_rank(main(words))
+
+
+# Processes forked by a server that has imported all that a training needs, and what its first optimizer imports.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["resnet_core.cli", "torch._dynamo", "torch.utils.data"])
+
+
+@dataclass
+class Started:
+    """A training that was started."""
+
+    process: ForkServerProcess
+    output: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """The exit status, negative for a signal. Raises TimeoutError, after killing all of it, where it goes on."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"it did not end in {seconds} s; it said: {self.said()}")
+        return self.process.exitcode
+
+    def wait_for(self, text: str, seconds: float = SECONDS) -> None:
+        """Returns when it has said that. Raises TimeoutError where it does not."""
+        deadline = time.monotonic() + seconds
+        while text not in self.said():
+            if time.monotonic() > deadline or self.process.exitcode is not None:
+                self.kill()
+                raise TimeoutError(f"it did not say {text!r}; it said: {self.said()}")
+            time.sleep(0.01)
+
+    def said(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to its whole process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def ranks(self) -> list[int]:
+        """The process ids of its ranks, as Linux lists its children."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return list(map(int, children.read_text().split())) if children.exists() else []
+
+    def gone(self, seconds: float = 5) -> bool:
+        """Whether all processes of its group end within these seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+# What `slow` slows down -> the function, what it says first, and for how long it then sleeps.
+SLOW: dict[str, tuple[object, str, str, float]] = {
+    "steps": (trainer, "forward", "", 0.05),
+    "evaluation": (EvalBatches, "__getitem__", "evaluating\n", 1.0),
+    "start": (runs, "join_world", "starting\n", 2.0),
+}
+
+
+def slow(what: str = "steps") -> None:
+    """A plan: there is time to do something to it."""
+    owner, name, words, seconds = SLOW[what]
+    whole = getattr(owner, name)
+
+    def slowly(*arguments: object, **options: object) -> object:
+        print(words, end="", flush=True)
+        time.sleep(seconds)
+        return whole(*arguments, **options)
+
+    setattr(owner, name, slowly)
+
+
+def kill_at(phase: str, occurrence: int, rank: int, *, before: bool, everything: bool) -> None:
+    """A plan: rank `rank`, or all its group, is killed at that occurrence of the phase, before or after it is done."""
+    owner, name = PHASES[phase]
+    whole = getattr(owner, name)
+    count = 0
+
+    def deadly(*arguments: object, **options: object) -> object:
+        nonlocal count
+        count += 1
+        now = count == occurrence and int(os.environ.get("RANK", 0)) == rank
+        if now and before:
+            die(everything)
+        result = whole(*arguments, **options)
+        if now:
+            die(everything)
+        return result
+
+    setattr(owner, name, deadly)
+
+
+def die(everything: bool) -> None:
+    """Kills this rank, also from one of its workers, or its whole group."""
+    if everything:
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getppid() if get_worker_info() else os.getpid(), signal.SIGKILL)
+    time.sleep(SECONDS)  # a worker does not live on either
+
+
+@dataclass
+class Tally:
+    """What was done to trainings, and what they made of it."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    """Phase -> kills that came to pass."""
+    runs: int = 0
+    deviations: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> str:
+        record = {"kills": sum(self.kills.values()), "phases": dict(sorted(self.kills.items())), "runs": self.runs}
+        return json.dumps({**record, "deviations": self.deviations, "seconds": round(self.seconds, 1)})
+
+
+def tally(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> Tally:
+    """Trainings on 1 and on 2 processes, each killed several times, until that many kills came to pass.
+
+    The first kills go through the phases in order, the others are drawn from `seed`.
+    """
+    images = small_images(folder / "images")
+    expected = {}
+    for size in (1, 2):
+        undisturbed = Training(folder / f"undisturbed-{size}", images, processes=size)
+        undisturbed.finish()
+        expected[size] = undisturbed.digest()
+    result, draw = Tally(), random.Random(seed)
+    named = [(phase, size) for size in (1, 2) for phase in PHASES]
+    began = time.monotonic()
+    while sum(result.kills.values()) < kills:
+        size = named[0][1] if named else draw.choice((1, 2))
+        training = Training(folder / f"run-{result.runs}", images, processes=size)
+        steps = []
+        for _ in range(draw.randint(2, 5)):
+            phase = named.pop(0)[0] if named and named[0][1] == size else draw.choice([*PHASES, "any moment"])
+            steps.append(disturb(training, phase, draw, result))
+        last = Training(training.folder, images, processes=size, workers=draw.randint(0, 2))
+        last.finish()
+        result.runs += 1
+        if last.digest() != expected[size]:
+            result.deviations.append(f"seed {seed}, run {result.runs - 1} on {size}: {'; '.join(steps)}")
+        say(f"{sum(result.kills.values())} kills, {len(result.deviations)} deviations")
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def disturb(training: Training, phase: str, draw: random.Random, result: Tally) -> str:
+    """Starts the training and kills it in that phase; what was done."""
+    training = Training(training.folder, training.images, training.processes, workers=draw.choice((0, 0, 2)))
+    everything = draw.random() < 0.5
+    rank = 0 if "checkpoint" in phase else draw.randrange(training.processes)
+    if phase == "any moment":
+        started = training.start()
+        time.sleep(draw.uniform(0, 2.0))
+        victims = [started.pid, *started.ranks()]
+        if everything:
+            started.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(victims), signal.SIGKILL)
+        what = f"{'all' if everything else 'one'} at any moment"
+    else:
+        occurrence = draw.randint(1, 3)
+        before = draw.random() < 0.5
+        plan = partial(kill_at, phase, occurrence, rank, before=before, everything=everything)
+        started = training.start(plan)
+        what = f"{phase} {occurrence} {'before' if before else 'after'}, {'all' if everything else f'rank {rank}'}"
+    status = started.wait()
+    assert started.gone(), f"{what}: processes lived on"
+    if status:
+        assert status in (-signal.SIGKILL, 128 + signal.SIGKILL, 1), f"{what}: ended with {status}: {started.said()}"
+        result.kills[phase] += 1
+    return what
+
+
+def limit_file_size(most: int) -> None:
+    """A plan: no file may become larger, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))

@@ -1,0 +1,284 @@
+"""What ends a training, and what does not get lost: docs/reliability.md has a row for each test here."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+
+from resnet_core.train.checkpoint import find_newest, list_checkpoints, load_checkpoint
+from resnet_core.train.signals import STOPPED
+from tests.faults.harness import PHASES, STEPS, Training, limit_file_size, slow, small_images, tally
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks trainings, and reads Linux's /proc")
+
+KILLS = 30
+SEED = 0
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    return small_images(tmp_path_factory.mktemp("faults") / "images")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(images, tmp_path_factory):
+    """Processes -> the digest of an undisturbed training."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    trainings = {size: Training(folder / f"run-{size}", images, processes=size) for size in (1, 2)}
+    for training in trainings.values():
+        training.finish()
+    return {size: training.digest() for size, training in trainings.items()}
+
+
+def test_killed_anywhere_a_run_ends_with_the_same_bits(tmp_path):
+    result = tally(KILLS, SEED, tmp_path, say=print)
+    print(f"seed {SEED}: {result.to_json()}")
+    assert result.deviations == []
+    assert set(result.kills) >= set(PHASES)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("to", ["the launcher", "all", "the last rank"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_a_step_and_the_run_continues_to_the_same_bits(
+    images, undisturbed, tmp_path, processes, to, number
+):
+    training = Training(tmp_path / "run", images, processes=processes, workers=1)
+    started = training.start(slow)
+    started.wait_for("eval")
+    for _ in range(2):  # the second does no damage
+        if to == "all":
+            started.kill(number)
+        else:
+            os.kill(started.pid if to == "the launcher" or processes == 1 else started.ranks()[-1], number)
+        time.sleep(0.05)
+    assert started.wait(seconds=30) == STOPPED
+    said = started.said().splitlines()[-1]
+    stopped = re.fullmatch(rf"resnet-core: stopped after step (\d+) of {STEPS}, saved; the same .* continues .*", said)
+    assert stopped, started.said()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step-{int(stopped[1]):08}"
+    assert f"continuing from step {stopped[1]}/{STEPS}" in training.finish()
+    assert training.digest() == undisturbed[processes]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(images, undisturbed, tmp_path, processes):
+    training = Training(tmp_path / "run", images, processes=processes)
+    started = training.start(partial(slow, "evaluation"))
+    started.wait_for("evaluating")
+    started.kill(signal.SIGTERM)
+    assert started.wait(seconds=30) == STOPPED
+    assert "eval " not in started.said()
+    assert training.finish().count("eval ") == 3
+    assert training.digest() == undisturbed[processes]
+
+
+def test_before_the_first_step_there_is_nothing_to_save(images, tmp_path):
+    training = Training(tmp_path / "run", images, processes=2)
+    started = training.start(partial(slow, "start"))
+    started.wait_for("starting")
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(seconds=30) == STOPPED
+    assert started.said().splitlines()[-1] == "resnet-core: stopped before the first step"
+
+
+def test_every_flipped_bit_and_every_cut_of_a_checkpoint_is_found(images, tmp_path):
+    """1,000 flips and 100 cuts, over all files of one checkpoint alike."""
+    training = Training(tmp_path / "run", images, settings={"train.epochs": 1, "schedule.warmup-epochs": 0})
+    training.finish()
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    whole = {path: path.read_bytes() for path in sorted(newest.iterdir())}
+    assert {path.name for path in whole} == {
+        "checkpoint.json", "model.safetensors", "optimizer.safetensors", "average.safetensors"
+    }  # fmt: skip
+    draw = random.Random(SEED)
+    found = {"flips": 0, "cuts": 0}
+    for kind, times in (("flips", 1000), ("cuts", 100)):
+        for _ in range(times):
+            path = draw.choice(list(whole))
+            damaged = bytearray(whole[path])
+            if kind == "flips":
+                bit = draw.randrange(8 * len(damaged))
+                damaged[bit // 8] ^= 1 << bit % 8
+            else:
+                del damaged[draw.randrange(len(damaged)) :]
+            path.write_bytes(damaged)
+            try:
+                load_checkpoint(newest)
+            except ValueError:
+                found[kind] += 1
+            path.write_bytes(whole[path])
+    load_checkpoint(newest)
+    print(f"seed {SEED}: found {found}")
+    assert found == {"flips": 1000, "cuts": 100}
+
+
+def damage(checkpoint):
+    path = checkpoint / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def stopped_half_way(training):
+    started = training.start(slow)
+    started.wait_for(" step  6/")
+    started.kill(signal.SIGTERM)
+    assert started.wait() == STOPPED
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_newest_checkpoint_is_told_set_aside_and_the_one_before_is_used(
+    images, undisturbed, tmp_path, processes
+):
+    training = Training(tmp_path / "run", images, processes=processes)
+    stopped_half_way(training)
+    before, newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-2:]
+    damage(newest)
+    said = training.finish()
+    assert f"{newest / 'model.safetensors'} is damaged: its SHA-256 is not the one written with it; it was set" in said
+    assert f"continuing from step {int(before.name[5:])}/{STEPS}" in said
+    assert (newest.parent / f"damaged-{newest.name}").is_dir()
+    assert training.digest() == undisturbed[processes]
+
+
+def test_where_all_checkpoints_are_damaged_the_run_is_refused_and_nothing_is_touched(images, tmp_path):
+    training = Training(tmp_path / "run", images)
+    stopped_half_way(training)
+    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    for checkpoint in checkpoints:
+        damage(checkpoint)
+    started = training.start()
+    assert started.wait() == 2
+    line = started.said().splitlines()[-1]
+    assert line.startswith(f"resnet-core: every checkpoint in {checkpoints[0].parent} is damaged: ")
+    assert all(str(checkpoint) in line for checkpoint in checkpoints)
+    assert list_checkpoints(checkpoints[0].parent) == checkpoints
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_what_was_there(images, undisturbed, tmp_path, processes):
+    training = Training(tmp_path / "run", images, processes=processes)
+    stopped_half_way(training)
+    before = {path.name: load_checkpoint(path).state["step"] for path in list_checkpoints(tmp_path / "run/checkpoints")}
+    started = training.start(partial(limit_file_size, 500_000))
+    assert started.wait() == 2
+    line = started.said().splitlines()[-1]
+    assert re.search(
+        r"the checkpoint of step \d+ was not written to .*\(File too large\); it needs [\d,]{9,} bytes, ", line
+    )
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == set(before)
+    training.finish()
+    assert training.digest() == undisturbed[processes]
+
+
+def test_a_second_job_in_the_folder_is_refused_and_names_the_first(images, undisturbed, tmp_path):
+    training = Training(tmp_path / "run", images)
+    started = training.start(slow)
+    started.wait_for("eval")
+    second = Training(tmp_path / "run", images).start()
+    second_said = f"{tmp_path / 'run'} is in use by process {started.pid} on {socket.gethostname()}; wait for its end"
+    assert second.wait() == 2
+    assert second_said in second.said()
+    started.kill()
+    started.wait()
+    training.finish()  # the kernel let go of the lock
+    assert training.digest() == undisturbed[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_ends_the_other_within_the_time_limit_and_is_named(images, tmp_path, rank):
+    training = Training(tmp_path / "run", images, processes=2, settings={"run.timeout-seconds": 3})
+    started = training.start(slow)
+    started.wait_for("eval")
+    os.kill(started.ranks()[rank], signal.SIGSTOP)
+    began = time.monotonic()
+    started.wait_for("gave no sign of life")
+    assert time.monotonic() - began < 3 + 2
+    assert started.wait(seconds=10) == 1
+    assert (
+        f"resnet-core: rank {rank} gave no sign of life for 3 s: stopped, gone or cut off; the same" in started.said()
+    )
+    assert started.gone()
+
+
+def test_a_job_that_was_stopped_as_a_whole_goes_on(images, undisturbed, tmp_path):
+    training = Training(tmp_path / "run", images, processes=2, settings={"run.timeout-seconds": 2})
+    started = training.start(slow)
+    started.wait_for("eval")
+    started.kill(signal.SIGSTOP)
+    time.sleep(4)
+    started.kill(signal.SIGCONT)
+    assert started.wait() == 0
+    assert training.digest() == undisturbed[2]
+
+
+def test_a_killed_launcher_leaves_no_rank_alive(images, tmp_path):
+    started = Training(tmp_path / "run", images, processes=2, workers=1).start(slow)
+    started.wait_for("eval")
+    os.kill(started.pid, signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    assert started.gone(seconds=3)
+
+
+@pytest.fixture
+def two_machines():
+    """Two network namespaces with a cable between them: a function that gives the words to run something in one."""
+    names, cable = ("faults-a", "faults-b"), ("faults0", "faults1")
+
+    def ip(words):
+        return subprocess.run(["ip", *words.split()], capture_output=True, text=True)
+
+    if shutil.which("ip") is None or ip(f"netns add {names[0]}").returncode != 0:
+        pytest.skip("needs the right to make network namespaces, as root has; a stopped process is tested above")
+    try:
+        ip(f"netns add {names[1]}")
+        ip(f"link add {cable[0]} netns {names[0]} type veth peer {cable[1]} netns {names[1]}")
+        for number, (name, end) in enumerate(zip(names, cable, strict=True), 1):
+            for words in (f"addr add 10.77.0.{number}/24 dev {end}", f"link set {end} up", "link set lo up"):
+                done = ip(f"-n {name} {words}")
+                assert done.returncode == 0, done.stderr
+        yield names, lambda: ip(f"-n {names[0]} link set {cable[0]} down")
+    finally:
+        for name in names:
+            ip(f"netns delete {name}")
+
+
+def test_a_cut_network_ends_both_sides_within_the_time_limit_and_names_the_other(two_machines, images, tmp_path):
+    names, cut = two_machines
+    training = Training(tmp_path / "run", images, settings={"run.timeout-seconds": 4, "train.epochs": 1000})
+    told = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    ranks = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-m", "resnet_core", *training.words()],
+            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": f"faults{rank}"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank, name in enumerate(names)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not list_checkpoints(tmp_path / "run" / "checkpoints"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        cut()
+        began = time.monotonic()
+        errors = [rank.communicate(timeout=30)[1] for rank in ranks]
+        assert time.monotonic() - began < 4 + 2
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert "resnet-core: rank 1 gave no sign of life for 4 s: stopped, gone or cut off" in errors[0]
+    assert "resnet-core: the process through which all met gave no sign of life for 4 s" in errors[1]
+    assert find_newest(tmp_path / "run" / "checkpoints")[0] is not None
