@@ -109,19 +109,19 @@ def prune(newest: Path, keep: int) -> None:
     """Removes all checkpoints up to `newest` but the last `keep` and the one with the best score."""
     checkpoints = list_checkpoints(newest.parent)
     checkpoints = checkpoints[: checkpoints.index(newest) + 1]
-    best = max(checkpoints, key=_score, default=None)
+    scores = {path: score for path in checkpoints if (score := _score(path)) is not None}
+    best = max(scores, key=lambda path: scores[path], default=None)
     for old in checkpoints[:-keep]:
         if old != best:
             doomed = old.rename(old.with_name(f".{old.name}.part"))  # half removed, it must not look like a checkpoint
             shutil.rmtree(doomed)
 
 
-def _score(path: Path) -> float:
-    """Of a checkpoint, the lowest where it has none; ties go to the older one."""
+def _score(path: Path) -> float | None:
     with suppress(CheckpointError):
-        score = read_record(path)["state"].get("score")
-        return -float("inf") if score is None else score
-    return -float("inf")
+        score: float | None = read_record(path)["state"].get("score")
+        return score
+    return None
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -2,12 +2,18 @@
 
 import json
 import os
+import shutil
+import tempfile
+import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resnet_core.train import CheckpointError, load_checkpoint, save_checkpoint
-from resnet_core.train.checkpoint import list_checkpoints
+from resnet_core.train import checkpoint as checkpoint_module
+from resnet_core.train.checkpoint import CheckpointWriter, find_newest, list_checkpoints
 
 TENSORS = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)},
@@ -29,18 +35,102 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
             assert checkpoint.tensors[group][name].numpy().tobytes() == value.numpy().tobytes()
 
 
-def test_the_newest_two_are_kept_and_leftovers_of_a_crash_removed(tmp_path):
+def steps_in(folder):
+    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)]
+
+
+def test_the_newest_three_are_kept_and_leftovers_of_a_crash_removed(tmp_path):
     (tmp_path / ".step-00000002.part").mkdir()
-    for step in (1, 2, 3, 10):
+    for step in (1, 2, 3, 10, 100_000_000):
         save(tmp_path, step)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000010"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+    assert steps_in(tmp_path) == [3, 10, 100_000_000]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010", "step-100000000"]
 
 
-def test_a_step_saved_again_replaces_the_first(tmp_path):
-    save_checkpoint(tmp_path, 5, {"model": {}}, {"step": 0})
-    assert load_checkpoint(save(tmp_path)).state["step"] == 5
-    assert len(list_checkpoints(tmp_path)) == 1
+@given(
+    scores=st.lists(st.none() | st.floats(0, 1) | st.sampled_from([0.25, 0.5]), min_size=1, max_size=8),
+    keep=st.integers(1, 3),
+)
+def test_the_newest_and_the_best_are_kept(scores, keep):
+    with tempfile.TemporaryDirectory() as folder:
+        for step, score in enumerate(scores):
+            save_checkpoint(folder, step, {}, {"score": score}, keep=keep)
+        steps = list(range(len(scores)))
+        scored = [step for step in steps if scores[step] is not None]
+        best = max(scored, key=lambda step: scores[step], default=steps[-1])  # of equals the first
+        assert steps_in(folder) == sorted({*steps[-keep:], best})
+
+
+def test_pruning_counts_from_the_step_that_was_saved_and_leaves_later_ones(tmp_path):
+    for step in (600, 630, 660, 330):
+        save_checkpoint(tmp_path, step, {}, {}, keep=1)
+    assert steps_in(tmp_path) == [330, 660]
+
+
+def test_a_checkpoint_is_never_replaced(tmp_path):
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"step-00000005 is there already, and is not replaced; remove it first"):
+        save_checkpoint(tmp_path, 5, {"model": {}}, {"step": 0})
+    assert load_checkpoint(tmp_path / "step-00000005").state["step"] == 5
+
+
+@pytest.mark.parametrize("name", ["step-7", "step-0000000x", "damaged-step-00000007", "step-00000007.old"])
+def test_what_is_not_named_as_a_checkpoint_is_none(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert find_newest(tmp_path) == (None, {})
+
+
+def test_the_newest_whole_one_is_found_and_newer_ones_are_told(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "step-00000003" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "step-00000002" / "checkpoint.json").unlink()
+    newest, damaged = find_newest(tmp_path)
+    assert newest == tmp_path / "step-00000001"
+    assert [path.name for path in damaged] == ["step-00000003", "step-00000002"]
+    (newest / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged: .*step-00000003.*step-00000001"):
+        find_newest(tmp_path)
+
+
+def test_saving_in_the_background_writes_the_state_of_its_moment(tmp_path):
+    weight = torch.arange(1000.0)
+    writer = CheckpointWriter(tmp_path)
+    for step in range(5):
+        writer.save(step, {"model": {"weight": weight}}, {"step": step})
+        weight += 1
+    writer.wait()
+    for path in list_checkpoints(tmp_path):
+        checkpoint = load_checkpoint(path)
+        assert torch.equal(checkpoint.tensors["model"]["weight"], torch.arange(1000.0) + checkpoint.state["step"])
+
+
+def test_one_save_at_a_time_and_its_failure_is_told_by_the_next(tmp_path, monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def slow_and_full(folder, step, *_, **__):
+        begun.append(step)
+        go_on.wait(10)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoint_module, "save_checkpoint", slow_and_full)
+    writer = CheckpointWriter(tmp_path)
+    writer.save(1, TENSORS, {})
+    waiting = threading.Thread(target=go_on.set)
+    assert begun == [1]
+    waiting.start()
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.save(2, TENSORS, {})
+    assert begun == [1]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    kept = save(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=39))
+    with pytest.raises(OSError, match=r"step 6 was not .* \(No space left on device\); it needs 40 bytes, 39 are free"):
+        save(tmp_path, step=6)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_every_flipped_bit_of_a_weights_file_is_found(tmp_path):
