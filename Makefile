@@ -4,11 +4,12 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test interop check parity report clean
+.PHONY: help demo test faults interop check parity report clean
 
 help:
 	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
 	@echo 'make test    runs the tests and the parity suite'
+	@echo 'make faults  kills trainings 500 times (N=500) and compares how they end; under an hour'
 	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime, TensorBoard; installs them aside (0.5 GB)'
 	@echo 'make check   lint, format, types, and who may import whom'
 	@echo 'make parity  prints the parity report: model by rung, beside torchvision'
@@ -22,6 +23,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+faults: .venv/installed
+	$(BIN)/python -m tests.faults $(or $(N),500)
 
 interop: .venv-interop/installed
 	.venv-interop/bin/python -m pytest -m interop

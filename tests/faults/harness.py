@@ -313,3 +313,28 @@ def disturb(training: Training, phase: str, draw: random.Random, result: Tally) 
 def limit_file_size(most: int) -> None:
     """A plan: no file may become larger, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+
+def flip_a_bit(rank: int, step: int) -> None:
+    """A plan: after that step one bit of one weight of that rank is another."""
+    whole = trainer.Trainer.train_step
+
+    def flipping(self: trainer.Trainer, *batch: torch.Tensor) -> trainer.Step:
+        done = whole(self, *batch)
+        if done.step == step and self.world.rank == rank:
+            weight = next(self.model.parameters()).data.flatten()
+            weight[:1].view(torch.int32).bitwise_xor_(1 << 12)
+        return done
+
+    trainer.Trainer.train_step = flipping  # type: ignore[method-assign]
+
+
+def lose_the_loss(rank: int, step: int) -> None:
+    """A plan: in that step the loss of that rank is not a number."""
+    whole = trainer.Trainer._gradients
+
+    def losing(self: trainer.Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        loss = whole(self, *batch)
+        return loss * float("nan") if self.step + 1 == step and self.world.rank == rank else loss
+
+    trainer.Trainer._gradients = losing  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
 """What ends a training, and what does not get lost: docs/reliability.md has a row for each test here."""
 
+import json
 import os
 import random
 import re
@@ -13,9 +14,22 @@ from functools import partial
 
 import pytest
 
+from resnet_core.recipes import make_loaders
+from resnet_core.runs import read_recipe
+from resnet_core.train import World
 from resnet_core.train.checkpoint import find_newest, list_checkpoints, load_checkpoint
 from resnet_core.train.signals import STOPPED
-from tests.faults.harness import PHASES, STEPS, Training, limit_file_size, slow, small_images, tally
+from tests.faults.harness import (
+    PHASES,
+    STEPS,
+    Training,
+    flip_a_bit,
+    limit_file_size,
+    lose_the_loss,
+    slow,
+    small_images,
+    tally,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks trainings, and reads Linux's /proc")
 
@@ -227,6 +241,47 @@ def test_a_killed_launcher_leaves_no_rank_alive(images, tmp_path):
     os.kill(started.pid, signal.SIGKILL)
     assert started.wait() == -signal.SIGKILL
     assert started.gone(seconds=3)
+
+
+@pytest.mark.parametrize(("processes", "odd"), [(2, "ranks 0 and 1 of 2"), (4, "rank 1 of 4")])
+def test_a_flipped_bit_of_a_replica_is_found_in_time_and_the_run_continues_before_it(
+    images, undisturbed, tmp_path, processes, odd
+):
+    training = Training(tmp_path / "run", images, processes=processes, settings={"run.compare-replicas-every-steps": 3})
+    started = training.start(partial(flip_a_bit, rank=1, step=7))
+    assert started.wait() == 1
+    line = started.said().splitlines()[-1]
+    assert line.startswith(
+        f"resnet-core: the replicas differ: {odd} in conv1.weight, where all must be equal to the"
+    ), line
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert load_checkpoint(newest).state["step"] == 6  # the comparison before the save of step 8 has found it
+    training.finish()
+    assert processes == 4 or training.digest() == undisturbed[processes]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_lost_loss_stops_all_ranks_at_one_step_and_names_the_samples(images, undisturbed, tmp_path, processes):
+    training = Training(tmp_path / "run", images, processes=processes)
+    started = training.start(partial(lose_the_loss, rank=processes - 1, step=9))
+    assert started.wait() == 1
+    (line,) = [line for line in started.said().splitlines() if "the loss is" in line]
+    assert line.startswith(f"resnet-core: the loss is nan at step 9 of {STEPS}: training stopped before that update; ")
+    assert line.endswith(f"; its samples are in {tmp_path / 'run' / 'lost_batch.json'}")
+    lost = json.loads((tmp_path / "run" / "lost_batch.json").read_text())
+    recipe = read_recipe(tmp_path / "run")
+    _, loader, _ = make_loaders(recipe, World())
+    _, _, samples = loader.keys(epoch=1)[2]
+    assert lost == {
+        "step": 9,
+        "epoch": 1,
+        "position": 2,
+        "samples": [sample for sample, _ in samples],
+        "files": [str(loader.batches.split.path(sample)) for sample, _ in samples],
+    }
+    assert load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1]).state["step"] == 8
+    training.finish()
+    assert training.digest() == undisturbed[processes]
 
 
 @pytest.fixture
