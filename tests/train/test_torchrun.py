@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_core.train.checkpoint import list_checkpoints
 from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -108,6 +109,19 @@ def test_torchrun_starts_a_killed_process_again_and_the_run_ends_with_the_same_w
     assert "Traceback" not in errors
     assert output.count("continuing from step ") == 1
     assert weights_hash(folder) == weights_hash(short_run)
+
+
+def test_sigterm_to_torchrun_saves_at_the_next_step(start, tmp_path):
+    folder = tmp_path / "run"
+    agent = start(*page_command("--max-restarts", {"--nproc-per-node 8": "--nproc-per-node 2", "runs/digits": folder}))
+    wait_for_checkpoint(folder)
+    agent.send_signal(signal.SIGTERM)
+    _, errors = agent.communicate(timeout=SECONDS)
+    assert agent.returncode == 1  # torchrun's own
+    (stopped,) = re.findall(
+        r"^resnet-core: stopped after step (\d+) of 66, saved; the same command continues", errors, re.M
+    )
+    assert list_checkpoints(folder / "checkpoints")[-1].name == f"step-{int(stopped):08}"
 
 
 def test_a_process_started_by_hand_ends_with_one_line_when_another_is_gone(start, tmp_path):
