@@ -63,8 +63,8 @@ def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_chang
     """Makes `out` the folder of this recipe's run and, within it, keeps other jobs out of there.
 
     Where that run has a checkpoint or result, it is left as it is. Raises ValueError where the folder holds another
-    recipe's run, unless `allow_changes`, or other things, where the global batch cannot be split or TensorBoard is
-    asked for and missing; OSError where the folder cannot be written or another job is at work there.
+    recipe's run (with `allow_changes`: a finished one), or other things, where the global batch cannot be split or
+    TensorBoard is asked for and missing; OSError where the folder cannot be written or another job is at work there.
     """
     if recipe.run.tensorboard:
         check_tensorboard()
@@ -79,8 +79,9 @@ def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_chang
     with _written(out):
         out.mkdir(parents=True, exist_ok=True)
     with owning(out):
-        begun = bool(list_checkpoints(out / "checkpoints")) or (out / "result.json").exists()
-        if begun and not allow_changes:
+        finished = (out / "result.json").exists()
+        begun = finished or bool(list_checkpoints(out / "checkpoints"))
+        if finished or (begun and not allow_changes):
             _refuse_changes(recipe, identity(dataset), out)
         if not begun or allow_changes or not (out / "recipe.toml").exists():
             with _written(out):
@@ -110,10 +111,12 @@ def _written(out: Path) -> Iterator[None]:
 
 
 def _refuse_changes(recipe: Recipe, data: Mapping[str, Any], out: Path) -> None:
-    """Raises ValueError where a run goes on with another recipe or other data."""
-    instead = (
-        f"{ELSEWHERE}; --allow-changes continues this run all the same, and --model.weights WEIGHTS starts another one "
-        "from a finished run's folder or a file of weights"
+    """Raises ValueError where a run would go on with another recipe or other data."""
+    finished = (out / "result.json").exists()
+    instead = f"{ELSEWHERE}; " + (
+        f"--model.weights {out} starts another run from its weights"
+        if finished
+        else "--allow-changes continues this run all the same"
     )
     began_with = recipe_of_run(out)
     differences = [

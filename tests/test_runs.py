@@ -40,13 +40,15 @@ def steps_in(folder):
 
 def test_another_recipe_is_refused_with_what_to_do_and_continues_where_that_is_asked_for(stopped, capsys):
     other = replace(SHORT, optimizer=replace(SHORT.optimizer, lr=0.01))
-    refusal = r"optimizer.lr is 0.1 there and 0.01 here\); choose another .*; --allow-changes continues .*model.weights"
+    refusal = r"optimizer.lr is 0.1 there and 0.01 here\); choose another folder with --out; --allow-changes continues"
     with pytest.raises(ValueError, match=refusal):
         run(other, stopped)
     run(other, stopped, allow_changes=True)
     assert "continuing from step 7/10" in capsys.readouterr().out
     assert read_recipe(stopped) == other
-    run(other, stopped)
+    with pytest.raises(ValueError, match=rf"; --model.weights {stopped} starts another run from its weights"):
+        run(SHORT, stopped, allow_changes=True)  # it is finished
+    assert read_recipe(stopped) == other
 
 
 def test_another_global_batch_goes_on_at_the_same_epoch_where_that_is_asked_for(stopped, capsys):

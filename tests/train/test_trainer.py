@@ -302,11 +302,19 @@ def test_batchnorm_over_all_processes_is_refused_on_the_cpu():
         (RunConfig, "log_every_steps"),
         (RunConfig, "eval_every_epochs"),
         (RunConfig, "checkpoint_every_epochs"),
+        (RunConfig, "keep_checkpoints"),
+        (RunConfig, "timeout_seconds"),
     ],
 )
 def test_settings_below_1_are_refused(config, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1.*, got 0"):
         config(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["checkpoint_every_steps", "compare_replicas_every_steps"])
+def test_settings_below_0_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1; 0 turns it off"):
+        RunConfig(**{name: -1})
 
 
 def test_fp16_is_refused_with_the_reason():
