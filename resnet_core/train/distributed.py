@@ -142,7 +142,7 @@ class World:
             self.store.set("stop", "asked")
         return mine or self.store.check(["stop"])
 
-    def compare(self, tensors: Mapping[str, Tensor]) -> None:
+    def compare(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Raises ReplicaError on every rank where tensors that must be equal on all are not, to the bit."""
         if self.size == 1:
             return
@@ -159,10 +159,11 @@ class World:
                 odd[name] = [rank for rank, each in enumerate(hashes) if undecided or each != usual]
         if odd:
             ranks = sorted({rank for each in odd.values() for rank in each})
+            which = f"{'ranks' if len(ranks) > 1 else 'rank'} {' and '.join(map(str, ranks))} of {self.size}"
+            where = next(iter(odd)) + (f" and {len(odd) - 1} more" if len(odd) > 1 else "")
             raise ReplicaError(
-                f"the replicas differ: {'ranks' if len(ranks) > 1 else 'rank'} {' and '.join(map(str, ranks))} of "
-                f"{self.size} in {next(iter(odd))}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}, where all "
-                "must be equal to the bit: memory or arithmetic has failed on a machine"
+                f"{when} the replicas differ: {which} in {where}, where all must be equal to the bit: memory or "
+                "arithmetic has failed on a machine; the same command continues from the last checkpoint"
             )
 
 

@@ -273,7 +273,7 @@ class Trainer:
 
         BatchNorm's statistics are not compared: each rank has its own.
         """
-        self.world.compare(dict(self.model.named_parameters()))
+        self.world.compare(dict(self.model.named_parameters()), when=f"after step {self.step} of {self.num_steps}")
 
     def save(self, *, wait: bool = True) -> None:
         """Writes a checkpoint of the current step, from rank 0, unless there is one.

@@ -236,7 +236,7 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on(images, undisturbed, tmp_path
 
 
 def test_a_killed_launcher_leaves_no_rank_alive(images, tmp_path):
-    started = Training(tmp_path / "run", images, processes=2, workers=1).start(slow)
+    started = Training(tmp_path / "run", images, processes=2, workers=1, settings={"train.epochs": 1000}).start(slow)
     started.wait_for("eval")
     os.kill(started.pid, signal.SIGKILL)
     assert started.wait() == -signal.SIGKILL
@@ -244,18 +244,19 @@ def test_a_killed_launcher_leaves_no_rank_alive(images, tmp_path):
 
 
 @pytest.mark.parametrize(("processes", "odd"), [(2, "ranks 0 and 1 of 2"), (4, "rank 1 of 4")])
-def test_a_flipped_bit_of_a_replica_is_found_in_time_and_the_run_continues_before_it(
-    images, undisturbed, tmp_path, processes, odd
+@pytest.mark.parametrize(("checkpoint_every", "found_after"), [(0, 9), (2, 8)], ids=["in time", "before a save"])
+def test_a_flipped_bit_of_a_replica_is_found_and_the_run_continues_before_it(
+    images, undisturbed, tmp_path, processes, odd, checkpoint_every, found_after
 ):
-    training = Training(tmp_path / "run", images, processes=processes, settings={"run.compare-replicas-every-steps": 3})
+    settings = {"run.compare-replicas-every-steps": 3, "run.checkpoint-every-steps": checkpoint_every}
+    training = Training(tmp_path / "run", images, processes=processes, settings=settings)
     started = training.start(partial(flip_a_bit, rank=1, step=7))
     assert started.wait() == 1
     line = started.said().splitlines()[-1]
-    assert line.startswith(
-        f"resnet-core: the replicas differ: {odd} in conv1.weight, where all must be equal to the"
-    ), line
+    found = f"resnet-core: after step {found_after} of {STEPS} the replicas differ: {odd} in conv1.weight, where all "
+    assert line.startswith(found), line
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    assert load_checkpoint(newest).state["step"] == 6  # the comparison before the save of step 8 has found it
+    assert load_checkpoint(newest).state["step"] == 6
     training.finish()
     assert processes == 4 or training.digest() == undisturbed[processes]
 
