@@ -48,7 +48,7 @@ def main() -> int:
         Report(arguments.out) as report,
     ):
         trainer = make_trainer(recipe, world, build=network, report=report, folder=arguments.out)
-        record_environment(recipe, arguments.out, world, report)
+        record_environment(recipe, arguments.out, world, report, continues=False)
         result = result_of(trainer, trainer.fit())
     replace_file(arguments.out / "result.json", json.dumps(result, indent=2).encode())
     print(f"{arguments.out}: top-1 {result['top1']:.2%}")

@@ -24,7 +24,7 @@ from resnet_core.recipes import RECIPES, get_recipe, overlay, scaling_advice
 from resnet_core.suggestions import did_you_mean
 from resnet_core.train.distributed import is_main_process
 from resnet_core.train.launcher import exit_rank
-from resnet_core.train.signals import INTERRUPTED
+from resnet_core.train.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED
 
 COMMANDS: dict[str, type] = {
     "models": Models,
@@ -71,18 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_program() -> NoReturn:
-    """The program `resnet-core`: exits with the status of `main`, or 130 when interrupted."""
+    """The program `resnet-core`: exits with the status of `main`, or that of an interruption."""
     training = sys.argv[1:2] == ["train"]
-    if not training:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half written stays
+    handler = signal.default_int_handler if training else lambda number, frame: sys.exit(128 + number)
+    signal.signal(signal.SIGTERM, handler)  # nothing half written stays
     try:
         status = main()
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status = STOPPED if training else INTERRUPTED
         if is_main_process():
-            hint = "; the same command continues a run from its last checkpoint" if training else ""
-            print(f"resnet-core: interrupted{hint}", file=sys.stderr)
-    if "RANK" in os.environ:
+            print(f"resnet-core: {NOTHING_TO_SAVE if training else 'interrupted'}", file=sys.stderr)
+    if training or "RANK" in os.environ:
         exit_rank(status)
     sys.exit(status)
 

@@ -16,23 +16,36 @@ class FolderInUseError(OSError):
     """Another process owns the folder."""
 
 
+_held: set[Path] = set()  # by this process: a record lock keeps out others alone
+
+
 @contextmanager
 def owning(folder: Path) -> Iterator[None]:
     """Within it this process owns the folder. Raises FolderInUseError naming the process that does.
 
     A POSIX record lock: processes that this one forks do not hold it, and other machines see it where the folder is on
-    a network filesystem that keeps locks, as NFS does.
+    a network filesystem that keeps locks, as NFS does. Raises OSError where it is on one that does not.
     """
+    place = folder.resolve()
+    if place in _held:  # opened and closed again, the file would lose its lock
+        raise FolderInUseError(_refusal(folder, "this process"))
     with (folder / NAME).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise FolderInUseError(
-                f"{folder} is in use by {owner}; wait for its end, or choose another folder with --out"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+            raise FolderInUseError(_refusal(folder, file.read().strip() or "another process")) from error
+        except OSError as error:
+            raise OSError(f"{folder} is on a filesystem without locks ({error.strerror}); choose another") from error
+        _held.add(place)
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+        finally:
+            _held.discard(place)
+
+
+def _refusal(folder: Path, owner: str) -> str:
+    return f"{folder} is in use by {owner}; wait for its end, or choose another folder with --out"

@@ -16,7 +16,7 @@ from resnet_core.backbone import Backbone
 from resnet_core.data import DataConfig, Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
 from resnet_core.models import MODELS, get_model
 from resnet_core.pretrained import load_model
-from resnet_core.settings import from_mapping, merged, read_toml
+from resnet_core.settings import from_mapping, merged, read_toml, to_toml
 from resnet_core.suggestions import did_you_mean
 from resnet_core.train import RunConfig, TrainConfig, Trainer, World
 from resnet_core.train.averaging import AveragingConfig, WeightAverage
@@ -24,6 +24,7 @@ from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import OptimizerConfig, build_optimizer
 from resnet_core.train.report import Report
 from resnet_core.train.schedules import Schedule, ScheduleConfig
+from resnet_core.train.trainer import never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +286,7 @@ def make_trainer(
     build: Callable[..., nn.Module] | None = None,
     report: Report | None = None,
     folder: str | Path | None = None,
-    stop_asked: Callable[[], bool] = bool,
+    stop_asked: Callable[[], bool] = never,
 ) -> Trainer:
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`.
 
@@ -311,7 +312,7 @@ def make_trainer(
         run=recipe.run,
         report=report,
         folder=Path(folder) / "checkpoints" if folder else None,
-        about={"recipe": asdict(recipe), "data": identity(dataset), "torch": torch.__version__} if folder else None,
+        about={"recipe": to_toml(recipe), "data": identity(dataset), "torch": torch.__version__} if folder else None,
         stop_asked=stop_asked,
         seed=recipe.seed,
     )

@@ -9,9 +9,10 @@ import json
 import os
 import platform
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from resnet_core.settings import from_mapping, merged, read_toml, to_toml
 from resnet_core.train import (
     CheckpointError,
     NonFiniteLossError,
-    RunConfig,
     Trainer,
     World,
     join_world,
@@ -38,6 +38,7 @@ from resnet_core.train import (
 )
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
 from resnet_core.train.report import Report, check_tensorboard
+from resnet_core.train.signals import stop_asked
 from resnet_core.weights import WeightsInfo, load_weights, write_weights
 
 # Settings that cannot change a run's weights: another value continues the same run. Data may lie elsewhere, not differ.
@@ -53,8 +54,9 @@ def read_recipe(folder: str | Path) -> Recipe:
 
 
 def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    # A setting of `run` that the folder's version did not have yet cannot change the run.
-    recipe: Recipe = from_mapping(Recipe, merged({"run": asdict(RunConfig())}, values), where)
+    # A section or a setting of `run` that the folder's version did not have yet is as it was without it.
+    sections = {each.name: asdict(each.default_factory()) for each in fields(Recipe) if callable(each.default_factory)}
+    recipe: Recipe = from_mapping(Recipe, merged(sections, values), where)
     return recipe
 
 
@@ -79,14 +81,20 @@ def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_chang
     with _written(out):
         out.mkdir(parents=True, exist_ok=True)
     with owning(out):
+        for cut_off in out.glob(".*.part"):
+            cut_off.unlink()
         finished = (out / "result.json").exists()
         begun = finished or bool(list_checkpoints(out / "checkpoints"))
         if finished or (begun and not allow_changes):
             _refuse_changes(recipe, identity(dataset), out)
-        if not begun or allow_changes or not (out / "recipe.toml").exists():
-            with _written(out):
-                replace_file(out / "recipe.toml", to_toml(recipe).encode())
+        if not begun or not allow_changes:  # else once the checkpoint is seen to fit
+            _write_recipe(recipe, out)
         yield
+
+
+def _write_recipe(recipe: Recipe, out: Path) -> None:
+    with _written(out):
+        replace_file(out / "recipe.toml", to_toml(recipe).encode())
 
 
 def prepare(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_changes: bool = False) -> None:
@@ -99,7 +107,8 @@ ELSEWHERE = "choose another folder with --out"
 
 
 def _others(out: Path) -> list[Path]:
-    return [path for path in out.iterdir() if path.name != LOCK] if out.exists() else []
+    ours = (LOCK, ".recipe.toml.")  # the latter half written
+    return [path for path in out.iterdir() if not path.name.startswith(ours)] if out.exists() else []
 
 
 @contextmanager
@@ -107,7 +116,7 @@ def _written(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{out} cannot be written ({error.strerror}); {ELSEWHERE}") from error
+        raise OSError(f"{out} cannot be written ({error.strerror}); make room there, or {ELSEWHERE}") from error
 
 
 def _refuse_changes(recipe: Recipe, data: Mapping[str, Any], out: Path) -> None:
@@ -118,25 +127,29 @@ def _refuse_changes(recipe: Recipe, data: Mapping[str, Any], out: Path) -> None:
         if finished
         else "--allow-changes continues this run all the same"
     )
-    began_with = recipe_of_run(out)
+    recipe_there, data_there = began_with(out)
     differences = [
-        f"{key} is {there!r} there and {here!r} here" for key, there, here in differences_of(began_with, recipe)
+        f"{key} is {there!r} there and {here!r} here" for key, there, here in differences_of(recipe_there, recipe)
     ]
     if differences:
         raise ValueError(f"{out} holds the run of another recipe ({'; '.join(differences)}); {instead}")
-    there = read_environment(out).get("data", {})
-    changed = [f"{key}: {there[key]} there and {data[key]} here" for key in there if there[key] != data[key]]
+    changed = [
+        f"{key}: {there} there and {data.get(key)} here" for key, there in data_there.items() if there != data.get(key)
+    ]
     if changed:
         raise ValueError(f"{out} holds a run on other data ({'; '.join(changed)}); mend data.path, or {instead}")
 
 
-def recipe_of_run(out: Path) -> Recipe:
-    """The recipe of the newest checkpoint whose record is whole, which nobody can have edited; else recipe.toml's."""
+def began_with(out: Path) -> tuple[Recipe, dict[str, Any]]:
+    """A run's recipe, and what tells its data from others: of the newest checkpoint whose record is whole.
+
+    Nobody can have edited that; where there is none, they are those of recipe.toml and environment.json.
+    """
     for path in reversed(list_checkpoints(out / "checkpoints")):
-        with suppress(CheckpointError):
-            recorded = read_record(path)["state"]["recipe"]
-            return _as_recipe(recorded, str(path / RECORD))
-    return read_recipe(out)
+        with suppress(CheckpointError, KeyError):  # the latter of a loop of somebody's own
+            state = read_record(path)["state"]
+            return _as_recipe(tomllib.loads(state["recipe"]), str(path / RECORD)), state["data"]
+    return read_recipe(out), read_environment(out).get("data", {})
 
 
 def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
@@ -163,11 +176,13 @@ def read_result(out: str | Path) -> dict[str, float] | None:
         raise ValueError(f"{path} is not JSON ({error}); remove it, and the run ends again") from error
 
 
-def run(recipe: Recipe, out: str | Path, *, allow_changes: bool = False) -> dict[str, float]:
+def run(
+    recipe: Recipe, out: str | Path, *, allow_changes: bool = False, signals: ExitStack | None = None
+) -> dict[str, float]:
     """Trains a recipe into the folder `out`, or continues there, and returns the result; every rank calls it.
 
     A finished run is not done again. Raises as `claimed` before any work, and then as `Trainer.fit`; SIGTERM and
-    SIGINT end it with StoppedError, its state saved.
+    SIGINT end it with StoppedError, its state saved. They are taken until the end, or until `signals` closes.
     """
     out = Path(out)
     with ExitStack() as stack:
@@ -178,13 +193,19 @@ def run(recipe: Recipe, out: str | Path, *, allow_changes: bool = False) -> dict
         if result is not None:
             return result
         report = stack.enter_context(Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard))
-        stop_asked = stack.enter_context(stop_on_signals())
+        (signals or stack).enter_context(stop_on_signals())
         trainer = make_trainer(recipe, world, report=report, folder=out, stop_asked=stop_asked)
         report.say(
             f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
             f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
         )
-        world.on_main(lambda: record_environment(recipe, out, world, report))
+        trainer.restore()
+
+        def record() -> None:
+            _write_recipe(recipe, out)
+            record_environment(recipe, out, world, report, continues=trainer.step > 0)
+
+        world.on_main(record)
         try:
             scores = trainer.fit()
         except NonFiniteLossError as error:
@@ -230,8 +251,9 @@ def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, fl
         class_names=dataset.class_names,
         origin=f"resnet_core {resnet_core.__version__}, {trainer.num_steps} steps on {recipe.data.name}",
     )
-    write_weights(out / "model.safetensors", trainer.weights(), info)
-    replace_file(out / "result.json", json.dumps(result, indent=2).encode())
+    with _written(out):
+        write_weights(out / "model.safetensors", trainer.weights(), info)
+        replace_file(out / "result.json", json.dumps(result, indent=2).encode())
 
 
 # A run that continues under other values of these cannot be bit for bit the uninterrupted one.
@@ -247,8 +269,8 @@ def read_environment(out: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); remove it to continue") from error
 
 
-def record_environment(recipe: Recipe, out: Path, world: World, report: Report) -> None:
-    """Writes what a run computes on; says where a run that continues is on something else than before."""
+def record_environment(recipe: Recipe, out: Path, world: World, report: Report, *, continues: bool) -> None:
+    """Writes what a run computes on; says where a run that continues does so on something else than before."""
     environment = {
         "resnet_core": resnet_core.__version__,
         "torch": torch.__version__,
@@ -266,9 +288,10 @@ def record_environment(recipe: Recipe, out: Path, world: World, report: Report) 
     changed = [
         f"{key} was {before.get(key)}, is {environment[key]}" for key in NUMERICS if before.get(key) != environment[key]
     ]
-    if changed:
+    if continues and changed:
         report.say(f"continuing, but not bit for bit: {'; '.join(changed)}")
-    replace_file(out / "environment.json", json.dumps(environment, indent=2).encode())
+    with _written(out):
+        replace_file(out / "environment.json", json.dumps(environment, indent=2).encode())
 
 
 def load_run(out: str | Path, world: World | None = None) -> Trainer:

@@ -42,15 +42,16 @@ def reported(function: Callable[..., int]) -> Callable[..., int]:
 
 
 LESS_MEMORY = (
-    "use smaller images or batches; in training a smaller --data.global-batch, more processes, --train.precision bf16, "
+    "use smaller images or batches, fewer --data.workers; in training a smaller --data.global-batch, more processes, "
+    "--train.precision bf16, "
     "or --train.accumulation N, which keeps the global batch but computes BatchNorm over each of its N parts"
 )
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Python's, CUDA's or the CPU's; the last has no type of its own in torch."""
+    """Python's, CUDA's, the CPU's, which has no type of its own in torch, or a loader worker's, which Linux killed."""
     return isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("out of memory", "can't allocate memory")
+        sign in str(error) for sign in ("out of memory", "can't allocate memory", "is killed by signal: Killed")
     )
 
 

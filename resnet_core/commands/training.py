@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -92,11 +93,16 @@ class Train:
         return launch(train_here, (self.recipe, self.out, self.allow_changes), self.processes)
 
 
-@reported
 def train_here(recipe: Recipe, out: Path, allow_changes: bool) -> int:
     """Trains as one process of the world; rank 0 says how it ended."""
+    with ExitStack() as signals:  # taken until the last word is said
+        return _train(recipe, out, allow_changes, signals)
+
+
+@reported
+def _train(recipe: Recipe, out: Path, allow_changes: bool, signals: ExitStack) -> int:
     was_finished = read_result(out) is not None
-    result = run_recipe(recipe, out, allow_changes=allow_changes)
+    result = run_recipe(recipe, out, allow_changes=allow_changes, signals=signals)
     if is_main_process():
         print(f"{out} {'was finished before' if was_finished else 'is finished'}: {describe_scores(result)}")
         steps, seconds, rate = result["steps"], result["seconds"], result["images_per_second"]

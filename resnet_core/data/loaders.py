@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -167,7 +168,6 @@ class KeyedLoader:
             collate_fn=as_it_is,
             num_workers=workers,
             multiprocessing_context=START if workers else None,
-            worker_init_fn=begin_worker,
             persistent_workers=workers > 0,
             prefetch_factor=BATCHES_AHEAD if workers else None,
             pin_memory=pin_memory,
@@ -176,6 +176,7 @@ class KeyedLoader:
 
     def of(self, keys: list[Any]) -> Iterator[Batch]:
         self.keys.keys = keys
+        self.loader.worker_init_fn = partial(begin_worker, os.getpid())
         for batch in self.loader:
             if self.keys.keys is not keys:
                 raise RuntimeError("these batches ended when others were begun; finish an epoch before the next")
@@ -214,16 +215,18 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def begin_worker(worker: int) -> None:
+def begin_worker(parent: int, worker: int) -> None:
     """Leaves Ctrl-C, which a terminal sends to all, to the main process; on Linux SIGTERM too, and it dies with it.
 
     A cluster sends SIGTERM to every process of a job, and the main process needs its workers to end the step it is in.
-    Without the last a worker outlives a killed rank by seconds, and with it the connections it was forked with: the
-    other ranks would wait as long to see that one is gone.
+    Without the last a worker outlives a killed rank by seconds, or for good where that was killed in the moment of the
+    fork, and with it the connections it was forked with: the other ranks would wait as long to see that one is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=end_when_the_parent_says, daemon=True).start()
 

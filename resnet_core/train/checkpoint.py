@@ -59,8 +59,7 @@ def save_checkpoint(
     needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     aside = folder / f".{path.name}.part"
     try:
-        for cut_off in folder.glob(".step-*.part"):
-            shutil.rmtree(cut_off)
+        remove_leftovers(folder)
         aside.mkdir(parents=True)
         if shutil.disk_usage(aside).free < needed:
             raise OSError("No space left on device")
@@ -113,8 +112,15 @@ def prune(newest: Path, keep: int) -> None:
     best = max(scores, key=lambda path: scores[path], default=None)
     for old in checkpoints[:-keep]:
         if old != best:
-            doomed = old.rename(old.with_name(f".{old.name}.part"))  # half removed, it must not look like a checkpoint
-            shutil.rmtree(doomed)
+            with suppress(OSError):  # an old one too many does no harm
+                # Half removed, it must not look like a checkpoint.
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}.part")))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed had half written or half removed."""
+    for cut_off in folder.glob(".step-*.part"):
+        shutil.rmtree(cut_off)
 
 
 def _score(path: Path) -> float | None:
@@ -188,6 +194,12 @@ def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointE
             f"every checkpoint in {folder} is damaged: {reasons}. Put back a copy of one, or start over in another "
             "folder"
         )
+    put_away = [path for path in Path(folder).glob("*-step-*") if NAME.fullmatch(path.name.partition("-")[2])]
+    if put_away:
+        raise CheckpointError(
+            f"{folder} has no checkpoint but {', '.join(sorted(path.name for path in put_away))}, set aside; take the "
+            "word before step- from the name of one to continue from it, or start over in another folder"
+        )
     return None, {}
 
 
@@ -229,6 +241,10 @@ class CheckpointWriter:
         if any(value.is_cuda for value in values.values()):
             torch.cuda.synchronize()
         return copies
+
+    def failed(self) -> bool:
+        """Whether the last save has ended, and badly."""
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
 
     def wait(self) -> None:
         """Returns when nothing is being written. Raises what the last save raised."""

@@ -20,7 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_core.train.launcher import exit_rank
 from resnet_core.train.liveness import end_with, watching
+from resnet_core.train.signals import stop_asked
 
 T = TypeVar("T")
 
@@ -97,7 +99,8 @@ class World:
     def share_buffers(self, model: nn.Module) -> None:
         """Gives every rank the buffers of rank 0, since each rank's BatchNorm has seen other samples.
 
-        Rank 0's own never change here, so sharing more or less often cannot change a run.
+        Rank 0's own never change here, so sharing more or less often cannot change a run, unless training reads them:
+        BatchNorm's does not.
         """
         if self.size > 1:
             for buffer in model.buffers():
@@ -276,7 +279,11 @@ def _attribute(error: Exception, rank: int, store: dist.Store) -> None:
     except RuntimeError:  # rank 0 held the store, and is gone
         first = False
     if not first:
-        time.sleep(SECONDS_TO_BE_ENDED)
+        deadline = time.monotonic() + SECONDS_TO_BE_ENDED
+        while time.monotonic() < deadline:
+            if stop_asked():
+                exit_rank(1)
+            time.sleep(0.05)
         raise PeerError(
             "another process has failed or is gone, which is told where it ran; the same command continues a run from "
             "its last checkpoint"

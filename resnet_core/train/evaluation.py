@@ -59,7 +59,7 @@ def evaluate(
     score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     config: TrainConfig,
     world: World,
-    stop_asked: Callable[[], bool] = bool,
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Means over the samples of all ranks' batches, each counted once; `model` is `prepare`'s, in evaluation mode.
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from resnet_core.train.liveness import end_with
-from resnet_core.train.signals import INTERRUPTED, STOPPED, STOPS
+from resnet_core.train.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED, STOPS
 
 START: Literal["spawn"] = (
     "spawn"  # a fork would inherit the memory of threads, torch's among them, that it does not have
@@ -30,7 +30,8 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
     """Runs `function(*arguments)` in `processes` new processes of this machine that can `join_world`; the exit status.
 
     The status is 0, or that of the first process that failed; the others are then ended. SIGTERM and SIGINT are passed
-    on to all. Each process gets its equal part of the cores, unless OMP_NUM_THREADS says otherwise.
+    on to all; this is for the main thread, which has them. Each process gets its equal part of the cores, unless
+    OMP_NUM_THREADS says otherwise.
     """
     listener = socket.create_server(("127.0.0.1", 0))  # by itself the store would listen to every network
     port = listener.getsockname()[1]
@@ -60,12 +61,14 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
             process.start()
         if interruptible:
             signal.signal(signal.SIGINT, pass_on)
+        if asked:  # while it started them
+            _terminate(started)
         failed = _first_failure(started)
         if failed is None:
             return 0
         status = cast(int, failed.exitcode)
-        if asked and status in (-signal.SIGTERM, INTERRUPTED):  # before there was anything to save
-            print("resnet-core: stopped before the first step", file=sys.stderr)
+        if asked and status in (-signal.SIGTERM, INTERRUPTED):
+            print(f"resnet-core: {NOTHING_TO_SAVE}", file=sys.stderr)
             return STOPPED
         if status >= 0:
             return status

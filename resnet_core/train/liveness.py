@@ -38,7 +38,7 @@ def watching(store: dist.Store, rank: int, size: int, seconds: float) -> Iterato
     not by a clock: a machine that slept, or a job that was stopped as a whole and goes on, has not been silent.
     """
     peers = range(1, size) if rank == 0 else range(1)
-    seen: dict[str, str | int] = {}
+    seen: dict[str, str | int] = {STORE: 0, **{f"rank {peer}": 0 for peer in peers}}
     over = threading.Event()
 
     def exchange() -> None:
@@ -57,7 +57,7 @@ def watching(store: dist.Store, rank: int, size: int, seconds: float) -> Iterato
         before: dict[str, str | int] = {}
         silent: dict[str, float] = {}
         while not over.wait(SECONDS_BETWEEN_SIGNS):
-            for name, value in {STORE: 0, **seen}.items():
+            for name, value in list(seen.items()):
                 silent[name] = silent.get(name, 0.0) + SECONDS_BETWEEN_SIGNS if before.get(name) == value else 0.0
                 before[name] = value
             overdue = [name for name, lasted in silent.items() if lasted >= seconds]

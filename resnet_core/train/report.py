@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,10 +71,14 @@ class Report:
         if self.events:
             self.events.close()
 
-    def start(self, step: int, total_steps: int) -> None:
-        """Goes on after `step`; records of later steps, of a run that was cut off, are dropped."""
+    def start(self, step: int, total_steps: int, *, evaluated: bool = True) -> None:
+        """Goes on after `step`; records of what will be done again, by a run that was cut off, are dropped.
+
+        These are those of later steps and, where it was not `evaluated`, of this step's evaluation.
+        """
         if self.path:
-            kept = [record for record in read_records(self.path) if record["step"] <= step]
+            done = {"train": step, "eval": step if evaluated else step - 1}
+            kept = [record for record in read_records(self.path) if record["step"] <= done.get(record["event"], step)]
             replace_file(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
             for record in kept:
                 self._show_tensorboard(**record)
@@ -83,8 +88,13 @@ class Report:
         """Appends one record and shows it."""
         if not self.path:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be written ({error.strerror}); make room, and the same command continues the run"
+            ) from error
         self._show_tensorboard(event, step, **values)
         text = "  ".join(f"{key} {FORMATS.get(key, '{}').format(value)}" for key, value in values.items())
         self.bar.update(self.task, completed=step, description=text)
@@ -101,8 +111,9 @@ class Report:
     def say(self, text: str) -> None:
         """One line to people."""
         self.last_line = time.monotonic()
-        self.console.print(text, markup=False)
-        sys.stdout.flush()
+        with suppress(SystemExit):  # what rich makes of a reader that has gone, as in `| head -1`: training goes on
+            self.console.print(text, markup=False)
+            sys.stdout.flush()
 
 
 def check_tensorboard() -> None:
@@ -125,12 +136,16 @@ def open_events(folder: Path) -> SummaryWriter:
 def read_records(path: Path) -> Iterable[dict[str, Any]]:
     """The records of a metrics.jsonl in order; a last line that a crash cut short is passed over.
 
-    Raises ValueError naming any other line that is not JSON.
+    Raises ValueError naming any other line that is no record.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not {"event", "step"} <= record.keys():
+                raise ValueError("it has no event and step")
+        except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or remove that line") from error
+                raise ValueError(f"{path}, line {number} is no record ({error}); mend or remove that line") from error
+        else:
+            yield record

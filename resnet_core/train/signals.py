@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
-INTERRUPTED = 130  # exit status where Ctrl-C came before there was anything to save
-STOPPED = 75  # exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of <sysexits.h>
+INTERRUPTED = 130  # exit status after Ctrl-C, of what cannot go on
+STOPPED = 75  # exit status of a training that was asked to stop and can go on: EX_TEMPFAIL of <sysexits.h>
+NOTHING_TO_SAVE = "stopped before there was anything to save"
 
 
 class StoppedError(Exception):
@@ -19,25 +19,29 @@ class StoppedError(Exception):
     on_every_rank = True
 
 
+_came: list[int] = []  # signals come to a process as a whole
+
+
+def stop_asked() -> bool:
+    """Whether a signal came within `stop_on_signals`."""
+    return bool(_came)
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM and SIGINT only ask to stop: yields the function that says whether one came. More do no harm.
+def stop_on_signals() -> Iterator[None]:
+    """Within it SIGTERM and SIGINT only ask to stop, which `stop_asked` tells; a second one changes nothing.
 
     One that is ignored stays so, as Ctrl-C is in a shell's background job. In the main thread, that is: Python takes
     signals there alone.
     """
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
+    _came.clear()
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in STOPS if main}
     taken = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in taken:
-        signal.signal(number, note)
+        signal.signal(number, lambda number, frame: _came.append(number))
     try:
-        yield lambda: bool(came)
+        yield
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)

@@ -29,6 +29,7 @@ from resnet_core.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     path_of,
+    remove_leftovers,
     set_aside,
 )
 from resnet_core.train.config import RunConfig, TrainConfig
@@ -74,6 +75,10 @@ class Step:
     """Over all parameters, before clipping."""
 
 
+def never() -> bool:
+    return False
+
+
 class Trainer:
     """Trains `model` with `optimizer` on batches of `(inputs, targets)`.
 
@@ -104,7 +109,7 @@ class Trainer:
         folder: str | Path | None = None,
         about: Mapping[str, Any] | None = None,
         score_name: str = "top1",
-        stop_asked: Callable[[], bool] = bool,
+        stop_asked: Callable[[], bool] = never,
         seed: int = 0,
     ) -> None:
         self.config, self.optimizer, self.world = config, optimizer, world
@@ -118,7 +123,7 @@ class Trainer:
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
         self.step = 0  # optimizer steps done
-        self.saved_step = 0  # and of these in a checkpoint
+        self.saved_step = -1  # and of these in the newest checkpoint
         self.scores: dict[str, float] | None = None  # of the weights as they are, where they were evaluated
         self.stopping = False  # whether some rank was asked to stop
         self.seconds = 0.0  # spent in fit() so far, also before a restart
@@ -131,8 +136,9 @@ class Trainer:
         Every rank raises, at the same step, StoppedError where one was asked to stop, NonFiniteLossError, ReplicaError,
         CheckpointError where no checkpoint can be used, and OSError where one cannot be written.
         """
-        self.restore()
-        self.report.start(self.step, self.num_steps)
+        if self.step == 0:
+            self.restore()
+        self.report.start(self.step, self.num_steps, evaluated=self.scores is not None)
         try:
             return self._fit()
         finally:
@@ -210,13 +216,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         loss = self._gradients(inputs, targets)
+        stop = self.stop_asked() or (self.writer is not None and self.writer.failed())
         # The request travels with the loss: so all ranks know of it in the same step.
-        mean_loss, asked = self.world.mean(torch.stack([loss, loss.new_tensor(self.stop_asked())])).tolist()
+        mean_loss, asked = self.world.mean(torch.stack([loss, loss.new_tensor(stop)])).tolist()
         self.stopping = asked > 0
-        norm = clip_gradients(self.model.parameters(), self.max_gradient_norm)
-        if not math.isfinite(mean_loss):
+        norm = clip_gradients(self.model.parameters(), self.max_gradient_norm).item()
+        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+            lost = f"the loss is {mean_loss}" if not math.isfinite(mean_loss) else f"the gradients' norm is {norm}"
             raise NonFiniteLossError(
-                f"the loss is {mean_loss} at step {self.step + 1} of {self.num_steps}: training stopped before that "
+                f"{lost} at step {self.step + 1} of {self.num_steps}: training stopped before that "
                 "update; lower the learning rate, lengthen the warm-up, or look at that batch's data",
                 step=self.step,
             )
@@ -225,7 +233,7 @@ class Trainer:
         if self.average:
             self.average.update(self.model, self.step)
         epoch = self.step / len(self.train_loader)
-        return Step(step=self.step, epoch=epoch, loss=mean_loss, lr=lr, gradient_norm=norm.item())
+        return Step(step=self.step, epoch=epoch, loss=mean_loss, lr=lr, gradient_norm=norm)
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Computes the gradients of the batch's mean loss, part by part, averaged over the ranks; that mean, here."""
@@ -304,6 +312,7 @@ class Trainer:
             "world_size": self.world.size,
             "scores": self.scores,
             "score": (self.scores or {}).get(self.score_name),
+            "optimizer": type(self.optimizer).__name__,
         }
 
     def restore(self) -> None:
@@ -316,6 +325,7 @@ class Trainer:
         folder = self.folder
 
         def choose() -> tuple[Path | None, list[str]]:
+            remove_leftovers(Path(folder))
             newest, damaged = find_newest(folder)
             set_aside(damaged, "damaged")
             return newest, [str(error).split(";")[0] for error in damaged.values()]
@@ -326,18 +336,26 @@ class Trainer:
         if newest is None:
             return
         checkpoint = self.world.together(lambda: load_checkpoint(newest))
+        state = checkpoint.state
+        if state["optimizer"] != type(self.optimizer).__name__:
+            raise CheckpointError(
+                f"{newest} is of the optimizer {state['optimizer']}, and this is {type(self.optimizer).__name__}; "
+                f"{OTHERWISE}"
+            )
         try:
             self._load(checkpoint.tensors)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
-                f"{newest} is of another network or optimizer ({str(error).splitlines()[-1].strip()}); continue with "
-                "those it was made with, or start in another folder"
+                f"{newest} is of another network ({str(error).splitlines()[-1].strip()}); {OTHERWISE}"
             ) from error
-        state = checkpoint.state
         self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
         self.saved_step = self.step
         if state["steps_per_epoch"] != len(self.train_loader):
             self._renumber(state["steps_per_epoch"])
+        if self.step > self.num_steps:
+            raise CheckpointError(
+                f"{newest} has done {self.step} steps, and training now ends after {self.num_steps}; {OTHERWISE}"
+            )
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
 
     def _renumber(self, steps_per_epoch: int) -> None:
@@ -346,8 +364,11 @@ class Trainer:
         Whatever ends the process, the newest checkpoint is the one that was continued from, or the same renumbered.
         """
         assert self.folder is not None
-        self.step = round(self.step / steps_per_epoch * len(self.train_loader))
-        self.scores, self.saved_step = None, -1
+        before, self.step = self.step, round(self.step / steps_per_epoch * len(self.train_loader))
+        self.scores = None
+        if self.step == before:
+            return
+        self.saved_step = -1
         here = path_of(self.folder, self.step)
         others = [path for path in list_checkpoints(self.folder) if path != here]
         self.world.on_main(lambda: set_aside([here] if here.exists() else [], "earlier"))
@@ -358,10 +379,13 @@ class Trainer:
         self.model.load_state_dict(tensors["model"])
         load_optimizer_tensors(self.model, self.optimizer, tensors["optimizer"])
         if self.average:
-            self.average.load(tensors["average"], self.model)
+            self.average.load(tensors.get("average", {}), self.model)
 
     def _ends_epochs(self, every: int) -> bool:
         return self.step == self.num_steps or self.step % (every * len(self.train_loader)) == 0
+
+
+OTHERWISE = "continue as it began, or start in another folder"
 
 
 class Moment(NamedTuple):

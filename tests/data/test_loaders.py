@@ -1,7 +1,9 @@
 """Batches: the same whatever the workers and ranks, and wherever an epoch is entered."""
 
+import multiprocessing
 import os
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from resnet_core.data import Augmentation, EvalLoader, ImageError, ImageFiles, Mixing, Split, TrainLoader
 from resnet_core.data.datasets import list_files
+from resnet_core.data.loaders import begin_worker
 from resnet_core.data.sampler import epoch_order
 from resnet_core.data.transforms import growing_size
 
@@ -191,3 +194,11 @@ def test_order_is_built_for_an_epoch_only(monkeypatch):
 
     monkeypatch.setattr("resnet_core.data.loaders.epoch_order", refused)
     assert len(loader()) == len(epoch_order(23, seed=3, epoch=0)) // 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for the parent's death")
+def test_a_worker_whose_parent_was_killed_in_the_moment_of_the_fork_ends():
+    worker = multiprocessing.get_context("fork").Process(target=begin_worker, args=(os.getppid(), 0))
+    worker.start()
+    worker.join(10)
+    assert worker.exitcode == 1

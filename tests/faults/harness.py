@@ -31,15 +31,16 @@ from torch.utils.data import get_worker_info
 from resnet_core import runs
 from resnet_core.cli import main
 from resnet_core.data.loaders import EvalBatches, TrainBatches
-from resnet_core.train import checkpoint, launcher, trainer
+from resnet_core.train import checkpoint, distributed, launcher, trainer
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.launcher import exit_rank
+from resnet_core.train.report import read_records
 
 # Phase of a training -> the function in which it is killed.
 PHASES: dict[str, tuple[object, str]] = {
     "load": (TrainBatches, "__getitem__"),
     "forward": (trainer, "forward"),
-    "backward": (trainer.World, "mean"),  # right after it, before the gradients are used
+    "backward": (torch.Tensor, "backward"),
     "update": (SGD, "step"),
     "evaluation": (EvalBatches, "__getitem__"),
     "checkpoint is written": (checkpoint, "sync"),
@@ -109,10 +110,13 @@ class Training:
         return started.said()
 
     def digest(self) -> str:
-        """SHA-256 of what the finished run ends with: the weights in use, those of the last step, the optimizer's."""
+        """SHA-256 of what the finished run ends with: the weights in use, those of the last step, the optimizer's, and
+        the record of the loss of each step and of each evaluation."""
         last = list_checkpoints(self.folder / "checkpoints")[-1]
         files = [self.folder / "model.safetensors", *sorted(last.glob("*.safetensors"))]
-        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+        records = read_records(self.folder / "metrics.jsonl")
+        told = [[record[key] for key in ("event", "step", "loss")] for record in records]
+        return hashlib.sha256(b"".join(map(Path.read_bytes, files)) + json.dumps(told).encode()).hexdigest()
 
 
 def _train(words: list[str], output: Path, plan: Callable[[], object]) -> None:
@@ -262,15 +266,19 @@ def tally(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> Ta
         undisturbed.finish()
         expected[size] = undisturbed.digest()
     result, draw = Tally(), random.Random(seed)
-    named = [(phase, size) for size in (1, 2) for phase in PHASES]
+    # Phases that are still to come to pass, by number of processes.
+    named = {size: list(PHASES) for size in (1, 2)}
     began = time.monotonic()
     while sum(result.kills.values()) < kills:
-        size = named[0][1] if named else draw.choice((1, 2))
+        size = draw.choice([size for size in (1, 2) if named[size]] or [1, 2])
         training = Training(folder / f"run-{result.runs}", images, processes=size)
         steps = []
         for _ in range(draw.randint(2, 5)):
-            phase = named.pop(0)[0] if named and named[0][1] == size else draw.choice([*PHASES, "any moment"])
+            phase = named[size][0] if named[size] else draw.choice([*PHASES, "any moment"])
+            before = result.kills[phase]
             steps.append(disturb(training, phase, draw, result))
+            if named[size] and result.kills[phase] > before:
+                named[size].pop(0)
         last = Training(training.folder, images, processes=size, workers=draw.randint(0, 2))
         last.finish()
         result.runs += 1
@@ -338,3 +346,29 @@ def lose_the_loss(rank: int, step: int) -> None:
         return loss * float("nan") if self.step + 1 == step and self.world.rank == rank else loss
 
     trainer.Trainer._gradients = losing  # type: ignore[method-assign]
+
+
+def signal_while_starting() -> None:
+    """A plan: the launcher is asked to stop after it has started its first rank."""
+    process = multiprocessing.get_context("fork").Process
+    whole = process.start
+
+    def start(self: multiprocessing.Process) -> None:
+        if self.name == "rank 1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        whole(self)
+
+    process.start = start  # type: ignore[method-assign]
+
+
+def stop_when_met() -> None:
+    """A plan: rank 1 is stopped as soon as it has met the others."""
+    whole = distributed._meet
+
+    def meet(backend: str) -> object:
+        store = whole(backend)
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return store
+
+    distributed._meet = meet  # type: ignore[assignment]

@@ -27,8 +27,10 @@ from tests.faults.harness import (
     flip_a_bit,
     limit_file_size,
     lose_the_loss,
+    signal_while_starting,
     slow,
     small_images,
+    stop_when_met,
     tally,
 )
 
@@ -102,7 +104,7 @@ def test_before_the_first_step_there_is_nothing_to_save(images, tmp_path):
     started.wait_for("starting")
     os.kill(started.pid, signal.SIGTERM)
     assert started.wait(seconds=30) == STOPPED
-    assert started.said().splitlines()[-1] == "resnet-core: stopped before the first step"
+    assert started.said().splitlines()[-1] == "resnet-core: stopped before there was anything to save"
 
 
 def test_every_flipped_bit_and_every_cut_of_a_checkpoint_is_found(images, tmp_path):
@@ -207,6 +209,18 @@ def test_a_second_job_in_the_folder_is_refused_and_names_the_first(images, undis
     started.wait()
     training.finish()  # the kernel let go of the lock
     assert training.digest() == undisturbed[1]
+
+
+def test_a_signal_while_the_launcher_starts_its_ranks_reaches_them_all(images, tmp_path):
+    started = Training(tmp_path / "run", images, processes=2).start(signal_while_starting)
+    assert started.wait(seconds=30) == STOPPED
+
+
+def test_a_rank_that_is_silent_from_the_start_is_named(images, tmp_path):
+    training = Training(tmp_path / "run", images, processes=2, settings={"run.timeout-seconds": 2})
+    started = training.start(stop_when_met)
+    started.wait_for("resnet-core: rank 1 gave no sign of life for 2 s")
+    assert started.wait(seconds=10) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -74,7 +74,7 @@ def test_a_checkpoint_is_never_replaced(tmp_path):
     assert load_checkpoint(tmp_path / "step-00000005").state["step"] == 5
 
 
-@pytest.mark.parametrize("name", ["step-7", "step-0000000x", "damaged-step-00000007", "step-00000007.old"])
+@pytest.mark.parametrize("name", ["step-7", "step-0000000x", ".step-00000007.part", "step-00000007.old"])
 def test_what_is_not_named_as_a_checkpoint_is_none(tmp_path, name):
     (tmp_path / name).mkdir()
     assert find_newest(tmp_path) == (None, {})

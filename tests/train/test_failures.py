@@ -58,9 +58,9 @@ def raise_before_joining(error):
 
 
 OUT_OF_MEMORY = (
-    r"resnet-core: out of memory \(.*can't allocate memory.*\); use smaller images or batches; in training a smaller "
-    r"--data.global-batch, more processes, --train.precision bf16, or --train.accumulation N, which keeps the global "
-    r"batch but computes BatchNorm over each of its N parts"
+    r"resnet-core: out of memory \(.*can't allocate memory.*\); use smaller images or batches, fewer --data.workers; "
+    r"in training a smaller --data.global-batch, more processes, --train.precision bf16, or --train.accumulation N, "
+    r"which keeps the global batch but computes BatchNorm over each of its N parts"
 )
 
 

@@ -1,6 +1,7 @@
 """The trainer on one process: against a hand-written loop, interrupted, and with a loss that is lost."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -170,6 +171,35 @@ def test_a_lost_loss_stops_before_the_weights_and_names_the_step(tmp_path):
     assert one.step == 4
     assert all(value.isfinite().all() for value in one.model.state_dict().values())
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
+
+
+def test_lost_gradients_stop_before_the_weights(tmp_path):
+    def lost_at_step_5(outputs, targets):
+        lost_at_step_5.calls += 1
+        loss = F.cross_entropy(outputs, targets)
+        if lost_at_step_5.calls == 5:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    lost_at_step_5.calls = 0
+    one = trainer(tmp_path, loss_fn=lost_at_step_5)
+    with pytest.raises(NonFiniteLossError, match=r"the gradients' norm is (nan|inf) at step 5 of 9: training stopped"):
+        one.fit()
+    assert one.step == 4
+    assert all(value.isfinite().all() for value in one.model.state_dict().values())
+
+
+def test_a_save_that_fails_in_the_background_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("resnet_core.train.checkpoint.save_checkpoint", full)
+    one = trainer(tmp_path)
+    slow = one.train_step
+    one.train_step = lambda *batch: (time.sleep(0.1), slow(*batch))[1]
+    with pytest.raises(OSError, match="the disk is full"):
+        one.fit()
+    assert 4 <= one.step <= 5  # the save began after step 3
 
 
 def test_weights_lost_in_an_update_are_found_by_the_evaluation_and_not_saved(tmp_path):
