@@ -1,0 +1,11 @@
+"""How the tests are shared among processes, with one thread in each; `pytest -n 0` runs all of them in one."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the processes that tests start inherit it
+
+
+def pytest_xdist_auto_num_workers(config):
+    """None leaves the number to xdist, where all tests run. A selection runs in this process, for -s and debuggers."""
+    everything = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    return None if everything else 0
