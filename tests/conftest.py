@@ -1,4 +1,4 @@
-"""What several tests share: the command line as a person calls it, and runs of the digits recipe."""
+"""What several tests share: the command line, in this process and as a program, and runs of the digits recipe."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import time
 import pytest
 from filelock import FileLock
 
+from resnet_core.cli import main
 from resnet_core.train.checkpoint import list_checkpoints
 
 COMMAND = (sys.executable, "-m", "resnet_core")
@@ -20,8 +21,22 @@ def call(*arguments, under=COMMAND, timeout=600):
 
 
 @pytest.fixture(scope="session")
-def cli():
+def program():
     return call
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command in this process, which has torch already; tells of it as `program` does."""
+
+    def run(*arguments):
+        try:
+            status = main(list(map(str, arguments)))
+        except SystemExit as stop:  # so tyro ends its help, and what is wrong with options
+            status = stop.code
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

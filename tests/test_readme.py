@@ -81,7 +81,7 @@ def test_python_runs_and_says_what_its_comments_say(block, workplace):
 
 
 @pytest.mark.parametrize(("command", "shown"), list(commands()))
-def test_command_works_and_prints_what_is_shown(command, shown, workplace, digits_run):
+def test_command_works_and_prints_what_is_shown(command, shown, workplace, digits_run, cli, monkeypatch):
     words = shlex.split(command)
     if words[0] == "make":
         planned = subprocess.run(["make", "--dry-run", "--directory", ROOT, words[1]], capture_output=True, text=True)
@@ -100,9 +100,8 @@ def test_command_works_and_prints_what_is_shown(command, shown, workplace, digit
         printed = ""
     else:
         assert words[0] == "resnet-core"
-        finished = subprocess.run(
-            [sys.executable, "-m", "resnet_core", *words[1:]], capture_output=True, text=True, cwd=workplace
-        )
+        monkeypatch.chdir(workplace)
+        finished = cli(*words[1:])
         assert finished.returncode == (DIFFERENT if "is not mended yet" in shown else 0), finished.stderr
         printed = finished.stdout
     lines = [as_pattern(line) for line in shown.splitlines() if line != "..."]
