@@ -13,9 +13,10 @@ from resnet_core.cli import main
 from resnet_core.train.checkpoint import list_checkpoints
 
 COMMAND = (sys.executable, "-m", "resnet_core")
+PATIENCE = 600  # seconds until a process hangs: what takes some ten takes minutes where others share the cores
 
 
-def call(*arguments, under=COMMAND, timeout=600):
+def call(*arguments, under=COMMAND, timeout=PATIENCE):
     """Runs a command in a process of its own."""
     return subprocess.run([*under, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
@@ -77,8 +78,8 @@ def weights_hash(folder):
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def wait_for_checkpoint(folder, seconds=120):
-    deadline = time.monotonic() + seconds
+def wait_for_checkpoint(folder):
+    deadline = time.monotonic() + PATIENCE
     while not list_checkpoints(folder / "checkpoints"):
         assert time.monotonic() < deadline
         time.sleep(0.01)

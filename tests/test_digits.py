@@ -14,7 +14,7 @@ import resnet_core
 from resnet_core.recipes import RECIPES
 from resnet_core.runs import load_run
 from resnet_core.settings import to_toml
-from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
+from tests.conftest import COMMAND, PATIENCE, SHORT, wait_for_checkpoint, weights_hash
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resnet_core")
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path):
     process = started(tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run")
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert errors == "resnet-core: interrupted; the same command continues a run from its last checkpoint\n"
 
