@@ -111,6 +111,7 @@ def test_python_runs_and_says_what_its_comments_say(block, run_python):
     assert ran.stdout.splitlines()[-len(expected) :] == expected or not expected
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores than the page's machine has
 @pytest.mark.parametrize(("command", "shown"), list(commands()))
 def test_command_works_and_prints_what_is_shown(command, shown, workplace, digits_run, cli, monkeypatch):
     words = shlex.split(command)
