@@ -2,7 +2,12 @@
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the processes that tests start inherit it
+
+settings.register_profile("no hurry", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no hurry")  # an example is slow where others use the cores
 
 
 def pytest_xdist_auto_num_workers(config):
