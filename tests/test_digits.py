@@ -15,7 +15,7 @@ import resnet_core
 from resnet_core.recipes import RECIPES
 from resnet_core.runs import load_run
 from resnet_core.settings import to_toml
-from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
+from tests.conftest import COMMAND, PATIENCE, SHORT, wait_for_checkpoint, weights_hash
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resnet_core")
 
@@ -59,20 +59,20 @@ def test_one_rank_speaks_in_plain_lines_where_there_is_no_terminal(digits_run):
     assert "\x1b" not in finished.stdout
 
 
-def test_the_same_command_finds_the_run_finished(cli, digits_run):
+def test_the_same_command_finds_the_run_finished(program, digits_run):
     folder, _ = digits_run
     before = weights_hash(folder)
-    again = cli("train", "digits", "--processes", 2, "--out", folder)
+    again = program("train", "digits", "--processes", 2, "--out", folder)
     assert again.returncode == 0
     assert again.stdout.startswith(f"{folder} was finished before: top-1 ")
     assert weights_hash(folder) == before
 
 
 @pytest.mark.parametrize("under", [COMMAND, TORCHRUN], ids=["one process", "torchrun"])
-def test_evaluate_counts_every_test_image_once(cli, digits_run, under):
+def test_evaluate_counts_every_test_image_once(program, cli, digits_run, under):
     folder, _ = digits_run
     result = json.loads((folder / "result.json").read_text())
-    evaluated = cli("evaluate", folder, "--json", under=under)
+    evaluated = program("evaluate", folder, "--json", under=under)
     assert evaluated.returncode == 0, evaluated.stderr
     scores = json.loads(evaluated.stdout)
     assert {key: scores[key] for key in ("top1", "top5", "count")} == {
@@ -96,8 +96,8 @@ def test_a_run_loads_as_a_model(digits_run):
     assert trainer.evaluate()["top1"] == result["top1"]
 
 
-def test_torchrun_trains_the_same_weights_and_speaks_once(cli, short_run, tmp_path):
-    finished = cli("train", "digits", "--out", tmp_path / "run", *SHORT, under=TORCHRUN)
+def test_torchrun_trains_the_same_weights_and_speaks_once(program, short_run, tmp_path):
+    finished = program("train", "digits", "--out", tmp_path / "run", *SHORT, under=TORCHRUN)
     assert finished.returncode == 0, finished.stderr
     assert len([line for line in finished.stdout.splitlines() if line.startswith("eval")]) == 3
     assert weights_hash(tmp_path / "run") == weights_hash(short_run)
@@ -121,14 +121,14 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path):
     process = started(tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run")
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert re.fullmatch(
         r"resnet-core: stopped after step \d+ of 660, saved; the same command continues the run\n", errors
     )
 
 
-def test_a_killed_run_continues_to_the_same_weights(cli, short_run, tmp_path):
+def test_a_killed_run_continues_to_the_same_weights(program, short_run, tmp_path):
     folder = tmp_path / "run"
     process = started(folder, *SHORT)
     wait_for_checkpoint(folder)
@@ -137,14 +137,14 @@ def test_a_killed_run_continues_to_the_same_weights(cli, short_run, tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "result.json").exists()
 
-    continued = cli("train", "digits", "--processes", 2, "--out", folder, *SHORT)
+    continued = program("train", "digits", "--processes", 2, "--out", folder, *SHORT)
     assert continued.returncode == 0, continued.stderr
     assert "continuing from step" in continued.stdout
     assert weights_hash(folder) == weights_hash(short_run)
 
 
-def test_a_lost_loss_stops_all_ranks_and_names_the_step(cli, tmp_path):
-    lost = cli("train", "digits", "--processes", 2, "--out", tmp_path / "run", "--optimizer.lr", "1e20")
+def test_a_lost_loss_stops_all_ranks_and_names_the_step(program, tmp_path):
+    lost = program("train", "digits", "--processes", 2, "--out", tmp_path / "run", "--optimizer.lr", "1e20")
     assert lost.returncode == 1
     assert "Traceback" not in lost.stderr
     (line,) = lost.stderr.splitlines()

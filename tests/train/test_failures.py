@@ -178,7 +178,7 @@ def folder_of_images(folder, test_images):
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
 
 
-def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_goes_on(cli, tmp_path, capsys):
+def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_goes_on(program, tmp_path, capsys):
     folder_of_images(tmp_path / "images", test_images=1)
     damaged: Path = tmp_path / "images" / "test" / "dog" / "0.png"  # of two test images the second is rank 1's
     whole = damaged.read_bytes()
@@ -187,7 +187,7 @@ def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_
     words += ["--data.path", tmp_path / "images", "--data.global-batch", 4, "--data.crop-padding", 0]
     words += ["--data.train-size", 8, "--data.eval-size", 8, "--data.eval-resize", 8]
     words += ["--train.epochs", 2, "--schedule.warmup-epochs", 0, "--run.eval-every-epochs", 2]
-    failed = cli(*words, "--processes", 2)
+    failed = program(*words, "--processes", 2)
     assert failed.returncode == 2
     (line,) = failed.stderr.splitlines()
     assert line.startswith(f"resnet-core: {damaged}: not a whole image of ")

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from resnet_core.train.checkpoint import list_checkpoints
-from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
+from tests.conftest import COMMAND, PATIENCE, SHORT, wait_for_checkpoint, weights_hash
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 HERE = "127.0.0.1"
-SECONDS = 120  # for what takes some ten
 
 
 def free_port():
@@ -89,7 +88,7 @@ def test_two_machines_train_the_same_weights_as_one_and_speak_once(start, short_
         },
     )
     agents = [start(*command) for _ in range(2)]
-    outputs, errors = zip(*(agent.communicate(timeout=SECONDS) for agent in agents), strict=True)
+    outputs, errors = zip(*(agent.communicate(timeout=PATIENCE) for agent in agents), strict=True)
     assert [agent.returncode for agent in agents] == [0, 0], errors
     assert weights_hash(tmp_path / "run") == weights_hash(short_run)
     told = "".join(outputs)
@@ -103,7 +102,7 @@ def test_torchrun_starts_a_killed_process_again_and_the_run_ends_with_the_same_w
     agent = start(*page_command("--max-restarts", {"--nproc-per-node 8": "--nproc-per-node 2", "runs/digits": folder}))
     wait_for_checkpoint(folder)
     os.kill(max(children(agent.pid)), signal.SIGKILL)
-    output, errors = agent.communicate(timeout=SECONDS)
+    output, errors = agent.communicate(timeout=PATIENCE)
     assert agent.returncode == 0, errors
     assert "exitcode: -9" in errors
     assert "Traceback" not in errors
@@ -116,7 +115,7 @@ def test_sigterm_to_torchrun_saves_at_the_next_step(start, tmp_path):
     agent = start(*page_command("--max-restarts", {"--nproc-per-node 8": "--nproc-per-node 2", "runs/digits": folder}))
     wait_for_checkpoint(folder)
     agent.send_signal(signal.SIGTERM)
-    _, errors = agent.communicate(timeout=SECONDS)
+    _, errors = agent.communicate(timeout=PATIENCE)
     assert agent.returncode == 1  # torchrun's own
     (stopped,) = re.findall(
         r"^resnet-core: stopped after step (\d+) of 66, saved; the same command continues", errors, re.M
@@ -133,7 +132,7 @@ def test_a_process_started_by_hand_ends_with_one_line_when_another_is_gone(start
     )
     wait_for_checkpoint(folder)
     second.kill()
-    _, errors = first.communicate(timeout=SECONDS)
+    _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode == 1
     (line,) = errors.splitlines()
     assert line.startswith("resnet-core: another process has failed or is gone, which is told where it ran; the same")
