@@ -21,6 +21,7 @@ from resnet_core.runs import differences_of, read_environment, read_recipe, read
 from resnet_core.train.report import read_records
 
 RECORD = Path(__file__).parent.parent / "docs" / "results" / "runs.jsonl"
+KEYS = ("command", "seed", "device")  # that make a run one of its own
 HEADER = ("command", "seeds", "top-1 of each, %", "mean", "spread", "minutes", "images/s", "computed on")
 UNTOLD = ("seed", "data.path")  # settings that a row does not tell
 
@@ -97,8 +98,8 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     if arguments.add or not records:
-        kept = [*read_records(RECORD), *records]
-        records = list({(each["command"], each["seed"], each["device"]): each for each in kept}.values())
+        kept = [*read_records(RECORD, KEYS), *records]
+        records = list({tuple(each[key] for key in KEYS): each for each in kept}.values())
     if arguments.add:
         replace_file(RECORD, "".join(json.dumps(record) + "\n" for record in records).encode())
     print(table(records))

@@ -119,9 +119,12 @@ def test_a_folder_that_cannot_hold_the_run_is_refused_before_any_work(capsys, tm
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     for out, message in [
         (tmp_path / "file", "is a file, not a folder; choose another folder with --out"),
-        (tmp_path / "file" / "run", r"cannot be written \(Not a directory\); choose another folder"),
+        (
+            tmp_path / "file" / "run",
+            r"cannot be written \(Not a directory\); make room there, or choose another folder",
+        ),
         (tmp_path / "mine", "holds other files and no run; choose another folder with --out"),
-        ("/proc/run", r"/proc/run cannot be written \(.*\); choose another folder"),
+        ("/proc/run", r"/proc/run cannot be written \(.*\); make room there, or choose another folder"),
     ]:
         assert main(["train", "digits", "--out", str(out), "--processes", "2"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -138,7 +141,7 @@ def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(
     assert (
         "holds the run of another recipe (optimizer.lr is 0.1 there and 0.2 here; seed is 0 there and 1 here)" in line
     )
-    assert line.endswith("choose another folder with --out")
+    assert line.endswith("; choose another folder with --out; --allow-changes continues this run all the same")
 
 
 def test_a_start_that_failed_leaves_its_folder_free(capsys, tmp_path, monkeypatch):

@@ -165,8 +165,9 @@ def test_a_run_continues_where_its_data_lie_elsewhere_and_is_refused_where_they_
 def test_a_damaged_record_of_the_environment_is_named(begun):
     recipe, out = begun
     (out / "environment.json").write_text('{"torch"')
+    (out / "result.json").unlink()
     with pytest.raises(ValueError, match=r"environment.json is not JSON .* remove it to continue"):
-        prepare(recipe, out)
+        run(recipe, out)
 
 
 def test_images_in_memory_are_told_apart_by_their_pixels():

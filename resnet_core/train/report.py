@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,8 +133,8 @@ def open_events(folder: Path) -> SummaryWriter:
     return SummaryWriter(str(folder), purge_step=0, flush_secs=10)
 
 
-def read_records(path: Path) -> Iterable[dict[str, Any]]:
-    """The records of a metrics.jsonl in order; a last line that a crash cut short is passed over.
+def read_records(path: Path, keys: Collection[str] = ("event", "step")) -> Iterable[dict[str, Any]]:
+    """The records of a metrics.jsonl, which have those keys, in order; a last line that a crash cut short is passed over.
 
     Raises ValueError naming any other line that is no record.
     """
@@ -142,8 +142,8 @@ def read_records(path: Path) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or not {"event", "step"} <= record.keys():
-                raise ValueError("it has no event and step")
+            if not isinstance(record, dict) or not record.keys() >= set(keys):
+                raise ValueError(f"it has not {' and '.join(keys)}")
         except ValueError as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number} is no record ({error}); mend or remove that line") from error
