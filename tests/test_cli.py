@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_hold_the_run_is_refused_before_any_work(capsys, tm
         (tmp_path / "file", "is a file, not a folder; choose another folder with --out"),
         (
             tmp_path / "file" / "run",
-            r"cannot be written \(Not a directory\); make room there, or choose another folder",
+            r"cannot be written \(Not a directory\); make room there, or choose another",
         ),
         (tmp_path / "mine", "holds other files and no run; choose another folder with --out"),
         ("/proc/run", r"/proc/run cannot be written \(.*\); make room there, or choose another folder"),

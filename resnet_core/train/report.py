@@ -134,7 +134,7 @@ def open_events(folder: Path) -> SummaryWriter:
 
 
 def read_records(path: Path, keys: Collection[str] = ("event", "step")) -> Iterable[dict[str, Any]]:
-    """The records of a metrics.jsonl, which have those keys, in order; a last line that a crash cut short is passed over.
+    """The records of a metrics.jsonl, which have those keys; a last line that a crash cut short is passed over.
 
     Raises ValueError naming any other line that is no record.
     """
