@@ -31,10 +31,11 @@ from torch.utils.data import get_worker_info
 from resnet_core import runs
 from resnet_core.cli import main
 from resnet_core.data.loaders import EvalBatches, TrainBatches
-from resnet_core.train import checkpoint, distributed, launcher, trainer
+from resnet_core.train import checkpoint, distributed, trainer
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.launcher import exit_rank
 from resnet_core.train.report import read_records
+from tests.forks import SERVER, fork_ranks
 
 # Phase of a training -> the function in which it is killed.
 PHASES: dict[str, tuple[object, str]] = {
@@ -124,16 +125,10 @@ def _train(words: list[str], output: Path, plan: Callable[[], object]) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
-    launcher.START = "fork"  # this process has no threads to lose
-    torch.set_num_threads(1)  # several threads of several processes would wait for each other, spinning
+    fork_ranks()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     plan()
     exit_rank(main(words))
-
-
-# Processes forked by a server that has imported all that a training needs, and what its first optimizer imports.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["resnet_core.cli", "torch._dynamo", "torch.utils.data"])
 
 
 @dataclass

@@ -16,6 +16,7 @@ from resnet_core.data import EvalLoader, Split, TrainLoader
 from resnet_core.train import NonFiniteLossError, RunConfig, TrainConfig, Trainer, World, join_world, launch
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.report import Report, read_records
+from tests import forks
 
 
 def split(count):
@@ -154,7 +155,7 @@ def meet_a_damaged_sample_on_rank_1(folder):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    assert launch(train_and_tell, (folder,), 2) == 0
+    assert forks.launch(train_and_tell, (folder,), 2) == 0
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -172,18 +173,18 @@ def test_buffers_differ_until_they_are_shared_and_then_are_rank_0s(told):
 
 
 def test_a_failing_rank_ends_the_others_with_its_status(tmp_path):
-    assert launch(fail_on_rank_1, (tmp_path,), 2) == 7
+    assert forks.launch(fail_on_rank_1, (tmp_path,), 2) == 7
 
 
 def test_a_loss_lost_on_one_rank_stops_all_at_the_same_step(tmp_path):
-    assert launch(lose_the_loss_on_rank_1, (tmp_path,), 2) == 0
+    assert forks.launch(lose_the_loss_on_rank_1, (tmp_path,), 2) == 0
     told = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert told[0] == told[1]
     assert told[0].startswith("the loss is nan at step 3 of 9")
 
 
 def test_waiting_for_a_slow_rank_is_seen_when_it_happens(tmp_path):
-    assert launch(slow_down_rank_1, (tmp_path,), 2) == 0
+    assert forks.launch(slow_down_rank_1, (tmp_path,), 2) == 0
     late = [record for record in read_records(tmp_path / "metrics.jsonl") if record["event"] == "train"][1]
     seconds = 12 * 8 / late["samples_per_second"]
     assert late["communication_wait"] * seconds > SLEPT / 2
@@ -204,13 +205,13 @@ def test_launched_processes_listen_on_this_machine_alone(tmp_path):
 
 
 def test_what_rank_0_raises_every_rank_raises(tmp_path):
-    assert launch(raise_on_main, (tmp_path,), 2) == 0
+    assert forks.launch(raise_on_main, (tmp_path,), 2) == 0
     assert {path.read_text() for path in tmp_path.iterdir()} == {"said by rank 0"}
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_one_rank_meets_in_an_evaluation_every_rank_raises(tmp_path):
-    assert launch(meet_a_damaged_sample_on_rank_1, (tmp_path,), 2) == 0
+    assert forks.launch(meet_a_damaged_sample_on_rank_1, (tmp_path,), 2) == 0
     assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["sample 3 is damaged"] * 2
 
 

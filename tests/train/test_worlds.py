@@ -10,7 +10,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from parity.worlds import BATCH, EPOCHS, NETWORKS, SIZES, STEPS, difference, make_trainer, read, train_all, trained
 from resnet_core.data import EvalLoader, Split
-from resnet_core.train import World, join_world, launch
+from resnet_core.train import World, join_world
+from tests.forks import launch
 
 WORLDS = (1, 2, 3, 4)
 SAMPLES, BATCHES = range(1, 66), range(1, 10)
