@@ -106,19 +106,19 @@ def test_saving_in_the_background_writes_the_state_of_its_moment(tmp_path):
 
 
 def test_one_save_at_a_time_and_its_failure_is_told_by_the_next(tmp_path, monkeypatch):
-    begun, go_on = [], threading.Event()
+    begun, has_begun, go_on = [], threading.Event(), threading.Event()
 
     def slow_and_full(folder, step, *_, **__):
         begun.append(step)
-        go_on.wait(10)
+        has_begun.set()
+        go_on.wait()
         raise OSError("the disk is full")
 
     monkeypatch.setattr(checkpoint_module, "save_checkpoint", slow_and_full)
     writer = CheckpointWriter(tmp_path)
     writer.save(1, TENSORS, {})
-    waiting = threading.Thread(target=go_on.set)
-    assert begun == [1]
-    waiting.start()
+    assert has_begun.wait(60)
+    threading.Timer(0.1, go_on.set).start()  # while the next save waits
     with pytest.raises(OSError, match="the disk is full"):
         writer.save(2, TENSORS, {})
     assert begun == [1]
