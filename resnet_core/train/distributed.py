@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_core.train.launcher import exit_rank
 from resnet_core.train.liveness import end_with, watching
-from resnet_core.train.signals import stop_asked
+from resnet_core.train.signals import INTERRUPTED, stop_asked
 
 T = TypeVar("T")
 
@@ -282,7 +282,7 @@ def _attribute(error: Exception, rank: int, store: dist.Store) -> None:
         deadline = time.monotonic() + SECONDS_TO_BE_ENDED
         while time.monotonic() < deadline:
             if stop_asked():
-                exit_rank(1)
+                exit_rank(INTERRUPTED)
             time.sleep(0.05)
         raise PeerError(
             "another process has failed or is gone, which is told where it ran; the same command continues a run from "

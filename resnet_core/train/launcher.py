@@ -56,13 +56,12 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
     before = {number: signal.getsignal(number) for number in STOPS}
     try:
         signal.signal(signal.SIGTERM, pass_on)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the new processes ignore Ctrl-C until they have imported
-        for process in started:
-            process.start()
         if interruptible:
             signal.signal(signal.SIGINT, pass_on)
-        if asked:  # while it started them
-            _terminate(started)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until all are started, and in each of them until it begins
+        for process in started:
+            process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         failed = _first_failure(started)
         if failed is None:
             return 0
@@ -76,6 +75,7 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         print(f"resnet-core: {failed.name} was ended by {name}, the others with it", file=sys.stderr)
         return 128 - status
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         _end(started)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -139,6 +139,7 @@ def _run_rank(
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         status = function(*arguments)
     except KeyboardInterrupt:  # the launcher, which has it too, tells; or it is gone, and this is how it says so
         status = INTERRUPTED

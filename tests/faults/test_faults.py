@@ -353,5 +353,5 @@ def test_a_cut_network_ends_both_sides_within_the_time_limit_and_names_the_other
             rank.kill()
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert "resnet-core: rank 1 gave no sign of life for 4 s: stopped, gone or cut off" in errors[0]
-    assert "resnet-core: the process through which all met gave no sign of life for 4 s" in errors[1]
+    assert re.search(r"resnet-core: (rank 0|the process through which all met) gave no sign of life for 4 s", errors[1])
     assert find_newest(tmp_path / "run" / "checkpoints")[0] is not None
