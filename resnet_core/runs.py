@@ -64,7 +64,7 @@ def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_changes: bool = False) -> Iterator[None]:
     """Makes `out` the folder of this recipe's run and, within it, keeps other jobs out of there.
 
-    Where that run has a checkpoint or result, it is left as it is. Raises ValueError where the folder holds another
+    Where that run has a checkpoint or result, it stays. Raises ValueError where the folder holds another
     recipe's run (with `allow_changes`: a finished one), or other things, where the global batch cannot be split or
     TensorBoard is asked for and missing; OSError where the folder cannot be written or another job is at work there.
     """

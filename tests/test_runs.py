@@ -132,20 +132,34 @@ def test_another_optimizer_is_refused_and_an_average_may_begin_late(stopped):
     assert read_recipe(stopped) == averaged
 
 
-def test_a_step_that_keeps_its_number_keeps_its_checkpoint(stopped, monkeypatch):
-    same = replace(SHORT, data=replace(SHORT.data, global_batch=239))  # 6 steps an epoch: 8.4 of 12
+def test_a_step_that_keeps_its_number_keeps_its_checkpoint(tmp_path, monkeypatch):
+    """After 1 of 5 steps an epoch, continued with 6 an epoch: 1.2 is 1, and nothing is renumbered."""
+    whole = Trainer.train_step
 
-    def cut(self, steps_per_epoch):
-        self.step = 5  # 5 epochs of 1: the same in epochs of another length
-        whole(self, len(self.train_loader))
+    def until_1(self, *batch):
+        self.stop_asked = lambda: True
+        return whole(self, *batch)
+
+    def killed(self, *batch):
         raise KeyboardInterrupt
 
-    whole = Trainer._renumber
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_renumber", cut)
-        with pytest.raises(KeyboardInterrupt):
-            run(same, stopped, allow_changes=True)
+    for recipe, step, error in (
+        (SHORT, until_1, StoppedError),
+        (replace(SHORT, data=replace(SHORT.data, global_batch=239)), killed, KeyboardInterrupt),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "train_step", step)
+            with pytest.raises(error):
+                run(recipe, tmp_path / "run", allow_changes=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_what_is_refused_for_its_end_is_not_renumbered_either(stopped):
+    shorter = replace(SHORT, train=TrainConfig(epochs=1), data=replace(SHORT.data, global_batch=128))
+    with pytest.raises(ValueError, match="has done 15 steps, and training now ends after 11"):
+        run(shorter, stopped, allow_changes=True)
     assert steps_in(stopped) == [5, 7]
+    run(SHORT, stopped)
 
 
 def test_where_all_checkpoints_were_set_aside_the_run_does_not_start_over(stopped):

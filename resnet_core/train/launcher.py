@@ -20,9 +20,8 @@ import torch.distributed as dist
 from resnet_core.train.liveness import end_with
 from resnet_core.train.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED, STOPS
 
-START: Literal["spawn"] = (
-    "spawn"  # a fork would inherit the memory of threads, torch's among them, that it does not have
-)
+# A fork would inherit the memory of threads, torch's among them, without the threads.
+START: Literal["spawn"] = "spawn"
 SECONDS_TO_END = 30  # for a process that was asked to: it may be writing a checkpoint
 
 

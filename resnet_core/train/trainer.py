@@ -286,7 +286,7 @@ class Trainer:
     def save(self, *, wait: bool = True) -> None:
         """Writes a checkpoint of the current step, from rank 0, unless there is one.
 
-        Without `wait` it is written while training goes on, and what fails then is raised by the next one. Raises
+        Without `wait` it is written while training goes on, and what fails then ends `fit()` at the next step. Raises
         OSError where it cannot be written, CheckpointError where another run's of that step is in the folder.
         """
         if self.writer is None:
@@ -348,26 +348,27 @@ class Trainer:
             raise CheckpointError(
                 f"{newest} is of another network ({str(error).splitlines()[-1].strip()}); {OTHERWISE}"
             ) from error
-        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
-        self.saved_step = self.step
-        if state["steps_per_epoch"] != len(self.train_loader):
-            self._renumber(state["steps_per_epoch"])
+        self.step = round(state["step"] / state["steps_per_epoch"] * len(self.train_loader))
         if self.step > self.num_steps:
             raise CheckpointError(
                 f"{newest} has done {self.step} steps, and training now ends after {self.num_steps}; {OTHERWISE}"
             )
+        same_epochs = state["steps_per_epoch"] == len(self.train_loader)
+        self.seconds, self.scores, self.saved_step = (
+            state["seconds"],
+            state["scores"] if same_epochs else None,
+            self.step,
+        )
+        if self.step != state["step"]:
+            self._renumber()
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
 
-    def _renumber(self, steps_per_epoch: int) -> None:
-        """Counts the steps so far in epochs of another length; checkpoints that counted otherwise are set aside.
+    def _renumber(self) -> None:
+        """Saves under the number that the step has in epochs of another length; other checkpoints are set aside.
 
         Whatever ends the process, the newest checkpoint is the one that was continued from, or the same renumbered.
         """
         assert self.folder is not None
-        before, self.step = self.step, round(self.step / steps_per_epoch * len(self.train_loader))
-        self.scores = None
-        if self.step == before:
-            return
         self.saved_step = -1
         here = path_of(self.folder, self.step)
         others = [path for path in list_checkpoints(self.folder) if path != here]

@@ -1,5 +1,6 @@
 """`python -m tests.faults [KILLS] [SEED]`: kills trainings so often, continues them, and prints the tally as JSON."""
 
+import argparse
 import os
 import sys
 import tempfile
@@ -10,8 +11,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 from tests.faults.harness import tally
 
 if __name__ == "__main__":
-    kills, seed = (int(word) for word in (sys.argv[1:] + ["500", "0"][len(sys.argv) - 1 :])[:2])
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Kill trainings, and continue them.")
+    parser.add_argument("kills", type=int, nargs="?", default=500)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = tally(kills, seed, Path(folder), say=lambda text: print(text, file=sys.stderr, flush=True))
+        result = tally(words.kills, words.seed, Path(folder), say=lambda text: print(text, file=sys.stderr, flush=True))
     print(result.to_json())
     sys.exit(bool(result.deviations))
