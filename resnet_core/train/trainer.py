@@ -354,11 +354,8 @@ class Trainer:
                 f"{newest} has done {self.step} steps, and training now ends after {self.num_steps}; {OTHERWISE}"
             )
         same_epochs = state["steps_per_epoch"] == len(self.train_loader)
-        self.seconds, self.scores, self.saved_step = (
-            state["seconds"],
-            state["scores"] if same_epochs else None,
-            self.step,
-        )
+        self.scores = state["scores"] if same_epochs else None
+        self.seconds, self.saved_step = state["seconds"], self.step
         if self.step != state["step"]:
             self._renumber()
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")
