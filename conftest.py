@@ -11,6 +11,6 @@ settings.load_profile("no hurry")  # an example is slow where others use the cor
 
 
 def pytest_xdist_auto_num_workers(config):
-    """None leaves the number to xdist, where all tests run. A selection runs in this process, for -s and debuggers."""
+    """One more than the cores, since some tests wait. A selection runs in this process, for -s and debuggers."""
     everything = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
-    return None if everything else 0
+    return (os.cpu_count() or 1) + 1 if everything else 0

@@ -216,11 +216,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         loss = self._gradients(inputs, targets)
+        norms = clip_gradients(self.model.parameters(), self.max_gradient_norm)[None]
         stop = self.stop_asked() or (self.writer is not None and self.writer.failed())
         # The request travels with the loss: so all ranks know of it in the same step.
-        mean_loss, asked = self.world.mean(torch.stack([loss, loss.new_tensor(stop)])).tolist()
+        means = self.world.mean(torch.stack([loss, loss.new_tensor(stop)]))
+        mean_loss, asked, norm = torch.cat([means, norms]).tolist()  # the one wait for the GPU
         self.stopping = asked > 0
-        norm = clip_gradients(self.model.parameters(), self.max_gradient_norm).item()
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
             lost = f"the loss is {mean_loss}" if not math.isfinite(mean_loss) else f"the gradients' norm is {norm}"
             raise NonFiniteLossError(
