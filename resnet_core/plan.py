@@ -1,8 +1,9 @@
-"""What a recipe would do, before it does it: steps, learning rates, memory."""
+"""What a recipe would do, before it does it: steps, learning rates, memory, and what would stop it at once."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from resnet_core.data.sampler import batch_share
 from resnet_core.models import get_model
-from resnet_core.recipes import Recipe, head_and_stem, make_loaders
+from resnet_core.recipes import Recipe, builder_arguments, head_and_stem, make_loaders
 from resnet_core.train import World
+from resnet_core.train.distributed import device_type
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.schedules import Schedule
 
@@ -25,6 +28,8 @@ class Plan:
     """A run that has not begun."""
 
     model: str
+    weights: str
+    """What it starts from; none: random."""
     parameters: int
     training_samples: int
     test_samples: int
@@ -46,9 +51,10 @@ class Plan:
         peak = max(rates)
         curve = "".join(BARS[math.ceil(rate / peak * len(BARS)) - 1 if rate > 0 else 0] for rate in rates)
         parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
+        start = f", from the weights {self.weights}" if self.weights else ""
         return "\n".join(
             [
-                f"model          {self.model}, {self.parameters:,} parameters",
+                f"model          {self.model}, {self.parameters:,} parameters{start}",
                 f"data           {self.training_samples:,} samples to train on, {self.test_samples:,} to test on",
                 f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
                 f"batch          {self.processes} processes x {self.batch} samples{parts}",
@@ -62,19 +68,34 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
-    """The plan of a recipe. Raises ValueError where its data cannot be had or its batch cannot be split."""
+    """The plan of a recipe.
+
+    Raises ValueError where it could not be trained: data or weights that cannot be had or do not fit, a batch that
+    cannot be split, a device that is not there or cannot do it, an average that would never be taken.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    recipe.train.check_device(device_type(recipe.run.device, here))
     dataset, train_loader, _ = make_loaders(recipe, World(size=processes))
-    batch = recipe.data.global_batch // processes
+    steps = recipe.train.epochs * len(train_loader)
+    if recipe.averaging.ema_decay and recipe.averaging.ema_every_steps > steps:
+        raise ValueError(
+            f"averaging.ema_every_steps {recipe.averaging.ema_every_steps} is more than the run's {steps} steps: the "
+            "weights would never be averaged; lower it, or set averaging.ema_decay to 0"
+        )
+    batch = batch_share(recipe.data.global_batch, processes)
     with torch.device("meta"):
-        model = get_model(recipe.model.name, **head_and_stem(dataset))
+        model = get_model(recipe.model.name, **builder_arguments(recipe.model, **head_and_stem(dataset)))
     size = recipe.data.train_size or dataset.transform.crop_size
     shape = torch.Size((dataset.in_channels, size, size))
+    if recipe.train.smallest_part(batch) == 1:
+        _check_one_sample(model, recipe.data.train_size_start or size, dataset.in_channels)
     part = math.ceil(batch / recipe.train.accumulation)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 2 + state_tensors(recipe) + bool(recipe.averaging.ema_decay)
     bytes_each = 2 if recipe.train.precision == "bf16" else 4
     return Plan(
         model=recipe.model.name,
+        weights=recipe.model.weights,
         parameters=parameters,
         training_samples=len(dataset.train),
         test_samples=len(dataset.test),
@@ -87,6 +108,18 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
         weights_bytes=parameters * 4 * copies,
         activation_bytes=part * saved_values(model, shape) * bytes_each,
     )
+
+
+def _check_one_sample(model: nn.Module, size: int, in_channels: int) -> None:
+    """Raises ValueError where the model cannot train on one image of that size: BatchNorm needs two values."""
+    try:
+        model.train()(torch.empty(1, in_channels, size, size, device="meta"))
+    except ValueError as error:
+        raise ValueError(
+            f"each process would compute one image of {size} pixels at a time, of which the last stages leave one "
+            "value a channel, and BatchNorm needs more; lower train.accumulation, use fewer processes, or raise "
+            "data.global_batch"
+        ) from error
 
 
 def state_tensors(recipe: Recipe) -> int:

@@ -29,6 +29,7 @@ from resnet_core.weights import (
     read_info,
     read_weights,
 )
+from resnet_core.weights.catalog import WeightSet
 from resnet_core.weights.files import SUFFIXES
 
 LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
@@ -72,19 +73,16 @@ def load_model(
     "resnet50:IMAGENET1K_V1". `model` names the architecture of a file that does not; images of one of the ten are then
     prepared as torchvision's V1 sets want them. Raises ValueError or OSError with the remedy.
     """
-    path = Path(source)
-    if path.is_dir():
-        path /= "model.safetensors"
-        if not path.exists():
-            raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is no run's folder")
-    elif not names_a_file(source):
-        return _load_published(str(source), progress)
+    path = _file_of(source)
+    if path is None:
+        published, about = _published(str(source))
+        return get_model(about.model, weights=published.name, progress=progress).eval(), about
     state, info = read_weights(path, allow_pickle=allow_pickle), read_info(path)
     if info and model not in (None, info.model):
         raise ValueError(f"{path} holds weights of {info.model}, not {model}")
     if info is None:
         if model is None:
-            raise ValueError(f"{path} does not say of which model it holds the weights; name it (--model NAME)")
+            raise ValueError(f"{path} {UNNAMED}; name it (--model NAME)")
         info = assumed(model, state)
     config = check_config(info.config, str(path))
     try:
@@ -99,7 +97,36 @@ def load_model(
     return network.eval(), info
 
 
-def _load_published(source: str, progress: bool) -> tuple[nn.Module, WeightsInfo]:
+def info_of(source: str | Path) -> WeightsInfo:
+    """What `load_model` would give besides the model, from the file's header alone; nothing is fetched.
+
+    Raises as `load_model`, and ValueError for a file that does not name its model.
+    """
+    path = _file_of(source)
+    if path is None:
+        return _published(str(source))[1]
+    info = read_info(path)
+    if info is None:
+        raise ValueError(f"{path} {UNNAMED}; `resnet-core convert` writes a file that does")
+    return info
+
+
+UNNAMED = "does not say of which model it holds the weights"
+
+
+def _file_of(source: str | Path) -> Path | None:
+    """The file of weights that a source means, None for a published set."""
+    path = Path(source)
+    if path.is_dir():
+        path /= "model.safetensors"
+        if not path.exists():
+            raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is no run's folder")
+        return path
+    return path if names_a_file(source) else None
+
+
+def _published(source: str) -> tuple[WeightSet, WeightsInfo]:
+    """The set of "resnet50" (its best) or "resnet50:IMAGENET1K_V1"."""
     name, _, chosen = source.partition(":")
     if name not in CATALOG:
         raise ValueError(
@@ -108,7 +135,7 @@ def _load_published(source: str, progress: bool) -> tuple[nn.Module, WeightsInfo
         )
     published = find_weights(name, chosen or "DEFAULT")
     info = WeightsInfo(model=name, transform=published.transform, class_names=imagenet_classes(), origin=published.url)
-    return get_model(name, weights=published.name, progress=progress).eval(), info
+    return published, info
 
 
 def assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:

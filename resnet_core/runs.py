@@ -22,11 +22,12 @@ import torch
 import resnet_core
 from resnet_core.data import TrainLoader, dataset_of, identity
 from resnet_core.data.datasets import ImageFiles
-from resnet_core.data.sampler import batch_share
 from resnet_core.durable import replace_file
 from resnet_core.lock import NAME as LOCK
 from resnet_core.lock import owning
-from resnet_core.recipes import Recipe, head_and_stem, make_loaders, make_trainer
+from resnet_core.plan import make_plan
+from resnet_core.pretrained import load_model
+from resnet_core.recipes import Recipe, builder_arguments, head_and_stem, make_trainer
 from resnet_core.settings import from_mapping, merged, read_toml, to_toml
 from resnet_core.train import (
     CheckpointError,
@@ -39,7 +40,7 @@ from resnet_core.train import (
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
 from resnet_core.train.report import Report, check_tensorboard
 from resnet_core.train.signals import stop_asked
-from resnet_core.weights import WeightsInfo, load_weights, write_weights
+from resnet_core.weights import WeightsInfo, write_weights
 
 # Settings that cannot change a run's weights: another value continues the same run. Data may lie elsewhere, not differ.
 FREE = ("run", "data.workers", "data.path")
@@ -64,14 +65,13 @@ def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_changes: bool = False) -> Iterator[None]:
     """Makes `out` the folder of this recipe's run and, within it, keeps other jobs out of there.
 
-    Where that run has a checkpoint or result, it stays. Raises ValueError where the folder holds another
-    recipe's run (with `allow_changes`: a finished one), or other things, where the global batch cannot be split or
-    TensorBoard is asked for and missing; OSError where the folder cannot be written or another job is at work there.
+    Where that run has a checkpoint or result, it stays. Raises ValueError as `make_plan`, where the folder holds
+    another recipe's run (with `allow_changes`: a finished one), or other things, or where TensorBoard is asked for and
+    missing; OSError where the folder cannot be written or another job is at work there.
     """
     if recipe.run.tensorboard:
         check_tensorboard()
-    dataset, _, _ = make_loaders(recipe, World(size=world_size))
-    batch_share(recipe.data.global_batch, world_size)
+    make_plan(recipe, world_size)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, not a folder; {ELSEWHERE}")
@@ -86,7 +86,7 @@ def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_chang
         finished = (out / "result.json").exists()
         begun = finished or bool(list_checkpoints(out / "checkpoints"))
         if finished or (begun and not allow_changes):
-            _refuse_changes(recipe, identity(dataset), out)
+            _refuse_changes(recipe, identity(dataset_of(recipe.data)), out)
         if not begun or not allow_changes:  # else once the checkpoint is seen to fit
             _write_recipe(recipe, out)
         yield
@@ -194,6 +194,14 @@ def run(
             return result
         report = stack.enter_context(Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard))
         (signals or stack).enter_context(stop_on_signals())
+        dataset = dataset_of(recipe.data)
+        info = WeightsInfo(
+            model=recipe.model.name,
+            config=builder_arguments(recipe.model, **head_and_stem(dataset)),
+            transform=dataset.transform,
+            class_names=dataset.class_names,
+            origin=f"resnet_core {resnet_core.__version__}, trained on {recipe.data.name}",
+        )
         trainer = make_trainer(recipe, world, report=report, folder=out, stop_asked=stop_asked)
         report.say(
             f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
@@ -214,7 +222,7 @@ def run(
                 error.args = (f"{error}; its samples are in {path}",)
             raise
         result = result_of(trainer, scores)
-        world.on_main(lambda: _finish(recipe, out, trainer, result))
+        world.on_main(lambda: _finish(out, trainer, info, result))
         return result
 
 
@@ -242,15 +250,7 @@ def result_of(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]
     }
 
 
-def _finish(recipe: Recipe, out: Path, trainer: Trainer, result: Mapping[str, float]) -> None:
-    dataset = dataset_of(recipe.data)
-    info = WeightsInfo(
-        model=recipe.model.name,
-        config=head_and_stem(dataset),
-        transform=dataset.transform,
-        class_names=dataset.class_names,
-        origin=f"resnet_core {resnet_core.__version__}, {trainer.num_steps} steps on {recipe.data.name}",
-    )
+def _finish(out: Path, trainer: Trainer, info: WeightsInfo, result: Mapping[str, float]) -> None:
     with _written(out):
         write_weights(out / "model.safetensors", trainer.weights(), info)
         replace_file(out / "result.json", json.dumps(result, indent=2).encode())
@@ -303,7 +303,7 @@ def load_run(out: str | Path, world: World | None = None) -> Trainer:
     path = Path(out) / "model.safetensors"
     if not path.exists():
         raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
-    trainer = make_trainer(recipe, world)
-    load_weights(trainer.model, path)
+    model, _ = load_model(path)
+    trainer = make_trainer(recipe, world, build=lambda **_: model)
     trainer.model.eval()
     return trainer

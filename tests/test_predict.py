@@ -103,6 +103,17 @@ def test_folders_are_searched_at_any_depth(tmp_path):
         find_images(empty)
 
 
+def test_a_link_to_an_image_is_followed_and_one_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "there.png").touch()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").symlink_to(tmp_path / "there.png")
+    assert [path.name for path in find_images(folder)] == ["a.png"]
+    (folder / "b.png").symlink_to("/nowhere/b.png")
+    with pytest.raises(ImageError, match=r"b.png: a link to /nowhere/b.png, which is not there; mount it, or remove"):
+        find_images(folder)
+
+
 def test_a_camera_s_orientation_is_honoured(tmp_path):
     image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     exif = Image.Exif()

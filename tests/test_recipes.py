@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import resnet_core
 from resnet_core.data import DataConfig, identity, load_digits
-from resnet_core.models import MODELS
+from resnet_core.models import MODELS, get_model
 from resnet_core.recipes import (
     LOSSES,
     RECIPES,
     SOURCES,
+    LossConfig,
     ModelConfig,
     ScheduleConfig,
     get_recipe,
@@ -24,11 +26,12 @@ from resnet_core.recipes import (
     overlay,
     scaling_advice,
 )
-from resnet_core.runs import prepare, run
+from resnet_core.runs import load_run, prepare, run
 from resnet_core.settings import from_mapping, to_toml
 from resnet_core.train import RunConfig, TrainConfig, World
-from resnet_core.train.optimizers import build_optimizer
-from resnet_core.weights import WeightsInfo, write_weights
+from resnet_core.train.averaging import AveragingConfig
+from resnet_core.train.optimizers import OptimizerConfig, build_optimizer
+from resnet_core.weights import WeightsInfo, load_weights, write_weights
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
 
@@ -209,8 +212,108 @@ def test_the_losses_take_class_numbers_and_probabilities_alike(smoothing):
     torch.testing.assert_close(LOSSES["binary_cross_entropy"](logits, labels, label_smoothing=smoothing), by_hand)
 
 
+def test_shares_of_a_mixed_image_become_yes_and_no_above_the_threshold():
+    loss = LossConfig(name="binary_cross_entropy", target_threshold=0.2)
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([[0.7, 0.3, 0.0], [0.9, 0.0, 0.1]])
+    certain = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(
+        loss.of(logits, shares), F.binary_cross_entropy_with_logits(logits, certain, reduction="sum") / 2
+    )
+    labels = torch.tensor([2, 0])
+    torch.testing.assert_close(loss.of(logits, labels), replace(loss, target_threshold=0.0).of(logits, labels))
+    with pytest.raises(
+        ValueError, match=r"loss.target_threshold is binary_cross_entropy's; leave it 0 for cross_entropy"
+    ):
+        LossConfig(target_threshold=0.2)
+
+
 def test_every_recipe_says_where_it_comes_from():
     assert list(SOURCES) == list(RECIPES)
+
+
+# What the sources publish: global batch, epochs, peak learning rate, momentum, weight decay; then what is not usual.
+PUBLISHED = {
+    "imagenet_nvidia90": (2048, 90, 2.048, 0.875, 1 / 32768),
+    "imagenet_torchvision_v1": (256, 90, 0.1, 0.9, 1e-4),
+    "imagenet_torchvision_v2": (1024, 600, 0.5, 0.9, 2e-5),
+    "imagenet_a3": (2048, 100, 0.008, 0.9, 0.02),
+}
+UNUSUAL = {
+    "imagenet_nvidia90": {
+        "optimizer": {"decay_norms": False},
+        "schedule": {"warmup_epochs": 8, "t_max_epochs": 82},
+        "loss": {"label_smoothing": 0.1},
+        "data": {"eval_resize": 256, "eval_size": 224},
+    },
+    "imagenet_torchvision_v1": {
+        "schedule": {"name": "milestones", "milestones": (30.0, 60.0)},
+        "data": {"eval_resize": 256, "eval_size": 224},
+    },
+    "imagenet_torchvision_v2": {
+        "optimizer": {"decay_norms": False},
+        "schedule": {"warmup_epochs": 5, "warmup_start_factor": 0.01},
+        "loss": {"label_smoothing": 0.1},
+        "data": {
+            "eval_resize": 232,
+            "eval_size": 224,
+            "train_size": 176,
+            "trivial_augment": True,
+            "random_erasing": 0.1,
+        }
+        | {"mixup": 0.2, "cutmix": 1.0, "repeated_augmentation": 4},
+        "averaging": {"ema_every_steps": 32},
+    },
+    "imagenet_a3": {
+        "optimizer": {"name": "lamb", "decay_norms": False, "decay_biases": False},
+        "schedule": {"warmup_epochs": 5, "final_lr": 1e-6},
+        "loss": {"name": "binary_cross_entropy", "target_threshold": 0.2},
+        "data": {"eval_resize": 236, "eval_size": 224, "train_size": 160, "rand_augment_ops": 2}
+        | {"rand_augment_magnitude": 18, "mixup": 0.1, "cutmix": 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_has_its_sources_numbers_and_no_others(name):
+    recipe = RECIPES[name]
+    batch, epochs, lr, momentum, weight_decay = PUBLISHED[name]
+    expected = {
+        "model": ModelConfig(name="resnet50"),
+        "data": DataConfig(name="image_folder", global_batch=batch, random_resized_crop=0.08, flip=True, workers=8),
+        "loss": LossConfig(),
+        "optimizer": OptimizerConfig(lr=lr, momentum=momentum, weight_decay=weight_decay),
+        "schedule": ScheduleConfig(),
+        "averaging": AveragingConfig(),
+        "train": TrainConfig(epochs=epochs, precision="bf16", channels_last=True),
+    }
+    for section, settings in expected.items():
+        found = getattr(recipe, section)
+        if section == "averaging":
+            found = replace(found, ema_decay=0.0)  # see below
+        assert found == replace(settings, **UNUSUAL[name].get(section, {})), section
+
+
+def test_torchvisions_average_remembers_as_long_as_it_says():
+    """Its references: 0.99998 for a batch of one image, adjusted to 8 x 128 images every 32 steps over 600 epochs."""
+    assert RECIPES["imagenet_torchvision_v2"].averaging.ema_decay == pytest.approx(1 - (1 - 0.99998) * 1024 * 32 / 600)
+
+
+def test_a_finetuned_head_learns_ten_times_as_fast():
+    recipe = RECIPES["finetune"]
+    model = resnet_core.resnet18()
+    fast, slow = (
+        {
+            id(each)
+            for group in build_optimizer(model, recipe.optimizer, head=model.fc).param_groups
+            if group["lr_scale"] == scale
+            for each in group["params"]
+        }
+        for scale in (10.0, 1.0)
+    )
+    assert fast == {id(each) for each in model.fc.parameters()}
+    assert len(slow) == len(list(model.parameters())) - 2
+    assert recipe.model == ModelConfig(name="resnet50", weights="resnet50:IMAGENET1K_V2")
 
 
 def test_the_card_is_the_card():
@@ -248,6 +351,29 @@ def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path
         make_model(replace(config, name="resnet34"), num_classes=4, in_channels=1)
     with pytest.raises(ValueError, match="are not for images of 3 channels"):
         make_model(config, num_classes=4, in_channels=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("resnet50", {"stride_in_1x1": True}), ("cifar_resnet20", {"shortcut": "B"}), ("resnet18", {})],
+)
+def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(name, arguments, tmp_path):
+    """A bottleneck's stride lies on another convolution in v1, and no shape of the weights tells."""
+    start, out = tmp_path / "start.safetensors", tmp_path / "run"
+    config = {"num_classes": 3, **arguments}
+    write_weights(
+        start, get_model(name, **config).state_dict(), WeightsInfo(model=name, config=config, origin="a test")
+    )
+    data = DataConfig(name="image_folder", path=small_images(tmp_path / "images"), global_batch=4, train_size=32)
+    recipe = replace(TINY, model=ModelConfig(name=name, weights=str(start)), data=data)
+    run(recipe, out)
+    start.unlink()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    variant = get_model(name, num_classes=2, **arguments)
+    load_weights(variant, out / "model.safetensors")
+    found = load_run(out).model(images)
+    assert torch.equal(found, variant.eval()(images))
+    assert found.shape == (2, 2)
 
 
 def test_any_number_of_processes_evaluates_but_training_is_refused_before_it_begins(tmp_path):

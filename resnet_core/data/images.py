@@ -40,13 +40,17 @@ LARGEST_RATIO = 100  # of the longer side to the shorter
 def find_images(path: str | Path) -> list[Path]:
     """The file itself, or those with an image's ending in a folder, at any depth, sorted.
 
-    Raises ImageError for a folder without any.
+    Raises ImageError for a folder without any, and for a link that leads nowhere.
     """
     path = Path(path)
     if not path.is_dir():
         return [path]
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+    named = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
+    for file in named:
+        if file.is_symlink() and not file.exists():
+            raise ImageError(f"{file}: a link to {file.readlink()}, which is not there; mount it, or remove the link")
+    found = [file for file in named if file.is_file()]
     if not found:
         raise ImageError(f"{path}: no image in this folder; known endings are {', '.join(sorted(endings))}")
     return found

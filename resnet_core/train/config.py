@@ -12,14 +12,15 @@ class TrainConfig:
     """How long and in which arithmetic to train."""
 
     epochs: int = 90
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: automatic mixed precision; weights, gradients and their averages stay float32."""
+    precision: str = "float32"
+    """float32, or bf16: automatic mixed precision; weights, gradients and their averages stay float32."""
     channels_last: bool = False
     """Memory format NHWC, which many CPUs and GPUs convolve faster."""
     compile: bool = False
     """torch.compile the network."""
     accumulation: int = 1
-    """Parts in which each process computes its batch, one after the other: less memory, the same mean gradient."""
+    """Parts in which each process computes its batch, one after the other: less memory, the same mean gradient. As
+    many as it has samples at most."""
     sync_batchnorm: bool = False
     """BatchNorm over the batches of all processes; on GPUs alone."""
     deterministic: bool = False
@@ -33,6 +34,23 @@ class TrainConfig:
             raise ValueError(
                 f"train.precision must be float32 or bf16, got {self.precision!r}; fp16 is not offered: its gradients "
                 "need a loss scale that changes the run, and bf16 has float32's range"
+            )
+
+    def smallest_part(self, batch: int) -> int:
+        """Samples in the smallest part of a process's batch. Raises ValueError where there are more parts."""
+        if self.accumulation > batch:
+            raise ValueError(
+                f"train.accumulation {self.accumulation} is more parts than the {batch} samples that each process has "
+                "in a batch; lower it, use fewer processes, or raise data.global_batch"
+            )
+        return batch // self.accumulation
+
+    def check_device(self, device_type: str) -> None:
+        """Raises ValueError where this cannot be computed there."""
+        if self.sync_batchnorm and device_type != "cuda":
+            raise ValueError(
+                "train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave it out on the CPU, or make "
+                "each process's batch large enough for statistics of its own"
             )
 
 

@@ -188,6 +188,25 @@ class PeerError(RuntimeError):
 LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 
 
+def launched(name: str) -> int:
+    """One of those numbers of this process. Raises ValueError where the environment holds something else."""
+    value = os.environ.get(name, str(LAUNCHED[name]))
+    if not value.isdecimal():
+        raise ValueError(f"the environment variable {name} is {value!r} and should be a whole number: torchrun sets it")
+    return int(value)
+
+
+def device_type(device: str, processes: int) -> str:
+    """ "cuda" or "cpu", for that many processes of this machine. Raises ValueError for "cuda" with too few GPUs."""
+    gpus = torch.cuda.device_count()
+    use_cuda = gpus >= processes if device == "auto" else device == "cuda"
+    if use_cuda and gpus < processes:
+        raise ValueError(
+            f"{processes} processes on this machine find {gpus} GPUs; start at most one for each, or use device cpu"
+        )
+    return "cuda" if use_cuda else "cpu"
+
+
 @contextmanager
 def join_world(device: str = "auto", *, timeout_seconds: float = 300.0) -> Iterator[World]:
     """Joins the processes that `launch` or torchrun started, if any: gloo on CPU, NCCL on GPU.
@@ -197,13 +216,8 @@ def join_world(device: str = "auto", *, timeout_seconds: float = 300.0) -> Itera
     with its rank; where another process failed first, or is gone, this one raises PeerError. A process that gives no
     sign of life for `timeout_seconds` ends the others, and so does the end of the one that started them.
     """
-    rank, size, local_rank, local_size = (int(os.environ.get(key, default)) for key, default in LAUNCHED.items())
-    gpus = torch.cuda.device_count()
-    use_cuda = gpus >= local_size if device == "auto" else device == "cuda"
-    if use_cuda and gpus < local_size:
-        raise ValueError(
-            f"{local_size} processes on this machine find {gpus} GPUs; start at most one for each, or use device cpu"
-        )
+    rank, size, local_rank, local_size = map(launched, LAUNCHED)
+    use_cuda = device_type(device, local_size) == "cuda"
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
@@ -232,7 +246,7 @@ def _meet(backend: str) -> dist.Store:
         shared, rank, size = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(_name_of_start(shared, rank, size), shared)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter where the environment does not say
         address, port = (os.environ.get(key) for key in ("MASTER_ADDR", "MASTER_PORT"))
         raise ValueError(
             f"the processes cannot meet at {address}:{port} ({str(error).splitlines()[0]}); MASTER_ADDR must be rank "

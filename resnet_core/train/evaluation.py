@@ -19,14 +19,13 @@ class EvalBatches(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
+SHAPES = 64  # of batches, in training and in evaluation: images grow, the last batch is smaller
+
+
 def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
+    config.check_device(world.device.type)
     if config.sync_batchnorm:
-        if world.device.type != "cuda":
-            raise ValueError(
-                "train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave it out on the CPU, or make "
-                "each process's batch large enough for statistics of its own"
-            )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS demands for it
@@ -36,7 +35,8 @@ def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if config.compile:
-        model.compile()
+        torch._dynamo.config.recompile_limit = SHAPES  # beyond it torch runs the network without compiling it
+        model.compile(dynamic=False)  # else a graph would depend on which shapes this process saw first
     return model
 
 

@@ -266,12 +266,18 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave."""
+    """Puts back what `optimizer_tensors` gave, in the memory format of the parameters.
+
+    A checkpoint holds all tensors as contiguous, and a norm over one is summed in the order in which it lies.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = {names[parameter]: number for number, parameter in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         parameter_name, key = name.rsplit("/", 1)
-        state.setdefault(numbers[parameter_name], {})[key] = value
+        number = numbers[parameter_name]
+        if value.shape == parameters[number].shape:
+            value = torch.empty_like(parameters[number], dtype=value.dtype).copy_(value)
+        state.setdefault(number, {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

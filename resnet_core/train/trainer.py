@@ -7,7 +7,6 @@ learning rate and the seed of random layers are computed from it, so a checkpoin
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -37,6 +36,7 @@ from resnet_core.train.distributed import World
 from resnet_core.train.evaluation import EvalBatches, evaluate, forward, prepare
 from resnet_core.train.optimizers import clip_gradients, load_optimizer_tensors, optimizer_tensors
 from resnet_core.train.report import Report
+from resnet_core.train.seeds import random_layers_seed, seed_random_layers
 from resnet_core.train.signals import StoppedError
 
 
@@ -122,6 +122,7 @@ class Trainer:
         self.model = prepare(model, config, world)
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
+        config.smallest_part(train_loader.global_batch // world.size)  # raises where there are too many parts
         self.step = 0  # optimizer steps done
         self.saved_step = -1  # and of these in the newest checkpoint
         self.scores: dict[str, float] | None = None  # of the weights as they are, where they were evaluated
@@ -239,7 +240,7 @@ class Trainer:
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Computes the gradients of the batch's mean loss, part by part, averaged over the ranks; that mean, here."""
         self.optimizer.zero_grad()
-        parts = list(zip(*(each.chunk(self.config.accumulation) for each in (inputs, targets)), strict=True))
+        parts = list(zip(*(each.tensor_split(self.config.accumulation) for each in (inputs, targets)), strict=True))
         losses = []
         for number, (part, wanted) in enumerate(parts, 1):
             with self.world.apart(self.replica) if number < len(parts) else nullcontext():
@@ -394,18 +395,3 @@ class Moment(NamedTuple):
     seconds: float
     waited: float
     communicated: float
-
-
-def random_layers_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of dropout and the like: another one each step and rank, the same whenever that step is done again."""
-    return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
-
-
-def seed_random_layers(seed: int, device: torch.device) -> None:
-    """What `torch.manual_seed` does for the generators that a step draws from: the CPU's and its own GPU's.
-
-    Torch's also looks for kinds of accelerators that are not there, which takes as long as a small network's step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)

@@ -127,6 +127,32 @@ def test_a_port_in_use_is_told_with_the_remedy(started_by_hand, capsys, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"RANK": 0, "WORLD_SIZE": 2},
+            "cannot meet at None:None .*MASTER_ADDR expected, but not set.*torchrun --standalone",
+        ),
+        (
+            {"RANK": 0, "WORLD_SIZE": "two"},
+            "variable WORLD_SIZE is 'two' and should be a whole number: torchrun sets it",
+        ),
+    ],
+)
+def test_an_environment_that_says_too_little_is_told_with_the_remedy(environment, message, cli, monkeypatch, tmp_path):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    (line,) = cli("train", "digits", "--out", tmp_path / "run").stderr.splitlines()
+    assert re.search(message, line), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_that_is_not_told_how_many_there_are_is_alone(cli, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert "batch          1 processes x 64 samples" in cli("train", "digits", "--dry-run").stdout
+
+
 @pytest.mark.parametrize("words", ["train digit", "train digits --train.epochs 0", "train digits --optimizer.lrr 1"])
 def test_a_mistake_on_the_command_line_is_told_by_one_process(words, started_by_hand, capsys):
     def lines(rank):

@@ -13,9 +13,10 @@ from resnet_core.train import NonFiniteLossError, RunConfig, TrainConfig, Traine
 from resnet_core.train.averaging import AveragingConfig, WeightAverage
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
+from resnet_core.train.optimizers import OPTIMIZERS, OptimizerConfig, build_optimizer
 from resnet_core.train.report import Report, read_records
 from resnet_core.train.schedules import Schedule, ScheduleConfig
-from resnet_core.train.trainer import seed_random_layers
+from resnet_core.train.seeds import seed_random_layers
 
 EPOCHS, SAMPLES, BATCH = 3, 26, 8
 
@@ -89,21 +90,38 @@ def test_the_loop_is_the_one_a_person_would_write():
     assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("make_optimizer", [sgd, lambda model: torch.optim.AdamW(model.parameters())])
-@pytest.mark.parametrize("cut_after", [1, 3, 5, 8])
-def test_a_run_cut_at_any_step_ends_with_the_same_weights(tmp_path, cut_after, make_optimizer):
-    whole = trainer(make_optimizer=make_optimizer)
-    whole.fit()
+def optimizer_of(name):
+    return lambda model: build_optimizer(model, OptimizerConfig(name=name, weight_decay=1e-3))
 
-    cut = trainer(tmp_path, make_optimizer=make_optimizer)
+
+def assert_a_cut_changes_nothing(folder, cut_after, **options):
+    whole = trainer(**options)
+    whole.fit()
+    cut = trainer(folder, **options)
     for step in cut.steps():
         if step.step == cut_after:
             cut.save()
             break
-    resumed = trainer(tmp_path, make_optimizer=make_optimizer)
+    torch.compiler.reset()  # as in a process that has compiled nothing yet
+    resumed = trainer(folder, **options)
     resumed.fit()
     assert resumed.step == whole.step == 9
     assert_same_state(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer", [*map(optimizer_of, OPTIMIZERS), lambda m: torch.optim.AdamW(m.parameters())]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("cut_after", [1, 3, 5, 8])
+def test_a_run_cut_at_any_step_ends_with_the_same_weights(tmp_path, cut_after, channels_last, make_optimizer):
+    assert_a_cut_changes_nothing(tmp_path, cut_after, channels_last=channels_last, make_optimizer=make_optimizer)
+
+
+def test_a_compiled_run_that_is_cut_before_an_evaluation_ends_with_the_same_weights(tmp_path):
+    """The process that continues meets the evaluation's batches first, and of another size."""
+    assert_a_cut_changes_nothing(tmp_path, 3, compile=True)
+    torch.compiler.reset()
 
 
 def test_evaluating_in_between_changes_nothing(tmp_path):
@@ -218,6 +236,11 @@ def test_precision_and_memory_format_follow_the_same_path(options):
     assert next(one.model.parameters()).dtype == torch.float32
     if options.get("channels_last"):
         assert one.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+        seen = []
+        one.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        one.evaluate()
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
+        assert not seen[0].is_contiguous()
     else:
         assert losses != expected
 
@@ -245,15 +268,27 @@ class Plain(nn.Module):
         return self.fc(self.conv(x).relu().flatten(1))
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8, 50])
+@pytest.mark.parametrize("parts", [2, 3, 5, 8])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(parts):
     """3 parts of 8 samples are not alike: 3, 3 and 2."""
-    whole, accumulated = (trainer(model=Plain()) for _ in range(2))
-    accumulated.config = TrainConfig(epochs=EPOCHS, accumulation=parts)
+    whole, accumulated = trainer(model=Plain()), trainer(model=Plain(), accumulation=parts)
+    computed = []
+    accumulated.model.register_forward_pre_hook(lambda module, inputs: computed.append(len(inputs[0])))
+    next(accumulated.steps())
+    assert len(computed) == parts
+    assert sum(computed) == BATCH
+    accumulated = trainer(model=Plain(), accumulation=parts)
     losses, expected = ([step.loss for step in each.steps()] for each in (accumulated, whole))
     assert losses == pytest.approx(expected, abs=1e-6)
     for ours, theirs in zip(accumulated.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_more_parts_than_samples_are_refused():
+    with pytest.raises(
+        ValueError, match=r"train.accumulation 9 is more parts than the 8 samples that each process has"
+    ):
+        trainer(accumulation=9)
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_their_own_is_recorded():
@@ -305,17 +340,22 @@ def test_a_cut_run_ends_with_the_same_average(tmp_path, cut_after):
 
 def test_a_compiled_network_learns_the_same():
     one, reference = trainer(model=Plain(), compile=True), trainer(model=Plain())
+    torch._dynamo.utils.counters.clear()
     losses, expected = ([step.loss for step in each.steps()] for each in (one, reference))
     assert losses == pytest.approx(expected, abs=1e-5)
+    assert torch._dynamo.utils.counters["frames"] == {"total": 1, "ok": 1}
     assert list(one.model.state_dict()) == list(reference.model.state_dict())
     torch.compiler.reset()
 
 
 def test_the_same_algorithms_each_time_are_asked_of_torch():
     try:
+        torch.backends.cudnn.benchmark = True
         trainer(deterministic=True)
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
     finally:
+        torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(False)
 
 
