@@ -141,6 +141,7 @@ def test_the_architecture_imports_torch_alone():
 def test_the_trainer_knows_nothing_of_what_it_trains():
     source = (PACKAGE / "train" / "trainer.py").read_text()
     assert not re.findall(r"image|label|resnet(?!_core)", source, flags=re.IGNORECASE)
+    assert len(source.splitlines()) <= 400
 
 
 def test_importing_the_package_loads_neither_torchvision_nor_tools():

@@ -24,12 +24,12 @@ def split(count):
     return Split(torch.randn(count, 2, 6, 6, generator=generator), torch.arange(count) % 3)
 
 
-def make_trainer(world, norm):
+def make_trainer(world, norm, **config):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), norm(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     shared = {"rank": world.rank, "world_size": world.size}
     return Trainer(
-        TrainConfig(epochs=3),
+        TrainConfig(epochs=3, **config),
         model,
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         world=world,
@@ -51,7 +51,18 @@ def train_and_tell(folder):
             told[name]["own buffers"] = [buffer.tolist() for buffer in one.model.buffers()]
             told[name]["scores"] = one.evaluate()
             told[name]["state"] = [value.tolist() for value in one.model.state_dict().values()]
+            gradients = [parameter.grad.untyped_storage().data_ptr() for parameter in one.model.parameters()]
+            told[name]["gradients' storages"] = len(set(gradients))
         (folder / f"rank{world.rank}.json").write_text(json.dumps(told))
+    return 0
+
+
+def compile_and_tell(folder):
+    with join_world("cpu") as world:
+        one = make_trainer(world, nn.Identity, compile=True, accumulation=2)
+        losses = [step.loss for step in one.steps()]
+        compiled = torch._dynamo.utils.counters["frames"]["ok"]
+        (folder / f"rank{world.rank}.json").write_text(json.dumps([losses, compiled, list(one.model.state_dict())]))
     return 0
 
 
@@ -163,6 +174,20 @@ def test_ranks_hold_the_same_weights_and_report_the_same_numbers(told):
     for name in ("none", "batch norm"):
         for key in ("losses", "scores", "state"):
             assert told[0][name][key] == told[1][name][key]
+
+
+def test_gradients_are_averaged_where_they_lie(told):
+    """`gradient_as_bucket_view`: what is exchanged is not a copy. So small a network is one bucket."""
+    assert [rank["batch norm"]["gradients' storages"] for rank in told] == [1, 1]
+
+
+def test_a_compiled_network_is_a_replica_as_it_is(told, tmp_path):
+    assert forks.launch(compile_and_tell, (tmp_path,), 2) == 0
+    for rank in range(2):
+        losses, compiled, names = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert losses == pytest.approx(told[rank]["none"]["losses"], abs=1e-5)
+        assert compiled == 1
+        assert names == ["0.weight", "0.bias", "4.weight", "4.bias"]
 
 
 def test_buffers_differ_until_they_are_shared_and_then_are_rank_0s(told):
