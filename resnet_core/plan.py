@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.data.sampler import batch_share
-from resnet_core.models import get_model
+from resnet_core.pretrained import skeleton
 from resnet_core.recipes import Recipe, builder_arguments, head_and_stem, make_loaders
 from resnet_core.train import World
-from resnet_core.train.distributed import device_type
+from resnet_core.train.distributed import device_type, launched
 from resnet_core.train.optimizers import build_optimizer
+from resnet_core.train.report import check_tensorboard
 from resnet_core.train.schedules import Schedule
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -70,10 +71,18 @@ class Plan:
 def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
     """The plan of a recipe.
 
-    Raises ValueError where it could not be trained: data or weights that cannot be had or do not fit, a batch that
-    cannot be split, a device that is not there or cannot do it, an average that would never be taken.
+    Raises ValueError where it could not be trained: data that cannot be had, weights whose header does not fit, a batch
+    that cannot be split, a device that is not there or cannot do it, an average that would never be taken, images that
+    would never grow, TensorBoard that is asked for and missing.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if recipe.run.tensorboard:
+        check_tensorboard()
+    if recipe.data.train_size_epochs == 1 or (recipe.data.train_size_epochs and not recipe.data.train_size_start):
+        raise ValueError(
+            f"data.train_size_epochs {recipe.data.train_size_epochs} changes nothing: images grow from "
+            "data.train_size_start, which must be set, over at least 2 epochs; leave it 0"
+        )
+    here = launched("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else processes
     recipe.train.check_device(device_type(recipe.run.device, here))
     dataset, train_loader, _ = make_loaders(recipe, World(size=processes))
     steps = recipe.train.epochs * len(train_loader)
@@ -83,11 +92,12 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
             "weights would never be averaged; lower it, or set averaging.ema_decay to 0"
         )
     batch = batch_share(recipe.data.global_batch, processes)
-    with torch.device("meta"):
-        model = get_model(recipe.model.name, **builder_arguments(recipe.model, **head_and_stem(dataset)))
+    arguments = builder_arguments(recipe.model, **head_and_stem(dataset))
+    model = skeleton(recipe.model.name, arguments, recipe.model.weights or recipe.model.name)
     size = recipe.data.train_size or dataset.transform.crop_size
     shape = torch.Size((dataset.in_channels, size, size))
-    if recipe.train.smallest_part(batch) == 1:
+    alone = not recipe.train.sync_batchnorm or processes == 1
+    if recipe.train.smallest_part(batch) == 1 and alone:
         _check_one_sample(model, recipe.data.train_size_start or size, dataset.in_channels)
     part = math.ceil(batch / recipe.train.accumulation)
     parameters = sum(parameter.numel() for parameter in model.parameters())

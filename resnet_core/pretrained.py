@@ -85,13 +85,9 @@ def load_model(
             raise ValueError(f"{path} {UNNAMED}; name it (--model NAME)")
         info = assumed(model, state)
     config = check_config(info.config, str(path))
-    try:
-        with torch.device("meta"):
-            skeleton = get_model(info.model, **config)
-    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    fit(skeleton, state, str(path))
-    _check_use(info, skeleton, path)
+    shape = skeleton(info.model, config, str(path))
+    fit(shape, state, str(path))
+    _check_use(info, shape, path)
     network = get_model(info.model, **config)
     load_weights(network, state)
     return network.eval(), info
@@ -109,6 +105,15 @@ def info_of(source: str | Path) -> WeightsInfo:
     if info is None:
         raise ValueError(f"{path} {UNNAMED}; `resnet-core convert` writes a file that does")
     return info
+
+
+def skeleton(name: str, arguments: Mapping[str, Any], origin: str) -> nn.Module:
+    """A model on the meta device, where weights take no memory. Raises ValueError that begins with `origin`."""
+    try:
+        with torch.device("meta"):
+            return get_model(name, **arguments)
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{origin}: {error}") from error
 
 
 UNNAMED = "does not say of which model it holds the weights"

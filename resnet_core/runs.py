@@ -38,7 +38,7 @@ from resnet_core.train import (
     stop_on_signals,
 )
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
-from resnet_core.train.report import Report, check_tensorboard
+from resnet_core.train.report import Report
 from resnet_core.train.signals import stop_asked
 from resnet_core.weights import WeightsInfo, write_weights
 
@@ -65,14 +65,13 @@ def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 def claimed(recipe: Recipe, out: str | Path, world_size: int = 1, *, allow_changes: bool = False) -> Iterator[None]:
     """Makes `out` the folder of this recipe's run and, within it, keeps other jobs out of there.
 
-    Where that run has a checkpoint or result, it stays. Raises ValueError as `make_plan`, where the folder holds
-    another recipe's run (with `allow_changes`: a finished one), or other things, or where TensorBoard is asked for and
-    missing; OSError where the folder cannot be written or another job is at work there.
+    Where that run has a checkpoint or result, it stays. Raises ValueError as `make_plan` for a run that has not
+    finished, and where the folder holds another recipe's run (with `allow_changes`: a finished one), or other things;
+    OSError where the folder cannot be written or another job is at work there.
     """
-    if recipe.run.tensorboard:
-        check_tensorboard()
-    make_plan(recipe, world_size)
     out = Path(out)
+    if not (out / "result.json").exists():
+        make_plan(recipe, world_size)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, not a folder; {ELSEWHERE}")
     checkpoints = list_checkpoints(out / "checkpoints")
@@ -297,13 +296,20 @@ def record_environment(recipe: Recipe, out: Path, world: World, report: Report, 
 def load_run(out: str | Path, world: World | None = None) -> Trainer:
     """A finished run's trainer with its trained weights: `.model` to predict with, `.evaluate()` to score it again.
 
-    Raises ValueError where there is no finished run.
+    Raises ValueError where there is no finished run, or where its data have changed so that they do not fit.
     """
     recipe = read_recipe(out)
     path = Path(out) / "model.safetensors"
     if not path.exists():
         raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
-    model, _ = load_model(path)
+    model, info = load_model(path)
+    wanted = {"model": recipe.model.name, **head_and_stem(dataset_of(recipe.data))}
+    found = {"model": info.model, **info.config}
+    unfit = [
+        f"{key} {found.get(key)} there and {value} here" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if unfit:
+        raise ValueError(f"{path} does not fit the run's recipe and data ({'; '.join(unfit)}); mend data.path")
     trainer = make_trainer(recipe, world, build=lambda **_: model)
     trainer.model.eval()
     return trainer

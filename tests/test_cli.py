@@ -101,6 +101,16 @@ def test_a_mistake_is_told_in_one_line(words, message, capsys, tmp_path, monkeyp
         ("--train.accumulation 64 --model.name resnet18", "compute one image of 16 pixels at a time, .* lower train"),
         ("--train.sync-batchnorm True", "torch synchronises BatchNorm on GPUs alone"),
         ("--averaging.ema-decay 0.9 --averaging.ema-every-steps 661", "661 is more than the run's 660 steps"),
+        ("--data.train-size-epochs 5", "data.train_size_epochs 5 changes nothing"),
+        (
+            "--data.train-size-start 8 --data.train-size 16 --data.train-size-epochs 1",
+            "over at least 2 epochs; leave it 0",
+        ),
+        (
+            "--train.accumulation 64 --model.name resnet18 --data.train-size 64 --data.train-size-start 16",
+            "one image of 16 pixels",
+        ),
+        ("--model.weights missing.pth", "missing.pth is not there; check the name"),
         ("--model.weights nowhere", "'nowhere' is neither a run's folder, nor a file of weights"),
         ("--model.weights resnet18", "model.weights resnet18 are a resnet18's, and model.name is cifar_resnet20"),
         ("--train.epochs 0", "train.epochs must be at least 1, got 0"),

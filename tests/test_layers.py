@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "deploy": {"durable", "rounding", "suggestions"},
     "settings": {"suggestions"},
     "recipes": {"backbone", "data", "models", "pretrained", "settings", "suggestions", "train"},
-    "plan": {"data", "models", "recipes", "train"},
+    "plan": {"data", "pretrained", "recipes", "train"},
     "runs": {"__init__", "data", "durable", "lock", "plan", "pretrained", "recipes", "settings", "train", "weights"},
     "curves": {"durable", "recipes", "runs", "train"},
     "evaluation": {"data", "train", "weights"},

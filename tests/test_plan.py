@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from resnet_core.plan import make_plan, saved_values, state_tensors
-from resnet_core.recipes import RECIPES, make_trainer
+from resnet_core.recipes import RECIPES, ModelConfig, make_trainer
 from resnet_core.train import TrainConfig
 from resnet_core.train.averaging import AveragingConfig
 from resnet_core.train.optimizers import OptimizerConfig
@@ -25,6 +25,32 @@ def test_the_plan_of_a_recipe_is_what_its_trainer_does():
     assert "660: 30 epochs of 22" in str(plan)
     assert "▁" in str(plan)
     assert "█" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes"),
+    [
+        ({"averaging": AveragingConfig(ema_decay=0.9, ema_every_steps=660)}, 1),
+        ({"model": ModelConfig(name="resnet18"), "train": TrainConfig(epochs=30, accumulation=32)}, 1),
+        ({"train": TrainConfig(epochs=30, accumulation=64)}, 1),  # 4 x 4 pixels are left at the end
+        ({"data": replace(DIGITS.data, train_size=16, train_size_start=8, train_size_epochs=2)}, 64),
+    ],
+)
+def test_what_can_just_be_trained_is_planned(changes, processes):
+    assert make_plan(replace(DIGITS, **changes), processes).processes == processes
+
+
+def test_batchnorm_over_all_processes_needs_no_two_images_in_one(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    train = TrainConfig(epochs=30, sync_batchnorm=True)
+    data = replace(DIGITS.data, global_batch=2)
+    recipe = replace(DIGITS, model=ModelConfig(name="resnet18"), train=train, data=data)
+    assert make_plan(recipe, processes=2).batch == 1
+    with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone"):
+        make_plan(recipe, processes=3)  # more than there are GPUs
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match="global batch of 2 cannot be split equally over 3 processes"):
+        make_plan(recipe, processes=3)  # on three machines
 
 
 def test_what_the_backward_needs_is_counted():

@@ -9,6 +9,7 @@ from PIL import Image
 
 import resnet_core
 from resnet_core.data import load_digits
+from resnet_core.data.datasets import class_folders
 from resnet_core.data.images import ImageError, find_images, read_image
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.predict import predict
@@ -112,6 +113,9 @@ def test_a_link_to_an_image_is_followed_and_one_that_leads_nowhere_is_named(tmp_
     (folder / "b.png").symlink_to("/nowhere/b.png")
     with pytest.raises(ImageError, match=r"b.png: a link to /nowhere/b.png, which is not there; mount it, or remove"):
         find_images(folder)
+    (folder / "b.png").rename(tmp_path / "class")
+    with pytest.raises(ImageError, match=r"class: a link to /nowhere/b.png, which is not there"):
+        class_folders(tmp_path)
 
 
 def test_a_camera_s_orientation_is_honoured(tmp_path):

@@ -1,6 +1,7 @@
 """Recipes: what a trainer made from one does, and the run's folder."""
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import resnet_core
 from resnet_core.data import DataConfig, identity, load_digits
+from resnet_core.data.config import loaded
 from resnet_core.models import MODELS, get_model
 from resnet_core.recipes import (
     LOSSES,
@@ -374,6 +376,30 @@ def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(na
     found = load_run(out).model(images)
     assert torch.equal(found, variant.eval()(images))
     assert found.shape == (2, 2)
+    assert run(recipe, out)["count"] == 8  # finished: it is not begun again, and asks for no weights
+    for part in ("train", "test"):
+        shutil.copytree(tmp_path / "images" / part / "dog", tmp_path / "images" / part / "ape")
+    loaded.cache_clear()
+    with pytest.raises(ValueError, match=r"not fit the run's recipe and data \(num_classes 2 there and 3 here\); mend"):
+        load_run(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("cifar_resnet20", {"groups": 2}),
+        ("resnet18", {"replace_stride_with_dilation": [True, True, True]}),
+        ("resnet50", {"groups": 1 << 20, "width_per_group": 1 << 20}),
+        ("resnet18", {"block": "Bottleneck"}),
+    ],
+)
+def test_weights_that_say_of_themselves_what_cannot_be_are_named(name, config, tmp_path):
+    start = tmp_path / "start.safetensors"
+    info = WeightsInfo(model=name, config={"num_classes": 10, "in_channels": 1, **config}, origin="a test")
+    write_weights(start, get_model(name, num_classes=10, in_channels=1).state_dict(), info)
+    with pytest.raises(ValueError, match=r"start.safetensors(: .*| has .*)"):
+        prepare(replace(TINY, model=ModelConfig(name=name, weights=str(start))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_any_number_of_processes_evaluates_but_training_is_refused_before_it_begins(tmp_path):

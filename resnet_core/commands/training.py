@@ -25,7 +25,7 @@ from resnet_core.runs import prepare, read_recipe, read_result
 from resnet_core.runs import run as run_recipe
 from resnet_core.settings import to_toml
 from resnet_core.train import TrainConfig, join_world, launch
-from resnet_core.train.distributed import is_main_process, launched
+from resnet_core.train.distributed import LAUNCHED, is_main_process, launched
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ class Train:
             raise ValueError(f"--processes must be at least 1, got {self.processes}")
 
     def __call__(self) -> int:
-        under_torchrun = "RANK" in os.environ
+        under_torchrun = "RANK" in os.environ or "WORLD_SIZE" in os.environ
         if under_torchrun and self.processes > 1:
             raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
-        processes = launched("WORLD_SIZE") if under_torchrun else self.processes
+        numbers = {name: launched(name) for name in LAUNCHED}
+        processes = numbers["WORLD_SIZE"] if under_torchrun else self.processes
         plan = make_plan(self.recipe, processes) if self.dry_run else None
         if plan is None and not under_torchrun:
             prepare(self.recipe, self.out, processes, allow_changes=self.allow_changes)

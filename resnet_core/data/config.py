@@ -105,11 +105,6 @@ class DataConfig:
             )
         if self.train_size_start and not self.train_size:
             raise ValueError("data.train_size_start needs data.train_size, the size to which images grow; set both")
-        if self.train_size_epochs == 1 or (self.train_size_epochs and not self.train_size_start):
-            raise ValueError(
-                f"data.train_size_epochs {self.train_size_epochs} changes nothing: images grow from "
-                "data.train_size_start, which must be set, over at least 2 epochs; leave it 0"
-            )
         if self.train_size_start > self.train_size:
             raise ValueError(
                 f"data.train_size_start must be at most data.train_size, "

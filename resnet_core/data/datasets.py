@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_core.data.binary import read_cifar10_records, read_idx
-from resnet_core.data.images import find_images, read_image
+from resnet_core.data.images import find_images, read_image, refuse_dangling
 from resnet_core.data.transforms import CHANNEL_MODES, Images, ImageTransform
 
 T = TypeVar("T")
@@ -248,8 +248,10 @@ def tested_part(folder: Path) -> Path:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The classes: names of the folders inside, sorted, hidden ones left out."""
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    """The classes: names of the folders inside, sorted, hidden ones left out. Raises as `refuse_dangling`."""
+    shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    refuse_dangling(shown)
+    names = tuple(path.name for path in shown if path.is_dir())
     if not names:
         raise ValueError(f"{folder} has no class folders; put its images as {folder}/CLASS/IMAGE")
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -46,11 +47,16 @@ def find_images(path: str | Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    named = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
-    for file in named:
-        if file.is_symlink() and not file.exists():
-            raise ImageError(f"{file}: a link to {file.readlink()}, which is not there; mount it, or remove the link")
-    found = [file for file in named if file.is_file()]
+    inside = sorted(path.rglob("*"))
+    refuse_dangling(inside)
+    found = [file for file in inside if file.suffix.lower() in endings and file.is_file()]
     if not found:
         raise ImageError(f"{path}: no image in this folder; known endings are {', '.join(sorted(endings))}")
     return found
+
+
+def refuse_dangling(paths: Iterable[Path]) -> None:
+    """Raises ImageError for a link that leads nowhere: images would be missed in silence."""
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise ImageError(f"{path}: a link to {path.readlink()}, which is not there; mount it, or remove the link")

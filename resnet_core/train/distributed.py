@@ -191,8 +191,11 @@ LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 def launched(name: str) -> int:
     """One of those numbers of this process. Raises ValueError where the environment holds something else."""
     value = os.environ.get(name, str(LAUNCHED[name]))
-    if not value.isdecimal():
-        raise ValueError(f"the environment variable {name} is {value!r} and should be a whole number: torchrun sets it")
+    least = 1 if name.endswith("SIZE") else 0
+    if not value.isdecimal() or int(value) < least:
+        raise ValueError(
+            f"the environment variable {name} is {value!r} and should be a number from {least} on: torchrun sets it"
+        )
     return int(value)
 
 
@@ -313,9 +316,15 @@ def _lost_peer(error: Exception) -> bool:
 
 def is_main_process() -> bool:
     """Whether this process may speak, also before it has joined the world."""
-    return os.environ.get("RANK", "0") == "0"
+    return _is_first("RANK")
 
 
 def may_tell(error: Exception) -> bool:
     """Whether this process may say what ended it: the rank that had the error, else the first of each machine."""
-    return bool(getattr(error, "__notes__", ())) or os.environ.get("LOCAL_RANK", "0") == "0"
+    return bool(getattr(error, "__notes__", ())) or _is_first("LOCAL_RANK")
+
+
+def _is_first(name: str) -> bool:
+    """Also where the variable holds no number, which somebody has to say."""
+    value = os.environ.get(name, "0")
+    return not value.isdecimal() or int(value) == 0

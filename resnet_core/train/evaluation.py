@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -19,9 +20,6 @@ class EvalBatches(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-SHAPES = 64  # of batches, in training and in evaluation: images grow, the last batch is smaller
-
-
 def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
     config.check_device(world.device.type)
@@ -35,7 +33,8 @@ def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if config.compile:
-        torch._dynamo.config.recompile_limit = SHAPES  # beyond it torch runs the network without compiling it
+        # Beyond so many shapes of batches torch would run the network without compiling it.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = sys.maxsize
         model.compile(dynamic=False)  # else a graph would depend on which shapes this process saw first
     return model
 

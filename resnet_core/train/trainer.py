@@ -122,7 +122,6 @@ class Trainer:
         self.model = prepare(model, config, world)
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
-        config.smallest_part(train_loader.global_batch // world.size)  # raises where there are too many parts
         self.step = 0  # optimizer steps done
         self.saved_step = -1  # and of these in the newest checkpoint
         self.scores: dict[str, float] | None = None  # of the weights as they are, where they were evaluated
@@ -194,7 +193,11 @@ class Trainer:
         raise StoppedError(f"stopped after step {self.step} of {self.num_steps}, {saved}")
 
     def steps(self) -> Iterator[Step]:
-        """Does one optimizer step for each item it yields, up to the last: `fit`'s loop, for a loop of your own."""
+        """Does one optimizer step for each item it yields, up to the last: `fit`'s loop, for a loop of your own.
+
+        Raises ValueError where a batch cannot be computed in so many parts, and otherwise as `fit`.
+        """
+        self.config.smallest_part(self.train_loader.global_batch // self.world.size)
         while self.step < self.num_steps:
             epoch, position = divmod(self.step, len(self.train_loader))
             batches = iter(self.train_loader.epoch(epoch, start=position))

@@ -85,9 +85,11 @@ def read_info(path: str | Path) -> WeightsInfo | None:
 
     A pickle says nothing. Raises WeightsError.
     """
-    if Path(path).suffix.lower() in PICKLES:
-        return None
     with blaming(Path(path)):
+        if Path(path).suffix.lower() in PICKLES:
+            if not Path(path).exists():
+                raise ValueError("is not there; check the name")
+            return None
         return WeightsInfo.from_metadata(read_header(Path(path))[1])
 
 

@@ -27,8 +27,6 @@ DIGITS = DataConfig(name="digits", global_batch=64)
         ({"eval_size": 16, "eval_resize": 12}, "got 12 and 16"),
         ({"train_size_start": 32, "train_size": 16}, "must be at most data.train_size, got 32 and 16"),
         ({"train_size_start": 8}, "data.train_size_start needs data.train_size, the size to which images grow"),
-        ({"train_size_epochs": 5}, "data.train_size_epochs 5 changes nothing"),
-        ({"train_size_start": 8, "train_size": 16, "train_size_epochs": 1}, "over at least 2 epochs; leave it 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -134,10 +134,14 @@ def test_a_port_in_use_is_told_with_the_remedy(started_by_hand, capsys, tmp_path
             {"RANK": 0, "WORLD_SIZE": 2},
             "cannot meet at None:None .*MASTER_ADDR expected, but not set.*torchrun --standalone",
         ),
+        ({"WORLD_SIZE": 2}, "cannot meet at None:None .*RANK expected, but not set.*torchrun --standalone"),
         (
             {"RANK": 0, "WORLD_SIZE": "two"},
-            "variable WORLD_SIZE is 'two' and should be a whole number: torchrun sets it",
+            "variable WORLD_SIZE is 'two' and should be a number from 1 on: torchrun sets",
         ),
+        ({"LOCAL_RANK": "x"}, "variable LOCAL_RANK is 'x' and should be a number from 0 on: torchrun sets it"),
+        ({"RANK": ""}, "variable RANK is '' and should be a number from 0 on"),
+        ({"LOCAL_WORLD_SIZE": 0}, "variable LOCAL_WORLD_SIZE is '0' and should be a number from 1 on"),
     ],
 )
 def test_an_environment_that_says_too_little_is_told_with_the_remedy(environment, message, cli, monkeypatch, tmp_path):
