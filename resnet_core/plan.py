@@ -34,6 +34,8 @@ class Plan:
     parameters: int
     training_samples: int
     test_samples: int
+    image_sizes: str
+    """Pixels, in training and in evaluation."""
     epochs: int
     steps_per_epoch: int
     processes: int
@@ -52,13 +54,15 @@ class Plan:
         peak = max(rates)
         curve = "".join(BARS[math.ceil(rate / peak * len(BARS)) - 1 if rate > 0 else 0] for rate in rates)
         parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
+        count = "1 process" if self.processes == 1 else f"{self.processes} processes"
         start = f", from the weights {self.weights}" if self.weights else ""
         return "\n".join(
             [
                 f"model          {self.model}, {self.parameters:,} parameters{start}",
                 f"data           {self.training_samples:,} samples to train on, {self.test_samples:,} to test on",
                 f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
-                f"batch          {self.processes} processes x {self.batch} samples{parts}",
+                f"images         {self.image_sizes}",
+                f"batch          {count} x {self.batch} samples{parts}",
                 f"learning rate  {curve}",
                 f"               {rates[0]:.3g} first, {peak:.3g} at most, {rates[-1]:.3g} last",
                 f"memory         about {(self.weights_bytes + self.activation_bytes) / 2**30:.2f} GiB a process: "
@@ -77,10 +81,16 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
     """
     if recipe.run.tensorboard:
         check_tensorboard()
-    if recipe.data.train_size_epochs == 1 or (recipe.data.train_size_epochs and not recipe.data.train_size_start):
+    growing = recipe.data.train_size_epochs
+    if growing == 1 or (growing and not recipe.data.train_size_start):
         raise ValueError(
-            f"data.train_size_epochs {recipe.data.train_size_epochs} changes nothing: images grow from "
-            "data.train_size_start, which must be set, over at least 2 epochs; leave it 0"
+            f"data.train_size_epochs {growing} changes nothing: images grow from data.train_size_start, which must be "
+            "set, over at least 2 epochs; set it to 0"
+        )
+    if growing > recipe.train.epochs:
+        raise ValueError(
+            f"data.train_size_epochs {growing} is more than train.epochs {recipe.train.epochs}: images would never "
+            "reach data.train_size; set it to at most that, or to 0, all epochs"
         )
     here = launched("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else processes
     recipe.train.check_device(device_type(recipe.run.device, here))
@@ -94,11 +104,14 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
     batch = batch_share(recipe.data.global_batch, processes)
     arguments = builder_arguments(recipe.model, **head_and_stem(dataset))
     model = skeleton(recipe.model.name, arguments, recipe.model.weights or recipe.model.name)
-    size = recipe.data.train_size or dataset.transform.crop_size
+    evaluation = dataset.transform
+    size = recipe.data.train_size or evaluation.crop_size
+    first = recipe.data.train_size_start or size
+    grown = f"{size} x {size}" if first == size else f"{first} x {first} growing to {size} x {size}"
     shape = torch.Size((dataset.in_channels, size, size))
     alone = not recipe.train.sync_batchnorm or processes == 1
     if recipe.train.smallest_part(batch) == 1 and alone:
-        _check_one_sample(model, recipe.data.train_size_start or size, dataset.in_channels)
+        _check_one_sample(model, first, dataset.in_channels)
     part = math.ceil(batch / recipe.train.accumulation)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 2 + state_tensors(recipe) + bool(recipe.averaging.ema_decay)
@@ -109,6 +122,7 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
         parameters=parameters,
         training_samples=len(dataset.train),
         test_samples=len(dataset.test),
+        image_sizes=f"{grown} pixels in training, {evaluation.crop_size} x {evaluation.crop_size} in evaluation",
         epochs=recipe.train.epochs,
         steps_per_epoch=len(train_loader),
         processes=processes,

@@ -50,7 +50,8 @@ def read_recipe(folder: str | Path) -> Recipe:
     """The recipe of a run's folder. Raises ValueError where there is none or it cannot be read."""
     path = Path(folder) / "recipe.toml"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a run's folder: it has no recipe.toml; `resnet-core train` makes one")
+        reason = "it has no recipe.toml" if Path(folder).exists() else "it is not there"
+        raise ValueError(f"{folder} is not a run's folder: {reason}; `resnet-core train` makes one")
     return _as_recipe(read_toml(path), str(path))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known names, or all of them."""
+    """The end of an error message about an unknown name: names that end with it, else the nearest, else all of them."""
     spelled = {each.lower(): each for each in known}
-    nearest = [spelled[each] for each in difflib.get_close_matches(str(name).lower(), spelled, n=3, cutoff=0.5)]
+    written = str(name).lower()
+    longer = [each for each in spelled if each.endswith(f"_{written}")]
+    nearest = [spelled[each] for each in longer or difflib.get_close_matches(written, spelled, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(spelled.values())}"

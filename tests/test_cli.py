@@ -67,7 +67,7 @@ def test_recipes_are_listed_and_shown(capsys):
         ("describe resnet5", "unknown model 'resnet5'; did you mean resnet50"),
         ("describe resnet50 --image-size 0", "image_size must be at least 1 pixel and at most 32768, got 0"),
         ("models vgg*", "no model matches 'vgg\\*'"),
-        ("evaluate nowhere", "nowhere is not a run's folder: it has no recipe.toml"),
+        ("evaluate nowhere", "nowhere is not a run's folder: it is not there; say on which data"),
         ("plot nowhere", "nowhere is not a run's folder"),
         ("train digits --schedule.warmup-epochs 30", r"warmup_epochs \(30\) must be less than train.epochs \(30\)"),
         ("train digits --processes 3", "64 cannot be split equally over 3 processes; use 1 or 2 or 4"),
@@ -101,10 +101,18 @@ def test_a_mistake_is_told_in_one_line(words, message, capsys, tmp_path, monkeyp
         ("--train.accumulation 64 --model.name resnet18", "compute one image of 16 pixels at a time, .* lower train"),
         ("--train.sync-batchnorm True", "torch synchronises BatchNorm on GPUs alone"),
         ("--averaging.ema-decay 0.9 --averaging.ema-every-steps 661", "661 is more than the run's 660 steps"),
+        (
+            "--run.device cuda",
+            "needs a GPU of its own, and torch finds 0 for 1; start fewer processes, or use the device",
+        ),
         ("--data.train-size-epochs 5", "data.train_size_epochs 5 changes nothing"),
         (
+            "--data.train-size 16 --data.train-size-start 8 --data.train-size-epochs 31",
+            "data.train_size_epochs 31 is more than train.epochs 30: images would never reach data.train_size",
+        ),
+        (
             "--data.train-size-start 8 --data.train-size 16 --data.train-size-epochs 1",
-            "over at least 2 epochs; leave it 0",
+            "over at least 2 epochs; set it to 0",
         ),
         (
             "--train.accumulation 64 --model.name resnet18 --data.train-size 64 --data.train-size-start 16",
@@ -166,10 +174,13 @@ def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(
 
 
 def test_a_start_that_failed_leaves_its_folder_free(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    def damaged(*arguments, **options):
+        raise ValueError("the weights are damaged")
+
+    monkeypatch.setattr("resnet_core.runs.make_trainer", damaged)
     out = tmp_path / "run"
-    assert main(["train", "digits", "--out", str(out), "--run.device", "cuda"]) == 2
-    assert "find 0 GPUs" in capsys.readouterr().err
+    assert main(["train", "digits", "--out", str(out), "--seed", "3"]) == 2
+    assert "the weights are damaged" in capsys.readouterr().err
     prepare(RECIPES["digits"], out)
     assert (out / "recipe.toml").read_text() == to_toml(RECIPES["digits"])
 

@@ -23,6 +23,7 @@ def test_the_plan_of_a_recipe_is_what_its_trainer_does():
     assert [plan.lr_fn(step) for step in range(50)] == [trainer.lr_fn(step) for step in range(50)]
     assert plan.weights_bytes == 3 * 4 * plan.parameters  # weights, gradients, momentum
     assert "660: 30 epochs of 22" in str(plan)
+    assert "16 x 16 pixels in training, 16 x 16 in evaluation" in str(plan)
     assert "▁" in str(plan)
     assert "█" in str(plan)
 
@@ -37,7 +38,9 @@ def test_the_plan_of_a_recipe_is_what_its_trainer_does():
     ],
 )
 def test_what_can_just_be_trained_is_planned(changes, processes):
-    assert make_plan(replace(DIGITS, **changes), processes).processes == processes
+    plan = make_plan(replace(DIGITS, **changes), processes)
+    assert plan.processes == processes
+    assert ("8 x 8 growing to 16 x 16 pixels in training" in str(plan)) == ("data" in changes)
 
 
 def test_batchnorm_over_all_processes_needs_no_two_images_in_one(monkeypatch):

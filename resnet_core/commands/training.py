@@ -78,20 +78,27 @@ class Train:
             raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
         numbers = {name: launched(name) for name in LAUNCHED}
         processes = numbers["WORLD_SIZE"] if under_torchrun else self.processes
-        plan = make_plan(self.recipe, processes) if self.dry_run else None
+        recipe = from_anywhere(self.recipe)
+        plan = make_plan(recipe, processes) if self.dry_run else None
         if plan is None and not under_torchrun:
-            prepare(self.recipe, self.out, processes, allow_changes=self.allow_changes)
+            prepare(recipe, self.out, processes, allow_changes=self.allow_changes)
         if self.advice and is_main_process():
-            print(f"resnet-core: {self.advice}", file=sys.stderr)
+            print(f"resnet-core: note: {self.advice}", file=sys.stderr)
         if plan:
             if is_main_process():
                 print(plan)
             return 0
         if under_torchrun:
-            return train_here(self.recipe, self.out, self.allow_changes)
+            return train_here(recipe, self.out, self.allow_changes)
         if self.processes == 1 or read_result(self.out):
-            return train_here(self.recipe, self.out, self.allow_changes)
-        return launch(train_here, (self.recipe, self.out, self.allow_changes), self.processes)
+            return train_here(recipe, self.out, self.allow_changes)
+        return launch(train_here, (recipe, self.out, self.allow_changes), self.processes)
+
+
+def from_anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with the absolute path of its data: its run is evaluated from other folders, too."""
+    path = recipe.data.path and str(Path(recipe.data.path).absolute())
+    return replace(recipe, data=replace(recipe.data, path=path))
 
 
 def train_here(recipe: Recipe, out: Path, allow_changes: bool) -> int:
@@ -147,9 +154,10 @@ class Evaluate:
     def _data(self, recipe: Recipe | None) -> DataConfig:
         if not self.data and not self.dataset:
             if recipe is None:
+                reason = "it has no recipe.toml" if Path(self.weights).exists() else "it is not there"
                 raise ValueError(
-                    f"{self.weights} is not a run's folder: it has no recipe.toml; say on which data to evaluate "
-                    "other weights, with --data DIR"
+                    f"{self.weights} is not a run's folder: {reason}; say on which data to evaluate other weights, "
+                    "with --data DIR"
                 )
             return recipe.data
         name = self.dataset or "image_folder"

@@ -205,7 +205,8 @@ def device_type(device: str, processes: int) -> str:
     use_cuda = gpus >= processes if device == "auto" else device == "cuda"
     if use_cuda and gpus < processes:
         raise ValueError(
-            f"{processes} processes on this machine find {gpus} GPUs; start at most one for each, or use device cpu"
+            f"device cuda: each process on this machine needs a GPU of its own, and torch finds {gpus} for "
+            f"{processes}; start fewer processes, or use the device cpu"
         )
     return "cuda" if use_cuda else "cpu"
 

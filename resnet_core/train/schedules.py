@@ -72,7 +72,9 @@ class Schedule:
     def __post_init__(self) -> None:
         warmup, milestones, final_lr = self.config.warmup_epochs, self.config.milestones, self.config.final_lr
         if warmup >= self.epochs:
-            raise ValueError(f"schedule.warmup_epochs ({warmup:g}) must be less than train.epochs ({self.epochs})")
+            raise ValueError(
+                f"schedule.warmup_epochs ({warmup:g}) must be less than train.epochs ({self.epochs}); lower it"
+            )
         for milestone in milestones:
             if not warmup <= milestone < self.epochs:
                 raise ValueError(

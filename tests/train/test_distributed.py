@@ -251,6 +251,6 @@ def test_device_auto_is_the_cpu_where_gpus_are_fewer_than_processes(monkeypatch,
 def test_too_few_gpus_are_told_with_the_remedy(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    message = "2 processes on this machine find 1 GPUs; start at most one for each, or use device cpu"
+    message = "each process on this machine needs a GPU of its own, and torch finds 1 for 2; start fewer processes, or"
     with pytest.raises(ValueError, match=message), join_world("cuda"):
         pass

@@ -154,7 +154,7 @@ def test_an_environment_that_says_too_little_is_told_with_the_remedy(environment
 
 def test_a_rank_that_is_not_told_how_many_there_are_is_alone(cli, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    assert "batch          1 processes x 64 samples" in cli("train", "digits", "--dry-run").stdout
+    assert "batch          1 process x 64 samples" in cli("train", "digits", "--dry-run").stdout
 
 
 @pytest.mark.parametrize("words", ["train digit", "train digits --train.epochs 0", "train digits --optimizer.lrr 1"])
