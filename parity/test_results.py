@@ -2,13 +2,14 @@
 
 import json
 import shlex
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from parity.results import KEYS, RECORD, command_of, main, table
 from resnet_core.cli import parse_train
-from resnet_core.recipes import RECIPES
+from resnet_core.recipes import RECIPES, SOURCES
 from resnet_core.runs import differences_of, run
 from resnet_core.train.report import read_records
 
@@ -17,6 +18,12 @@ PAGE = RECORD.parent.parent / "results.md"
 
 def test_the_page_shows_the_recorded_runs():
     assert table(read_records(RECORD, KEYS)) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", ["cifar10_fast", "fashion_mnist"])
+def test_a_recipe_promises_what_its_runs_reached(name):
+    runs = [run for run in read_records(RECORD, KEYS) if run["command"] == f"resnet-core train {name}"]
+    assert f"{100 * statistics.mean(run['top1'] for run in runs):.1f}%" in SOURCES[name]
 
 
 def changed(name, **sections):
