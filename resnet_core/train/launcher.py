@@ -53,6 +53,10 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         _terminate(started)
 
     before = {number: signal.getsignal(number) for number in STOPS}
+    # The store has a thread of its own. A signal that came to that one would not end this one's wait, a byte here does.
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    wake_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
         signal.signal(signal.SIGTERM, pass_on)
         if interruptible:
@@ -61,7 +65,9 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         for process in started:
             process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        failed = _first_failure(started)
+        if asked:  # in the store's thread, when not all were there to pass it on to
+            _terminate(started)
+        failed = _first_failure(started, woken)
         if failed is None:
             return 0
         status = cast(int, failed.exitcode)
@@ -78,13 +84,19 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         _end(started)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wake_before)
+        os.close(woken)
+        os.close(wake)
 
 
-def _first_failure(processes: Sequence[BaseProcess]) -> BaseProcess | None:
-    """Waits until one process fails, which it returns, or all are done."""
+def _first_failure(processes: Sequence[BaseProcess], woken: int) -> BaseProcess | None:
+    """Waits until one process fails, which it returns, or all are done; a byte in `woken` lets signals be handled."""
     running = {process.sentinel: process for process in processes}
     while running:
-        for sentinel in multiprocessing.connection.wait(list(running)):
+        for sentinel in multiprocessing.connection.wait([*running, woken]):
+            if sentinel == woken:
+                os.read(woken, 1)
+                continue
             process = running.pop(cast(int, sentinel))
             process.join()
             if process.exitcode:

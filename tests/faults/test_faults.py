@@ -98,11 +98,16 @@ def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(image
     assert training.digest() == undisturbed[processes]
 
 
-def test_before_the_first_step_there_is_nothing_to_save(images, tmp_path):
+@pytest.mark.parametrize("taken_by", [min, max], ids=["the main thread", "the store's thread"])
+def test_before_the_first_step_there_is_nothing_to_save(images, tmp_path, taken_by):
+    """Whichever thread of the launcher Linux gives the signal to."""
     training = Training(tmp_path / "run", images, processes=2)
     started = training.start(partial(slow, "start"))
-    started.wait_for("starting")
-    os.kill(started.pid, signal.SIGTERM)
+    started.wait_for("starting\nstarting")
+    time.sleep(0.2)  # the launcher waits
+    threads = list(map(int, os.listdir(f"/proc/{started.pid}/task")))
+    assert len(threads) > 1
+    os.kill(taken_by(threads), signal.SIGTERM)
     assert started.wait(seconds=30) == STOPPED
     assert started.said().splitlines()[-1] == "resnet-core: stopped before there was anything to save"
 

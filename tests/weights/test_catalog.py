@@ -70,9 +70,9 @@ def test_the_default_is_the_most_accurate_set():
     ("model", "name", "message"),
     [
         ("resnet50", "imagenet1k_v1", "resnet50 has no weights 'imagenet1k_v1'; did you mean IMAGENET1K_V1 or"),
-        ("resnet50", "V2", "resnet50 has no weights 'V2'; known are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"),
+        ("resnet50", "V2", "resnet50 has no weights 'V2'; did you mean IMAGENET1K_V2?"),
         ("resnet18", "IMAGENET1K_V2", "resnet18 has no weights 'IMAGENET1K_V2'; did you mean IMAGENET1K_V1?"),
-        ("resnet50", "ResNet50_Weights.V1", "resnet50 has no weights 'ResNet50_Weights.V1'; known are"),
+        ("resnet50", "ResNet50_Weights.V1", "resnet50 has no weights 'ResNet50_Weights.V1'; did you mean"),
         ("resnet50", "", "resnet50 has no weights ''; known are"),
         ("resnet50", ResNet18_Weights.IMAGENET1K_V1, "ResNet18_Weights.IMAGENET1K_V1 does not belong to resnet50"),
         ("resnet50", "ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1 does not belong to resnet50"),
