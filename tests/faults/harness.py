@@ -7,6 +7,7 @@ computes nothing itself: a start takes milliseconds instead of seconds. Linux al
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -68,6 +69,7 @@ SETTINGS = {
 }
 STEPS = 18
 SECONDS = 60  # for what takes one or two
+TELL = signal.SIGUSR1  # at this one a process writes what each of its threads is doing
 
 
 def small_images(folder: Path) -> Path:
@@ -125,6 +127,7 @@ def _train(words: list[str], output: Path, plan: Callable[[], object]) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
+    faulthandler.register(TELL, file=2)  # in the launcher, its ranks and their workers
     fork_ranks()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     plan()
@@ -147,8 +150,12 @@ class Started:
         """The exit status, negative for a signal. Raises TimeoutError, after killing all of it, where it goes on."""
         self.process.join(seconds)
         if self.process.exitcode is None:
+            self.kill(TELL)
+            time.sleep(1)
             self.kill()
-            raise TimeoutError(f"it did not end in {seconds} s; it said: {self.said()}")
+            raise TimeoutError(
+                f"it did not end in {seconds} s; it said, and then where each process was: {self.said()}"
+            )
         return self.process.exitcode
 
     def wait_for(self, text: str, seconds: float = SECONDS) -> None:
