@@ -68,17 +68,7 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         if asked:  # in the store's thread, when not all were there to pass it on to
             _terminate(started)
         failed = _first_failure(started, woken)
-        if failed is None:
-            return 0
-        status = cast(int, failed.exitcode)
-        if asked and status in (-signal.SIGTERM, INTERRUPTED):
-            print(f"resnet-core: {NOTHING_TO_SAVE}", file=sys.stderr)
-            return STOPPED
-        if status >= 0:
-            return status
-        name = signal.Signals(-status).name
-        print(f"resnet-core: {failed.name} was ended by {name}, the others with it", file=sys.stderr)
-        return 128 - status
+        return _told(failed, asked) if failed else 0
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         _end(started)
@@ -87,6 +77,19 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         signal.set_wakeup_fd(wake_before)
         os.close(woken)
         os.close(wake)
+
+
+def _told(failed: BaseProcess, asked: bool) -> int:
+    """The exit status that tells of the process that failed first, and a line where a signal ended it."""
+    status = cast(int, failed.exitcode)
+    if asked and status in (-signal.SIGTERM, INTERRUPTED):
+        print(f"resnet-core: {NOTHING_TO_SAVE}", file=sys.stderr)
+        return STOPPED
+    if status >= 0:
+        return status
+    name = signal.Signals(-status).name
+    print(f"resnet-core: {failed.name} was ended by {name}, the others with it", file=sys.stderr)
+    return 128 - status
 
 
 def _first_failure(processes: Sequence[BaseProcess], woken: int) -> BaseProcess | None:
