@@ -20,15 +20,16 @@ import torch
 import torchvision
 
 import resnet_core
-from parity import budget, confusion
-from parity.mutation import CATALOGUE, rungs_that_catch
+from parity import error_budget
+from parity.diagnoses import table as diagnoses_table
+from parity.drop_in import DROP_IN, images, judge
 from parity.oracles import ORACLES, Oracle
 from parity.oracles.ledger import LEDGER
-from parity.rungs import DROP_IN, images, judge
-from resnet_core.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
-from resnet_core.durable import replace_file
-from resnet_core.ladder import RUNGS, Rung, timed
-from resnet_core.ladder import judge as judge_outcomes
+from parity.planted import CATALOGUE, rungs_that_catch
+from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
+from resnet_core.comparison.rungs import RUNGS, Rung, timed
+from resnet_core.comparison.rungs import judge as judge_outcomes
+from resnet_core.foundation.atomic import replace_file
 
 IMAGE_SIZE, BUDGET_SIZE = 64, 224  # pixels
 QUICK_MODELS = ("resnet18", "resnet50", "resnext50_32x4d")
@@ -208,7 +209,7 @@ def diagnoses() -> Section:
         "Planted in ResNets that were written independently of ours, and what the doctor calls them.",
         ("planted", "named"),
     )
-    for planted, named, right in confusion.table():
+    for planted, named, right in diagnoses_table():
         section.add((planted, named), {"planted": planted, "named": named}, [] if right else [f"{planted}: {named}"])
         print_row((planted, named))
     return section
@@ -219,10 +220,10 @@ def budgets(settings: Settings) -> Section:
         "Error budget",
         f"Largest error of the logits of 2 images of {BUDGET_SIZE} pixels against a float64 run, ours / torchvision's, "
         "in units of the largest logit.",
-        ("model", *budget.ARITHMETICS),
+        ("model", *error_budget.ARITHMETICS),
     )
-    for model in budget.MODELS:
-        found = {name: budget.errors(model, name, BUDGET_SIZE) for name in budget.ARITHMETICS}
+    for model in error_budget.MODELS:
+        found = {name: error_budget.errors(model, name, BUDGET_SIZE) for name in error_budget.ARITHMETICS}
         row = (f"`{model}`", *(f"{ours:.1e} / {theirs:.1e}" for ours, theirs in found.values()))
         section.add(row, {"model": model, "errors": found}, [])
         print_row(row)

@@ -7,8 +7,8 @@ import torchvision
 from PIL import Image
 
 import resnet_core
-from parity.rungs import same_bits
-from resnet_core.resnet import TABLE_1, WIDER
+from resnet_core.foundation.precision import same_bits
+from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.weights.catalog import CATALOG, find_weights, imagenet_classes
 
 SETS = [pytest.param(row, id=f"{row.model} {row.name}") for sets in CATALOG.values() for row in sets.values()]

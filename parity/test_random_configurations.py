@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import resnet_core
-from parity.rungs import same_bits
+from resnet_core.foundation.precision import same_bits
 
 NORM_LAYERS = {
     "default": None,

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from parity import budget
+from parity import error_budget
 from parity.__main__ import main
-from parity.mutation import CATALOGUE, rungs_that_catch
+from parity.drop_in import DROP_IN
 from parity.oracles import ORACLES, Oracle
+from parity.patients import functional
+from parity.planted import CATALOGUE, rungs_that_catch
 from parity.report import Section, Settings, diagnoses, ladder, summary
-from parity.rungs import DROP_IN
-from resnet_core.ladder import Rung
-from tests.patients import functional
+from resnet_core.comparison.rungs import Rung
 
 REPORT = Path(__file__).parent.parent / "docs" / "report"
 
@@ -44,7 +44,7 @@ def test_the_published_report_is_whole_and_has_no_failures():
     assert [row["mistake"] for row in record["sections"]["Known mistakes made in ours"]] == list(CATALOGUE)
     planted = [row["planted"] for row in record["sections"]["Known mistakes made in others' networks"]]
     assert planted[6:] == list(functional.MISTAKES)
-    assert [row["model"] for row in record["sections"]["Error budget"]] == list(budget.MODELS)
+    assert [row["model"] for row in record["sections"]["Error budget"]] == list(error_budget.MODELS)
     assert {rung["name"] for rung in record["sections"]["In the place of torchvision's"][0]["rungs"]} == set(DROP_IN)
 
 
@@ -108,6 +108,6 @@ def test_a_known_deviation_is_no_failure_and_one_that_is_gone_is(monkeypatch):
 
 def test_a_wrong_diagnosis_fails_the_report(monkeypatch):
     monkeypatch.setattr(
-        "parity.confusion.table", lambda: [("no stem ReLU", "unknown", False), ("healthy", "healthy", True)]
+        "parity.diagnoses.table", lambda: [("no stem ReLU", "unknown", False), ("healthy", "healthy", True)]
     )
     assert diagnoses().failures == ["no stem ReLU: unknown"]

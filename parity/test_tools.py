@@ -15,7 +15,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 import resnet_core
-from parity.rungs import calibrate, images, same_bits
+from parity.drop_in import calibrate, images
+from resnet_core.foundation.precision import same_bits
 
 BOTH = (resnet_core, torchvision.models)
 

@@ -8,10 +8,10 @@ import torchvision
 from torch import nn
 
 import resnet_core
-from parity.rungs import DROP_IN, difference, images, judge
-from resnet_core.compare import DEFAULT_RUNGS, compare
-from resnet_core.ladder import SLOW
-from resnet_core.resnet import TABLE_1, WIDER
+from parity.drop_in import DROP_IN, difference, images, judge
+from resnet_core.comparison.compare import DEFAULT_RUNGS, compare
+from resnet_core.comparison.rungs import SLOW
+from resnet_core.models.resnet import TABLE_1, WIDER
 
 MODELS = (*TABLE_1, *WIDER)
 

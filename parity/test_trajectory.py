@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import resnet_core
 from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.resnet import Bottleneck, ResNet
-from resnet_core.rounding import same_bits
+from resnet_core.foundation.precision import same_bits
+from resnet_core.models.resnet import Bottleneck, ResNet
 from resnet_core.train import TrainConfig, Trainer, World
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import OptimizerConfig, build_optimizer

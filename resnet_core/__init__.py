@@ -3,21 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from resnet_core.backbone import Backbone
-from resnet_core.cifar import (
-    CifarResNet,
+from resnet_core.builders import (
     cifar_resnet20,
     cifar_resnet32,
     cifar_resnet44,
     cifar_resnet56,
     cifar_resnet110,
-)
-from resnet_core.classifier import composer_resnet, composer_resnet_cifar
-from resnet_core.compare import assert_parity, compare
-from resnet_core.describe import describe
-from resnet_core.models import (
     get_model,
-    list_models,
     resnet18,
     resnet34,
     resnet50,
@@ -29,7 +21,14 @@ from resnet_core.models import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
-from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_core.classifier.builders import composer_resnet, composer_resnet_cifar
+from resnet_core.comparison.compare import assert_parity, compare
+from resnet_core.foundation.version import __version__ as __version__
+from resnet_core.models.backbone import Backbone
+from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.describe import describe
+from resnet_core.models.registry import list_models
+from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
     "Backbone",
@@ -60,14 +59,15 @@ __all__ = [
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]
-__version__ = "0.1.0"
+
+# Loaded on first use: the models need torch alone.
+ROOMS = ("data", "exercises", "inference", "recipes", "runs", "train", "weights")
 
 if TYPE_CHECKING:
-    from resnet_core import data, deploy, recipes, train, weights  # noqa: F401
+    from resnet_core import data, exercises, inference, recipes, runs, train, weights  # noqa: F401
 else:
 
     def __getattr__(name):
-        """Loads the subpackages on first use: the models need torch alone."""
-        if name in ("data", "deploy", "recipes", "train", "weights"):
+        if name in ROOMS:
             return import_module(f"resnet_core.{name}")
         raise AttributeError(f"module 'resnet_core' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-from resnet_core.cli import run_program
+from resnet_core.cli.main import run_program
 
 if __name__ == "__main__":
     run_program()

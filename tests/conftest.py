@@ -9,7 +9,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from resnet_core.cli import main
+from resnet_core.cli.main import main
 from resnet_core.train.checkpoint import list_checkpoints
 
 COMMAND = (sys.executable, "-m", "resnet_core")

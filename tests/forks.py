@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from resnet_core.train import launcher
-from resnet_core.train.launcher import exit_rank
+from resnet_core.distributed import launcher
+from resnet_core.distributed.launcher import exit_rank
 
 # The second is what the first optimizer of a process imports, in two seconds.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["resnet_core.cli", "torch._dynamo", "torch.utils.data"])
+SERVER.set_forkserver_preload(["resnet_core.cli.main", "torch._dynamo", "torch.utils.data"])
 
 
 def fork_ranks() -> None:

@@ -14,11 +14,11 @@ import pytest
 from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
-from resnet_core.cli import parse_train
-from resnet_core.commands.errors import DIFFERENT
-from resnet_core.compare import ALL_RUNGS
+from resnet_core.cli.errors import DIFFERENT
+from resnet_core.cli.main import parse_train
+from resnet_core.comparison.compare import ALL_RUNGS
+from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.recipes import RECIPES
-from resnet_core.resnet import TABLE_1, WIDER
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,7 +51,7 @@ def workplace(digits_run, tmp_path_factory):
     (folder / "runs" / "digits").symlink_to(digits_run[0])
     pixels = resnet_core.data.load_digits().test.images[0]
     to_pil_image(pixels).save(folder / "digit.png")
-    (folder / "mended.py").write_text(inspect.getsource(resnet_core.resnet))
+    (folder / "mended.py").write_text(inspect.getsource(resnet_core.models.resnet))
     for part, images in (("train", 3), ("val", 1)):
         for number in range(1000):
             images_of_class = folder / "imagenet" / part / f"n{number:08d}"

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resnet_core
 from parity.oracles.composer import BLOCKS, network
-from parity.rungs import same_bits
-from resnet_core import losses
-from resnet_core.classifier import Classifier, composer_resnet, composer_resnet_cifar
-from resnet_core.initializers import Initializer
+from resnet_core.classifier import losses
+from resnet_core.classifier.builders import composer_resnet, composer_resnet_cifar
+from resnet_core.classifier.classifier import Classifier
+from resnet_core.classifier.initializers import Initializer
+from resnet_core.foundation.precision import same_bits
 
 pytestmark = pytest.mark.interop
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torchvision
 
+from parity.drop_in import calibrate, difference, images
 from parity.oracles.transformers import classifier
-from parity.rungs import calibrate, difference, images, same_bits
-from resnet_core.models import get_model
+from resnet_core.builders import get_model
+from resnet_core.foundation.precision import same_bits
 from resnet_core.weights.convert import convert, their_names
 from resnet_core.weights.files import WeightsError, load_weights, read_info, write_weights
-from resnet_core.weights.sources import KERAS_EPSILON, NETWORKS
+from resnet_core.weights.libraries import KERAS_EPSILON, NETWORKS
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 

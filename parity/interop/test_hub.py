@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import resnet_core
-from parity.rungs import calibrate, images, same_bits
+from parity.drop_in import calibrate, images
+from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import WeightsError
 
 pytest.importorskip("huggingface_hub")
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture
 def hub():
-    from resnet_core import hub
+    from parity.interop.test_hub import hub
 
     return hub
 

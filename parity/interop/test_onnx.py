@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import resnet_core
-from resnet_core.deploy import export
+from resnet_core.inference.export import export
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.interop

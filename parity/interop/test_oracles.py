@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from parity.drop_in import images
 from parity.oracles import ORACLES
 from parity.oracles.ledger import LEDGER
-from parity.rungs import images
-from resnet_core.compare import compare
-from resnet_core.resnet import TABLE_1
-from resnet_core.weights.sources import NETWORKS, SOURCES
+from resnet_core.comparison.compare import compare
+from resnet_core.models.resnet import TABLE_1
+from resnet_core.weights.libraries import NETWORKS, SOURCES
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 

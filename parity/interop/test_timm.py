@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import resnet_core
-from parity.rungs import calibrate, images, same_bits
-from resnet_core.backbone import Backbone
+from parity.drop_in import calibrate, images
+from resnet_core.foundation.precision import same_bits
+from resnet_core.models.backbone import Backbone
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.interop

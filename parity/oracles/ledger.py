@@ -20,13 +20,13 @@ from torch import Tensor, nn
 import resnet_core
 from parity.oracles import composer, flax, keras, timm, torchvision, transformers
 from parity.oracles.oracle import calibrate, load_by_names
-from resnet_core.classifier import CIFAR_MODELS
-from resnet_core.initializers import Initializer
-from resnet_core.mistakes import MISTAKES
-from resnet_core.resnet import BasicBlock, Bottleneck, ResNet
-from resnet_core.suggestions import did_you_mean
+from resnet_core.classifier.builders import CIFAR_MODELS
+from resnet_core.classifier.initializers import Initializer
+from resnet_core.comparison.mistakes import MISTAKES
+from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 from resnet_core.weights.convert import convert_names, their_names
-from resnet_core.weights.sources import EPSILON, IMAGE_SIZE, KERAS_EPSILON, SOURCES, fold_keras
+from resnet_core.weights.libraries import EPSILON, IMAGE_SIZE, KERAS_EPSILON, SOURCES, fold_keras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Deviation:
     config: Mapping[str, Any] = field(default_factory=dict)
     """What our builder is called with to get theirs."""
     mistakes: tuple[str, ...] = ()
-    """The changes of `resnet_core.mistakes.MISTAKES` that make ours theirs."""
+    """The changes of `resnet_core.comparison.mistakes.MISTAKES` that make ours theirs."""
     otherwise: str = ""
     """In words, where neither does it."""
     check: Callable[[Deviation], Measured]

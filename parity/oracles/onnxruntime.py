@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from torch import Tensor, nn
 
 from parity.oracles.oracle import Oracle, calibrate
-from resnet_core.models import get_model
-from resnet_core.weights.sources import IMAGE_SIZE, NETWORKS
+from resnet_core.builders import get_model
+from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS
 
 
 class Session(nn.Module):
@@ -26,7 +26,7 @@ class Session(nn.Module):
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """Ours with BatchNorm statistics of random images, and its ONNX file in onnxruntime."""
-    from resnet_core.deploy.export import export, load_onnx
+    from resnet_core.inference.export import export, load_onnx
 
     ours = get_model(name)
     calibrate(ours)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from parity.oracles.oracle import Oracle
-from resnet_core.weights.sources import NETWORKS
+from resnet_core.weights.libraries import NETWORKS
 
 
 def build(name: str) -> nn.Module:

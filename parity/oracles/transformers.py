@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from parity.oracles.oracle import Oracle
-from resnet_core.resnet import TABLE_1, Bottleneck
+from resnet_core.models.resnet import TABLE_1, Bottleneck
 
 
 def classifier(name: str, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from resnet_core.data.datasets import DATASETS, Dataset, load_dataset
 from resnet_core.data.loaders import EvalLoader, TrainLoader
 from resnet_core.data.transforms import LARGEST_SIZE, Augmentation, Mixing, growing_size
-from resnet_core.suggestions import did_you_mean
+from resnet_core.foundation.suggestions import did_you_mean
 
 INFINITY = float("inf")
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_core.data.binary import read_cifar10_records, read_idx
+from resnet_core.data.formats import read_cifar10_records, read_idx
 from resnet_core.data.images import find_images, read_image, refuse_dangling
 from resnet_core.data.transforms import CHANNEL_MODES, Images, ImageTransform
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from resnet_core.durable import sync
+from resnet_core.foundation.atomic import sync
 
 KEEP = 3  # the newest, and two before it
 NAME = re.compile(r"step-\d{8,}")

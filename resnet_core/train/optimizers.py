@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from resnet_core.suggestions import did_you_mean
+from resnet_core.foundation.suggestions import did_you_mean
 
 # By type: half of a ResNet's shortcuts hold a BatchNorm whose name, `downsample.1`, does not say so.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_core.durable import replace_file
+from resnet_core.foundation.atomic import replace_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_core.suggestions import did_you_mean
+from resnet_core.foundation.suggestions import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resnet_core.distributed.signals import StoppedError
+from resnet_core.distributed.world import World
 from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import (
     CheckpointError,
@@ -32,12 +34,11 @@ from resnet_core.train.checkpoint import (
     set_aside,
 )
 from resnet_core.train.config import RunConfig, TrainConfig
-from resnet_core.train.distributed import World
-from resnet_core.train.evaluation import EvalBatches, evaluate, forward, prepare
+from resnet_core.train.evaluate import EvalBatches, evaluate
+from resnet_core.train.forward import forward, prepare
 from resnet_core.train.optimizers import clip_gradients, load_optimizer_tensors, optimizer_tensors
 from resnet_core.train.report import Report
 from resnet_core.train.seeds import random_layers_seed, seed_random_layers
-from resnet_core.train.signals import StoppedError
 
 
 class NonFiniteLossError(ArithmeticError):

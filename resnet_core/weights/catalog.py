@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import PurePosixPath
 
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.suggestions import did_you_mean
+from resnet_core.foundation.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

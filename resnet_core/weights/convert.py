@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.models import get_model
-from resnet_core.resnet import TABLE_1
-from resnet_core.suggestions import did_you_mean
+from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.models.registry import build
+from resnet_core.models.resnet import TABLE_1
 from resnet_core.weights.files import WeightsError, load_weights, write_weights
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.sources import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source, first_line
+from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def convert(
     original = library.read(src, allow_pickle)
     name, classes = identify(src, original.tensors, source, model)
     config = original.config | ({} if classes == 1000 else {"num_classes": classes})
-    ours = get_model(name, **config)
+    ours = build(name, **config)
     tensors = convert_names(original.tensors, source, ours.state_dict())
     load_weights(ours, tensors)
     try:
@@ -166,7 +166,7 @@ def list_misfits(tensors: Mapping[str, Tensor], source: str, model: str, classes
 def list_shapes(model: str) -> Mapping[str, torch.Size]:
     """Shapes by name of a model with 1000 classes."""
     with torch.device("meta"):
-        return {name: value.shape for name, value in get_model(model).state_dict().items()}
+        return {name: value.shape for name, value in build(model).state_dict().items()}
 
 
 def compare_logits(ours: Network, theirs: Network) -> tuple[float, float]:

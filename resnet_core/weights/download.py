@@ -17,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 
-from resnet_core.durable import replacing
+from resnet_core.foundation.atomic import replacing
 
 STALL_SECONDS = 30.0  # a server that sends nothing for so long is given up
 MOST_BYTES = 2 << 30  # the largest published file has 485 MiB

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from resnet_core.durable import replacing
+from resnet_core.foundation.atomic import replacing
 from resnet_core.weights.header import DTYPES, check_header, few, read_header
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.pickles import is_plain, read_pickle

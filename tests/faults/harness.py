@@ -29,12 +29,12 @@ from PIL import Image
 from torch.optim import SGD
 from torch.utils.data import get_worker_info
 
-from resnet_core import runs
-from resnet_core.cli import main
+from resnet_core import distributed, runs
+from resnet_core.cli.main import main
 from resnet_core.data.loaders import EvalBatches, TrainBatches
-from resnet_core.train import checkpoint, distributed, trainer
+from resnet_core.distributed.launcher import exit_rank
+from resnet_core.train import checkpoint, trainer
 from resnet_core.train.checkpoint import list_checkpoints
-from resnet_core.train.launcher import exit_rank
 from resnet_core.train.report import read_records
 from tests.forks import SERVER, fork_ranks
 

@@ -14,11 +14,11 @@ from functools import partial
 
 import pytest
 
+from resnet_core.distributed.signals import STOPPED
 from resnet_core.recipes import make_loaders
-from resnet_core.runs import read_recipe
+from resnet_core.runs.training import read_recipe
 from resnet_core.train import World
 from resnet_core.train.checkpoint import find_newest, list_checkpoints, load_checkpoint
-from resnet_core.train.signals import STOPPED
 from tests.conftest import wait_for_checkpoint
 from tests.faults.harness import (
     PHASES,

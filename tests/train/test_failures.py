@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from resnet_core.cli import main, reported
-from resnet_core.recipes import LOSSES
+from resnet_core.cli.errors import reported
+from resnet_core.cli.main import main
+from resnet_core.distributed.world import _name_of_start
+from resnet_core.recipes.losses import LOSSES
 from resnet_core.train import join_world, launch
-from resnet_core.train.distributed import _name_of_start
 
 ABSURD = 2**60  # bytes
 

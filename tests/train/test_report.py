@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from resnet_core.cli import main
+from resnet_core.cli.main import main
+from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES
-from resnet_core.runs import read_recipe
-from resnet_core.settings import to_toml
+from resnet_core.runs.training import read_recipe
 from resnet_core.train import RunConfig
 from resnet_core.train import report as report_module
 from resnet_core.train.report import Report, read_records

@@ -8,7 +8,18 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from parity.worlds import BATCH, EPOCHS, NETWORKS, SIZES, STEPS, difference, make_trainer, read, train_all, trained
+from parity.process_counts import (
+    BATCH,
+    EPOCHS,
+    NETWORKS,
+    SIZES,
+    STEPS,
+    difference,
+    make_trainer,
+    read,
+    train_all,
+    trained,
+)
 from resnet_core.data import EvalLoader, Split
 from resnet_core.train import World, join_world
 from tests.forks import launch

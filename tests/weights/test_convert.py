@@ -11,13 +11,14 @@ import torchvision
 from torch.nn import functional as F
 
 import resnet_core
-from parity.rungs import calibrate, images, same_bits
+from parity.drop_in import calibrate, images
+from resnet_core.builders import get_model
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.models import get_model
-from resnet_core.weights import sources
+from resnet_core.foundation.precision import same_bits
+from resnet_core.weights import libraries
 from resnet_core.weights.convert import convert, convert_names, identify, their_names
 from resnet_core.weights.files import WeightsError, read_info, read_weights, write_weights
-from resnet_core.weights.sources import NETWORKS, SOURCES, fold_keras
+from resnet_core.weights.libraries import NETWORKS, SOURCES, fold_keras
 
 KERAS_MODELS = ("resnet50", "resnet101", "resnet152")
 CLAIMED = {"torchvision": NETWORKS, "timm": NETWORKS, "composer": NETWORKS}
@@ -199,7 +200,7 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(weights, tmp_path
         model.maxpool = torch.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
         return model.eval()
 
-    monkeypatch.setattr(sources, "torchvision_network", other)
+    monkeypatch.setattr(libraries, "torchvision_network", other)
     with pytest.raises(WeightsError, match=r"differ from torchvision's own by .* nothing was written"):
         convert(weights, tmp_path / "ours.safetensors", source="torchvision")
     assert list(tmp_path.iterdir()) == [weights]

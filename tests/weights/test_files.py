@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.resnet import BasicBlock, ResNet
+from resnet_core.models.resnet import BasicBlock, ResNet
 from resnet_core.weights.files import WeightsError, load_weights, read_info, read_weights, write_weights
 from resnet_core.weights.header import DTYPES, few
 from resnet_core.weights.info import WeightsInfo

@@ -1,0 +1,113 @@
+"""`python -m parity.benchmarks.results RUN...`: finished runs as a table, one row for runs that differ only in seed.
+
+docs/results/runs.jsonl holds the runs that docs/results.md tells of: `--add` puts runs there, and without any run the
+command prints that file's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from parity.report import table_line
+from resnet_core.foundation.atomic import replace_file
+from resnet_core.recipes import RECIPES
+from resnet_core.recipes.recipe import Recipe
+from resnet_core.runs.training import differences_of, read_environment, read_recipe, read_result
+from resnet_core.train.report import read_records
+
+RECORD = Path(__file__).parent.parent / "docs" / "results" / "runs.jsonl"
+KEYS = ("command", "seed", "device", "cpu_capability")  # that make a run one of its own
+HEADER = ("command", "seeds", "top-1 of each, %", "mean", "spread", "minutes", "images/s", "computed on")
+UNTOLD = ("seed", "data.path")  # settings that a row does not tell
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a finished run's folder says, as one flat line. Raises ValueError for any other folder."""
+    recipe, result = read_recipe(folder), read_result(folder)
+    if result is None:
+        raise ValueError(f"{folder} holds no result.json: its run is not finished")
+    environment = read_environment(folder)
+    program = "python -m parity.benchmarks.results_peer" if Path(environment["command"][0]).stem == "peer" else None
+    return {
+        "command": program or command_of(recipe),
+        "seed": recipe.seed,
+        **{key: result[key] for key in ("top1", "count", "steps", "seconds", "images_per_second")},
+        **{key: environment[key] for key in ("torch", "device", "cpu_capability", "threads", "world_size")},
+    }
+
+
+def command_of(recipe: Recipe) -> str:
+    """The command that trains this recipe: the named one that it is nearest to, and the settings that differ."""
+    changes = {
+        name: [change for change in differences_of(recipe, named) if change[0] not in UNTOLD]
+        for name, named in RECIPES.items()
+    }
+    name = min(changes, key=lambda name: len(changes[name]))
+    flags = [f"--{key.replace('_', '-')} {words(value)}" for key, value, _ in changes[name]]
+    return " ".join(["resnet-core train", name, *flags])
+
+
+def words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row for each command and machine, in the order of the records."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        cores = f"{record['world_size']} x {record['threads']} threads, {record['cpu_capability']}"
+        machine = cores if record["device"] == "cpu" else record["device"]
+        groups.setdefault((record["command"], machine), []).append(record)
+    return [
+        row(command, machine, sorted(runs, key=lambda run: run["seed"])) for (command, machine), runs in groups.items()
+    ]
+
+
+def row(command: str, machine: str, runs: list[dict[str, Any]]) -> tuple[str, ...]:
+    scores = [100 * run["top1"] for run in runs]
+    spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    return (
+        f"`{command}`",
+        ", ".join(str(run["seed"]) for run in runs),
+        ", ".join(f"{score:.2f}" for score in scores),
+        f"{statistics.mean(scores):.2f}",
+        spread,
+        f"{statistics.median(run['seconds'] for run in runs) / 60:.0f}",
+        f"{statistics.median(run['images_per_second'] for run in runs):,.0f}",
+        machine,
+    )
+
+
+def table(records: Iterable[dict[str, Any]]) -> str:
+    lines = [HEADER, *rows(records)]
+    return "\n".join([table_line(lines[0]), "|---" * len(HEADER) + "|", *map(table_line, lines[1:])])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m parity.benchmarks.results", description="Print finished runs as a table."
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs")
+    parser.add_argument("--add", action="store_true", help="put them into docs/results/runs.jsonl, and print that")
+    arguments = parser.parse_args()
+    try:
+        records = [record_of(folder) for folder in arguments.runs]
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.add or not records:
+        kept = [*read_records(RECORD, KEYS), *records]
+        records = list({tuple(each[key] for key in KEYS): each for each in kept}.values())
+    if arguments.add:
+        replace_file(RECORD, "".join(json.dumps(record) + "\n" for record in records).encode())
+    print(table(records))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

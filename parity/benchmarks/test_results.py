@@ -1,0 +1,88 @@
+"""docs/results.md tells what the recorded runs say, and their commands are those that made them."""
+
+import json
+import shlex
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from parity.benchmarks.results import KEYS, RECORD, command_of, main, table
+from resnet_core.cli.main import parse_train
+from resnet_core.recipes import RECIPES, SOURCES
+from resnet_core.runs.training import differences_of, run
+from resnet_core.train.report import read_records
+
+PAGE = RECORD.parent.parent / "results.md"
+
+
+def test_the_page_shows_the_recorded_runs():
+    assert table(read_records(RECORD, KEYS)) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", ["cifar10_fast", "fashion_mnist"])
+def test_a_recipe_promises_what_its_runs_reached(name):
+    runs = [run for run in read_records(RECORD, KEYS) if run["command"] == f"resnet-core train {name}"]
+    assert f"{100 * statistics.mean(run['top1'] for run in runs):.1f}%" in SOURCES[name]
+
+
+def changed(name, **sections):
+    recipe = RECIPES[name]
+    changes = {section: replace(getattr(recipe, section), **values) for section, values in sections.items()}
+    return replace(recipe, seed=3, **changes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        (changed("digits"), "resnet-core train digits"),
+        (changed("cifar10_fast", data={"path": "somewhere"}), "resnet-core train cifar10_fast"),
+        (
+            changed("cifar10_fast", optimizer={"name": "decoupled_sgd", "weight_decay": 1e-3}),
+            "resnet-core train cifar10_fast --optimizer.name decoupled_sgd --optimizer.weight-decay 0.001",
+        ),
+        (
+            changed("digits", optimizer={"nesterov": False}, schedule={"name": "milestones", "milestones": (5.0, 9.0)}),
+            "resnet-core train digits --optimizer.nesterov False --schedule.name milestones "
+            "--schedule.milestones 5.0 9.0",
+        ),
+    ],
+)
+def test_a_recipe_becomes_the_command_that_trains_it(recipe, command):
+    assert command_of(recipe) == command
+    parsed = parse_train(shlex.split(command)[2:]).recipe
+    assert [key for key, *_ in differences_of(recipe, parsed)] == ["seed"]
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    run(changed("digits", train={"epochs": 1}, schedule={"warmup_epochs": 0.0}), folder)
+    capsys.readouterr()
+    monkeypatch.setattr("parity.benchmarks.results.RECORD", tmp_path / "runs.jsonl")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("recipe.toml", "environment.json", "result.json"):
+        (other / name).write_text((folder / name).read_text().replace("seed = 3", "seed = 4"))
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps({**result, "top1": result["top1"] - 0.02}))
+    monkeypatch.setattr("sys.argv", ["results", str(folder), str(other), "--add"])
+    assert main() == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].strip("|").split("|")]
+    top1 = 100 * result["top1"]
+    assert cells[:5] == [
+        "`resnet-core train digits --schedule.warmup-epochs 0.0 --train.epochs 1`",
+        "3, 4",
+        f"{top1:.2f}, {top1 - 2:.2f}",
+        f"{top1 - 1:.2f}",
+        f"{2**0.5:.2f}",
+    ]
+    monkeypatch.setattr("sys.argv", ["results"])
+    assert main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_folder_without_a_result_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "is not a run's folder" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""What the doctor says of `parity/patients/`, ResNets in other styles than ours: healthy, and with each mistake."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parity.patients import flat, functional, teaching
+from resnet_core.comparison.diagnosis import Diagnosis, diagnose
+from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
+
+DEPTHS, CLASSES = (1, 1, 2, 1), 7
+HEALTHY = {module.__name__.rpartition(".")[2]: module for module in (flat, functional, teaching)}
+OTHER_NAMES = {"wrong groups": "2 groups in the 3x3", "width doubled": "3x3 twice as wide"}
+"""The patients' name of a mistake -> the catalogue's, where they differ."""
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def reference(bottleneck: bool) -> ResNet:
+    torch.manual_seed(1)
+    return ResNet(Bottleneck if bottleneck else BasicBlock, DEPTHS, num_classes=CLASSES)
+
+
+def of_mistake(mistake: str, *, bottleneck: bool = True) -> Diagnosis:
+    """The diagnosis of the functional patient with that mistake of its own list."""
+    torch.manual_seed(3)
+    patient = functional.build(DEPTHS, bottleneck=bottleneck, mistake=mistake, num_classes=CLASSES)
+    return diagnose(patient, reference(bottleneck), images(), seconds=0)
+
+
+def of_healthy(patients: str, *, bottleneck: bool = True) -> Diagnosis:
+    torch.manual_seed(3)
+    patient = HEALTHY[patients].build(DEPTHS, bottleneck=bottleneck, num_classes=CLASSES)
+    return diagnose(patient, reference(bottleneck), images(), seconds=0)
+
+
+def table() -> list[tuple[str, str, bool]]:
+    """What was planted, what the doctor says, and whether it is right."""
+    rows = []
+    for name in HEALTHY:
+        for bottleneck in (True, False):
+            found = of_healthy(name, bottleneck=bottleneck)
+            kind = "Bottleneck" if bottleneck else "BasicBlock"
+            rows.append((f"healthy ({name}, {kind})", in_words(found), found.healthy))
+    for mistake in functional.MISTAKES:
+        found = of_mistake(mistake)
+        rows.append((mistake, in_words(found), found.mistakes == (OTHER_NAMES.get(mistake, mistake),)))
+    return rows
+
+
+def in_words(diagnosis: Diagnosis) -> str:
+    return "unknown" if diagnosis.mistakes is None else " and ".join(diagnosis.mistakes) or "healthy"

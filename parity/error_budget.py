@@ -1,0 +1,31 @@
+"""The error budget: how far each arithmetic is from float64, ours and torchvision's, where bits are equal or not."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torchvision
+
+import resnet_core
+from parity.drop_in import calibrate, images
+from resnet_core.comparison.rungs import RUNGS
+from resnet_core.foundation.precision import float_errors
+
+ARITHMETICS = ("logits", "channels_last", "bfloat16", "float16", "torch.compile")
+MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+def errors(name: str, arithmetic: str, size: int = 64) -> tuple[float, float]:
+    """Largest errors of ours and of torchvision's logits in that arithmetic, relative to the largest logit."""
+    torch.manual_seed(0)
+    ours = resnet_core.get_model(name)
+    calibrate(ours)
+    theirs = torchvision.models.get_model(name)
+    theirs.load_state_dict(ours.state_dict())
+    inputs = images(size=size)
+    run, labels = RUNGS[arithmetic][0], torch.arange(len(inputs))
+    exact = RUNGS["logits"][0](copy.deepcopy(theirs).double(), inputs.double(), labels)["logits"]
+    found = float_errors(*(run(model, inputs, labels)["logits"] for model in (ours, theirs)), exact)
+    largest = exact.abs().max().item()
+    return found[0] / largest, found[1] / largest

@@ -1,0 +1,42 @@
+"""The mutation test of the ladder: each known mistake is made in our network, and some rung must catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torchvision
+from torch import nn
+
+from parity.drop_in import images
+from resnet_core.comparison.compare import DEFAULT_RUNGS, Pair
+from resnet_core.comparison.mistakes import INITIALISATIONS, MISTAKES, NotApplicable
+from resnet_core.comparison.rungs import Rung
+from resnet_core.models.resnet import Bottleneck, ResNet
+
+CATALOGUE = (*MISTAKES, *INITIALISATIONS)
+DEPTHS, CLASSES = (2, 2, 2, 2), 7
+SHAPES = ({}, {"groups": 32, "width_per_group": 4})  # one group is no mistake in the first
+
+
+def rungs_that_catch(mistake: str) -> Iterator[Rung]:
+    """The rungs at which a small ResNet of ours with that mistake differs from torchvision's, lowest first."""
+    theirs = torchvision.models.resnet
+    for shape in SHAPES:
+        ours = partial(network, ResNet, Bottleneck, shape, mistake)
+        try:
+            ours()
+        except NotApplicable:
+            continue
+        reference = partial(network, theirs.ResNet, theirs.Bottleneck, shape)
+        yield from (rung for rung in Pair(ours, reference, images()).rungs(DEFAULT_RUNGS) if not rung.passed)
+        return
+
+
+def network(resnet: type, block: type, shape: dict[str, int], mistake: str | None = None) -> nn.Module:
+    model = resnet(block, DEPTHS, num_classes=CLASSES, **shape)
+    if mistake in MISTAKES:
+        return MISTAKES[mistake](model)
+    if mistake is not None:
+        INITIALISATIONS[mistake](model)
+    return model

@@ -1,0 +1,1 @@
+"""The command line: `resnet-core`, one file for each group of commands."""

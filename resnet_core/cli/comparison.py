@@ -1,0 +1,127 @@
+"""Commands on two networks: compare them; hand out broken ones and grade their repair."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from resnet_core.cli.errors import DIFFERENT
+from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare, in_short
+from resnet_core.comparison.networks import find_network
+from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
+from resnet_core.foundation.suggestions import did_you_mean
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two networks rung by rung; where they differ, find the first place and the mistake.
+
+    A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or your.module:function, which is
+    imported and called: it is your own code that runs.
+    """
+
+    a: tyro.conf.Positional[str]
+    """The network in question."""
+    b: tyro.conf.Positional[str]
+    """The reference."""
+    image_size: int = 64
+    """Height and width of the random images in pixels."""
+    channels: int = 3
+    """Of the random images."""
+    batch: int = 2
+    """Random images, at least 2."""
+    all: bool = False
+    """Also torch.compile, torch.export and ONNX."""
+    skip: tuple[str, ...] = ()
+    """Rungs to leave out, such as "seeded initialisation"."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where both run."""
+    diagnosis_seconds: float = 60.0
+    """How long to look for the mistake; 0: not at all."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if min(self.image_size, self.channels, self.batch - 1) < 1:
+            raise ValueError("--image-size and --channels must be at least 1, --batch at least 2")
+
+    def __call__(self) -> int:
+        sys.path.insert(0, os.getcwd())
+        for name in self.skip:
+            if name not in ALL_RUNGS:
+                raise ValueError(
+                    f"--skip {name!r} is no rung; {did_you_mean(name, ALL_RUNGS)}; quote names with spaces"
+                )
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"--device {self.device}: torch finds no GPU here; leave it out")
+        rungs = [name for name in (ALL_RUNGS if self.all else DEFAULT_RUNGS) if name not in self.skip]
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
+        with redirect_stdout(sys.stderr):  # what their code prints is no part of the result
+            a, b = find_network(self.a), find_network(self.b)
+            try:
+                result = compare(a, b, images.to(self.device), rungs=rungs, diagnosis_seconds=self.diagnosis_seconds)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(str(error)) from error
+            except Exception as error:  # whatever their networks raise
+                raise ValueError(f"{self.a} and {self.b} cannot be compared: {in_short(error)}") from error
+        print(result.to_json() if self.json else result)
+        return 0 if result else DIFFERENT
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """List the broken ResNets to mend, by number and symptom, the easiest first; or write one of them."""
+
+    number: tyro.conf.Positional[int | None] = None
+    """Which to write."""
+    out: Path | None = None
+    """The file to write: exercise_07.py for number 7 when left out."""
+
+    def __call__(self) -> None:
+        if self.number is None:
+            if self.out is not None:
+                raise ValueError(f"--out {self.out} needs the exercise's number before it")
+            print(f"{'':<4}{'block':<12}what is seen")
+            for number, exercise in enumerate(EXERCISES.values(), 1):
+                block = exercise.blocks[0] if len(exercise.blocks) == 1 else "both"
+                print(f"{number:>2}  {block:<12}{exercise.symptom}")
+            print("\n".join(LEGEND))
+            return
+        out = self.out or Path(f"exercise_{self.number:02}.py")
+        text = handout(self.number, str(out))
+        try:
+            with out.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise ValueError(f"{out} is there already, perhaps mended; choose another file with --out") from error
+        print(f"{out}: mend it, then `resnet-core grade {out}`")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Say whether an exercise is mended or, if not, where its networks first differ from ours.
+
+    It runs the file: it is your own code.
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """The mended exercise, a Python file with ResNet, BasicBlock, Bottleneck and TABLE_1."""
+    tell: bool = False
+    """Name the mistake; this takes up to a minute for each block."""
+
+    def __call__(self) -> int:
+        differences = grade(self.file, tell=self.tell)
+        if not differences:
+            print(f"{self.file} is mended: its networks compute what ours do, from the same seed with the same weights")
+            return 0
+        print(f"{self.file} is not mended yet; it first differs at")
+        print("\n".join(map(str, differences)))
+        return DIFFERENT

@@ -1,0 +1,42 @@
+"""Commands on networks: list and describe them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.models.describe import describe as describe_model
+from resnet_core.models.registry import list_models
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Shell pattern of names, such as "resnet*"."""
+
+    def __call__(self) -> None:
+        names = list_models(self.pattern)
+        if not names:
+            raise ValueError(f"no model matches {self.pattern!r}; {did_you_mean(self.pattern, list_models())}")
+        for name in names:
+            print(f"{name:<18}{describe_model(name, image_size=32).parameters:>13,} parameters")
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Show a model as the paper's Table 1: shapes, parameters, multiply-adds, receptive fields."""
+
+    model: tyro.conf.Positional[str]
+    """A name of `resnet-core models`."""
+    image_size: int = 224
+    """Height and width in pixels."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        description = describe_model(self.model, self.image_size)
+        print(description.to_json() if self.json else description)

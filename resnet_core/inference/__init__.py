@@ -1,0 +1,1 @@
+"""Trained networks in use: predict, evaluate, export."""

@@ -1,0 +1,240 @@
+"""A model as one file that runs without this package, checked against the model before it takes its name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from resnet_core.foundation.atomic import replacing
+from resnet_core.foundation.precision import FACTOR, float_errors
+from resnet_core.foundation.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Format = Literal["onnx", "torch-export", "aoti"]
+
+EXAMPLE_BATCH = 2
+CHECKED_BATCHES = (1, 5)  # not the example's, so that a batch that became a constant shows
+
+
+class ExportError(ValueError):
+    """A format that cannot be written here, a model that it does not take, or a file that computes something else."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file, and how near its logits came to the model's on random images."""
+
+    path: Path
+    format: str
+    bytes: int
+    opset: int | None
+    """ONNX's version of its operators; None in the other formats."""
+    largest_difference: float
+    """Between the file's logits and the float32 model's."""
+    largest_logit: float
+    """The largest magnitude, to judge the others by."""
+    error: float
+    """Largest difference of the file's logits from a float64 run of the model."""
+    allowed_error: float
+
+    def __str__(self) -> str:
+        opset = f" opset {self.opset}" if self.opset else ""
+        return (
+            f"{self.path}: {self.format}{opset}, {self.bytes / 1e6:.1f} MB; largest difference "
+            f"{self.largest_difference:.1e} at logits up to {self.largest_logit:.3g}"
+        )
+
+
+def export(model: nn.Module, out: str | Path, *, format: Format, image_size: int = 224, channels: int = 3) -> Export:
+    """The file `out`: `[N, channels, image_size, image_size]` -> logits in float32 on the CPU, for any N.
+
+    The model goes in as it evaluates, and stays as it is. The file takes its name only if its logits are as near to a
+    float64 run of the model as the float32 model's, within a factor of FACTOR, on random images.
+    Raises ExportError if not, or if the format cannot be written; ValueError or OSError for arguments that do not fit.
+    """
+    path = Path(out)
+    exporter = find_exporter(path, format)
+    network = copy.deepcopy(model).cpu().float().eval()
+    example, *batches = seeded_images(image_size, channels)
+    with torch.no_grad(), beside(path) as folder:
+        logits = run_model(network, batches)
+        exact = run_model(copy.deepcopy(network).double(), [images.double() for images in batches])
+        file = Path(folder, path.name)
+        try:
+            opset = exporter.write(capture(network, example), file)
+            written = torch.cat([exporter.load(file)(images) for images in batches])
+            comparison = compare_logits(written, logits, exact)
+        except OSError:
+            raise
+        except Exception as error:  # exporters and runtimes have no family of errors in common
+            reason = f"{format} failed on this model ({first_line(error)})"
+            raise ExportError(f"{path}: not written, since {reason}") from error
+        result = Export(path, format, file.stat().st_size, opset, *comparison)
+        check(result)
+        with replacing(path) as aside:
+            file.replace(aside)
+    return result
+
+
+def find_exporter(path: Path, format: str) -> Exporter:
+    """The exporter of a format that can be written, here and to `path`. Raises ValueError or OSError if it cannot."""
+    if format not in EXPORTERS:
+        raise ValueError(f"unknown format {format!r}; {did_you_mean(format, EXPORTERS)}")
+    exporter = EXPORTERS[format]
+    if path.suffix != exporter.suffix:
+        raise ValueError(
+            f"{path}: a file of format {format} ends in {exporter.suffix}; name it {path.stem}{exporter.suffix}, or "
+            f"choose another --format of {', '.join(EXPORTERS)}"
+        )
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a folder; make it, or choose another place for {path.name}")
+    lacking = exporter.lacks()
+    if lacking:
+        raise ExportError(f"format {format} needs {lacking}")
+    return exporter
+
+
+def beside(path: Path) -> TemporaryDirectory[str]:
+    """A folder on the file system of `path`: exporters insist on a file's ending, and a rename must not copy."""
+    return TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+
+
+def seeded_images(image_size: int, channels: int) -> list[Tensor]:
+    """Normally distributed images, the same in every run: a batch to export with, and those to check with."""
+    if min(image_size, channels) < 1:
+        raise ValueError(f"image_size and channels must be at least 1, got {image_size} and {channels}")
+    generator = torch.Generator().manual_seed(0)
+    batches = (EXAMPLE_BATCH, *CHECKED_BATCHES)
+    return [torch.randn(batch, channels, image_size, image_size, generator=generator) for batch in batches]
+
+
+def run_model(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """The logits of all batches, one row an image. Raises ValueError where there are none, or they are not finite."""
+    try:
+        logits = torch.cat([model(images) for images in batches])
+    except RuntimeError as error:
+        shape = " x ".join(map(str, batches[0].shape[1:]))
+        raise ValueError(
+            f"the model does not take images of {shape} ({first_line(error)}); give its own channels and image_size"
+        ) from error
+    if not logits.isfinite().all():
+        raise ExportError("the model's logits on random images are not finite: its weights are damaged or diverged")
+    return logits
+
+
+def capture(network: nn.Module, example: Tensor) -> ExportedProgram:
+    """The model as a graph of operators for any batch, without this machine's folders."""
+    from torch.export import Dim, export
+
+    program = export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def compare_logits(written: Tensor, logits: Tensor, exact: Tensor) -> tuple[float, float, float, float]:
+    """Largest difference and logit, error and allowed error, as in `Export`. Raises RuntimeError for unlike shapes."""
+    written, logits, exact = torch.stack([written.double(), logits.double(), exact])
+    error, model_error = float_errors(written, logits, exact)
+    return (written - logits).abs().max().item(), exact.abs().max().item(), error, FACTOR * model_error
+
+
+def check(result: Export) -> None:
+    """Raises ExportError for logits further from the float64 run than is allowed, or not finite."""
+    if not result.error <= result.allowed_error:  # also where the error is nan
+        raise ExportError(
+            f"{result.path}: not written, since the {result.format} file computes something else: at logits up to "
+            f"{result.largest_logit:.3g} it is {result.error:.1e} from a float64 run of the model, "
+            f"{result.allowed_error:.1e} allowed; choose another format"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """An error's message, or the first line of a long one, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def write_onnx(program: ExportedProgram, file: Path) -> int:
+    from torch.export import Dim
+
+    written = torch.onnx.export(
+        program, f=file, input_names=["images"], output_names=["logits"], dynamic_shapes=({0: Dim("batch", min=1)},),
+        dynamo=True, external_data=False, verbose=False,
+    )  # fmt: skip
+    assert written is not None  # as torch.onnx promises for dynamo=True
+    return written.model.opset_imports[""]
+
+
+def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def lacks_onnx() -> str:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    return f"{', '.join(missing)}: pip install 'resnet-core[export]'" if missing else ""
+
+
+def write_torch_export(program: ExportedProgram, file: Path) -> None:
+    from torch.export import save
+
+    save(program, file)
+
+
+def load_torch_export(file: Path) -> Callable[[Tensor], Tensor]:
+    from torch.export import load
+
+    return load(file).module()
+
+
+def write_aoti(program: ExportedProgram, file: Path) -> None:
+    # Without dynamic_threads the file would always use as many threads as the process that exported it.
+    options = {"cpp.dynamic_threads": True}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+def load_aoti(file: Path) -> Callable[[Tensor], Tensor]:
+    return torch._inductor.aoti_load_package(str(file))
+
+
+def lacks_aoti() -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "a C++ compiler: install g++, or name one in the environment variable CXX"
+    return ""
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How a format is written and run, and what is lacking for that on this machine, in words, with its remedy."""
+
+    suffix: str
+    write: Callable[[ExportedProgram, Path], int | None]
+    """Returns ONNX's opset."""
+    load: Callable[[Path], Callable[[Tensor], Tensor]]
+    lacks: Callable[[], str]
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "onnx": Exporter(".onnx", write_onnx, load_onnx, lacks_onnx),
+    "torch-export": Exporter(".pt2", write_torch_export, load_torch_export, lambda: ""),
+    "aoti": Exporter(".pt2", write_aoti, load_aoti, lacks_aoti),
+}

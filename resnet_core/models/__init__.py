@@ -1,0 +1,1 @@
+"""The networks: He et al.'s Table 1, the CIFAR family, and what other code builds on."""

@@ -1,0 +1,58 @@
+"""The losses that recipes name, with label smoothing and mixed targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnet_core.foundation.suggestions import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training makes small. Targets are class numbers, or probabilities where images are mixed."""
+
+    name: str = "cross_entropy"
+    """cross_entropy, or binary_cross_entropy: each class a yes or no of its own."""
+    label_smoothing: float = 0.0
+    """Share of the target that goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567)."""
+    target_threshold: float = 0.0
+    """binary_cross_entropy where images are mixed: a class with a larger share of the image is wholly there, one with
+    less is not; 0: the shares are the targets."""
+
+    def __post_init__(self) -> None:
+        if self.name not in LOSSES:
+            raise ValueError(f"loss.name: unknown loss {self.name!r}; {did_you_mean(self.name, LOSSES)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.target_threshold < 1:
+            raise ValueError(f"loss.target_threshold must be in [0, 1), got {self.target_threshold}")
+        if self.target_threshold and self.name != "binary_cross_entropy":
+            raise ValueError(f"loss.target_threshold is binary_cross_entropy's; leave it 0 for {self.name}")
+
+    def of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """`([N, classes], [N] or [N, classes])` -> the mean over the batch."""
+        if self.target_threshold and targets.dim() == 2:
+            targets = (targets > self.target_threshold).to(targets.dtype)
+        return LOSSES[self.name](logits, targets, label_smoothing=self.label_smoothing)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    """Summed over the classes, mean over the batch (Beyer et al. 2020, arXiv:2006.07159, section 5)."""
+    classes = logits.shape[1]
+    wanted = targets if targets.dim() == 2 else F.one_hot(targets, classes)
+    wanted = wanted.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+}

@@ -1,0 +1,6 @@
+"""A run's folder: claimed, trained into, continued, read again, drawn."""
+
+from resnet_core.runs.curves import plot
+from resnet_core.runs.training import load_run, read_recipe, read_result, run
+
+__all__ = ["load_run", "plot", "read_recipe", "read_result", "run"]

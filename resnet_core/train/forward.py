@@ -1,0 +1,43 @@
+"""A network on its device and its outputs: the one forward of training and evaluation."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from resnet_core.distributed.world import World
+from resnet_core.train.config import TrainConfig
+
+
+def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+    """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
+    config.check_device(world.device.type)
+    if config.sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS demands for it
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    model = model.to(world.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.compile:
+        # Beyond so many shapes of batches torch would run the network without compiling it.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = sys.maxsize
+        model.compile(dynamic=False)  # else a graph would depend on which shapes this process saw first
+    return model
+
+
+def forward(
+    network: nn.Module, inputs: Tensor, targets: Tensor, config: TrainConfig, world: World
+) -> tuple[Tensor, Tensor]:
+    """Outputs, at least in float32, and targets, on the device."""
+    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+    inputs = inputs.to(world.device, non_blocking=True, memory_format=memory_format)
+    with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        outputs = network(inputs)
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return outputs, targets.to(world.device, non_blocking=True)

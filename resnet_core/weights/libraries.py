@@ -1,0 +1,311 @@
+"""Other libraries' weights: their names for our modules, how their files are read, their own networks."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnet_core.models.resnet import TABLE_1, WIDER
+from resnet_core.weights.files import WeightsError, load_weights, read_weights
+from resnet_core.weights.header import file_size
+from resnet_core.weights.pickles import CALLS, check_memory, check_pickles
+
+NETWORKS = (*TABLE_1, *WIDER)
+IMAGE_SIZE = 64  # of the random images by which two networks are compared
+KERAS_EPSILON, EPSILON = 1.001e-5, 1e-5  # added to the variance: keras.applications' ResNets, torch's BatchNorm
+
+# Our modules -> theirs. A field's last digit is the number of the first: {stage1} counts the stages 1, 2, 3, 4 and
+# {stage0} counts the same ones 0, 1, 2, 3.
+TRANSFORMERS = {
+    "conv1": "resnet.embedder.embedder.convolution",
+    "bn1": "resnet.embedder.embedder.normalization",
+    "layer{stage1}.{block0}.conv{layer1}": "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.convolution",
+    "layer{stage1}.{block0}.bn{layer1}": "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.normalization",
+    "layer{stage1}.{block0}.downsample.0": "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.convolution",
+    "layer{stage1}.{block0}.downsample.1": "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.normalization",
+    "fc": "classifier.1",
+}
+KERAS = {
+    "conv1": "conv1_conv",
+    "bn1": "conv1_bn",
+    "layer{stage1}.{block0}.conv{layer1}": "conv{stage2}_block{block1}_{layer1}_conv",
+    "layer{stage1}.{block0}.bn{layer1}": "conv{stage2}_block{block1}_{layer1}_bn",
+    "layer{stage1}.{block0}.downsample.0": "conv{stage2}_block{block1}_0_conv",
+    "layer{stage1}.{block0}.downsample.1": "conv{stage2}_block{block1}_0_bn",
+    "fc": "predictions",
+}
+SAME = {ours: ours for ours in TRANSFORMERS}
+COMPOSER = {ours: f"module.{ours}" for ours in TRANSFORMERS}
+
+# A Keras layer's variables -> a torch module's tensors. A convolution's bias goes into the BatchNorm after it.
+KERAS_VARIABLES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+# What a Composer checkpoint calls beside tensors -> with how many arguments. It is read as `Ignored`, so that nothing
+# of it comes to life.
+COMPOSER_CALLS = {
+    "datetime timedelta": (3,),
+    "numpy dtype": (3,),
+    "numpy ndarray": (),
+    "numpy._core.multiarray _reconstruct": (3,),
+    "numpy.core.multiarray _reconstruct": (3,),
+    "torch.torch_version TorchVersion": (1,),
+}
+TEXT_CALLS = {"_codecs encode": (2,)}  # bytes in pickles of protocol 2; torch.load does it itself
+
+Network = Callable[[Tensor], Tensor]  # images [N, 3, H, W] -> logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """What another library's file holds, and that library's own network with these weights, to compare with."""
+
+    tensors: Mapping[str, Tensor]
+    network: Callable[[str, int], Network]
+    """A name of NETWORKS and the number of classes -> the network, in evaluation mode."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Arguments of our builder that shapes do not tell."""
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A library: its names for our modules, how its files are read, how far its logits may be from ours."""
+
+    modules: Mapping[str, str]
+    read: Callable[[Path, bool], Original]
+    bound: float = 0.0
+    """In units of the largest logit, or of 1 where that is larger."""
+
+
+def library(name: str) -> ModuleType:
+    """The imported library. Raises WeightsError, naming how to install it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"its own network is needed to compare with, and {error.name} is not installed: "
+            "pip install 'resnet-core[interop]'"
+        ) from error
+
+
+def read_torchvision(path: Path, allow_pickle: bool) -> Original:
+    tensors = read_weights(path, allow_pickle=allow_pickle)
+    return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
+
+
+def torchvision_network(name: str, classes: int, tensors: Mapping[str, Tensor]) -> Network:
+    from torchvision import models
+
+    network = models.get_model(name, num_classes=classes)
+    load_weights(network, tensors)
+    return network.eval()
+
+
+def read_timm(path: Path, allow_pickle: bool) -> Original:
+    """A bare file, or one with the Hub's `config.json` beside it, whose architecture is then checked."""
+    file = weights_file(path)
+    architecture = config_beside(file).get("architecture", "resnet50")
+    if architecture not in NETWORKS:  # resnetblur50 has resnet50's tensors, and other logits
+        raise WeightsError(f"{file.with_name('config.json')} has architecture {architecture!r}, not one of ours")
+    tensors = read_weights(file, allow_pickle=allow_pickle)
+
+    def network(name: str, classes: int) -> Network:
+        model = library("timm").create_model(name, num_classes=classes)
+        load_weights(model, tensors)
+        return model.eval()
+
+    return Original(tensors=tensors, network=network)
+
+
+def read_transformers(path: Path, allow_pickle: bool) -> Original:
+    """The folder of `save_pretrained`, or its file of weights: `config.json` says where a Bottleneck's stride sits."""
+    file = weights_file(path)
+    values = config_beside(file)
+    if values.get("model_type") != "resnet":
+        raise WeightsError(f"{file.with_name('config.json')} must be there and have model_type 'resnet'")
+    tensors = read_weights(file, allow_pickle=allow_pickle)
+    transformers = library("transformers")
+    try:
+        config = transformers.ResNetConfig.from_dict(values)
+    except Exception as error:  # of any type: the library checks what is anyone's
+        raise WeightsError(
+            f"{file.with_name('config.json')} is refused by transformers ({first_line(error)})"
+        ) from error
+
+    def network(name: str, classes: int) -> Network:
+        expected = {"num_channels": 3, "embedding_size": 64, "hidden_act": "relu", "num_labels": classes}
+        odd = [f"{key}={getattr(config, key)!r}" for key, value in expected.items() if getattr(config, key) != value]
+        expansion, depths = 4 if config.layer_type == "bottleneck" else 1, TABLE_1[name][1]
+        if (
+            odd
+            or list(config.depths) != [*depths]
+            or list(config.hidden_sizes) != [width * expansion for width in (64, 128, 256, 512)]
+        ):
+            raise WeightsError(f"{file.with_name('config.json')} is not {name}'s ({', '.join(odd) or 'depths, sizes'})")
+        model = transformers.ResNetForImageClassification(config)
+        load_weights(model, tensors)
+        return lambda images: model.eval()(images, return_dict=True).logits
+
+    v1 = config.layer_type == "bottleneck" and config.downsample_in_bottleneck
+    names = tuple(config.id2label[label] for label in sorted(config.id2label))
+    if sorted(config.id2label) != list(range(len(names))) or not all(isinstance(each, str) for each in names):
+        raise WeightsError(f"{file.with_name('config.json')}: id2label must name the classes 0, 1, 2, ... in words")
+    return Original(
+        tensors=tensors,
+        network=network,
+        config={"stride_in_1x1": True} if v1 else {},
+        class_names=None if names[:1] == ("LABEL_0",) else names,
+    )
+
+
+def weights_file(path: Path) -> Path:
+    """The file that `path` is, or that a folder of `save_pretrained` holds."""
+    if not path.is_dir():
+        return path
+    known = [path / "model.safetensors", path / "pytorch_model.bin"]
+    found = [file for file in known if file.exists()]
+    if not found:
+        raise WeightsError(f"{path} holds neither {known[0].name} nor {known[1].name}; name the file of weights")
+    return found[0]
+
+
+def config_beside(file: Path) -> dict[str, Any]:
+    """The `config.json` in the same folder; empty when there is none."""
+    path = file.with_name("config.json")
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path} is not a JSON object ({error}); fetch it again") from error
+
+
+class Ignored:
+    """Stands where a checkpoint holds something that is no tensor."""
+
+    def __init__(self, *values: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def read_composer(path: Path, allow_pickle: bool) -> Original:
+    """A checkpoint of Composer's Trainer, whose network was torchvision's."""
+    bare = "save the bare weights, torch.save(model.module.state_dict(), ...), and convert them from torchvision"
+    if not allow_pickle:
+        raise WeightsError(f"{path} is a pickle: choose allow_pickle=True (--allow-pickle) to read it, or {bare}")
+    try:
+        stored = check_pickles(path, file_size(path), {**CALLS, **COMPOSER_CALLS, **TEXT_CALLS})
+        with torch.serialization.safe_globals([(Ignored, name.replace(" ", ".")) for name in COMPOSER_CALLS]):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)["state"]["model"]
+        check_memory(tensors, stored)
+    except Exception as error:  # of any type, as the bytes are anyone's
+        raise WeightsError(f"{path} is no checkpoint of Composer's Trainer ({first_line(error)}); {bare}") from error
+    return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
+
+
+def read_keras(path: Path, allow_pickle: bool) -> Original:
+    """`.weights.h5`, `.h5` or `.keras` of keras.applications' ResNet50, 101 or 152; a saved model's code is not run."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # read at keras' first import
+    keras = library("keras")
+    convolutions, classes = count_keras(path)
+    builders = {
+        53: keras.applications.ResNet50,
+        104: keras.applications.ResNet101,
+        155: keras.applications.ResNet152,
+    }
+    known = (
+        "give weights of keras.applications' ResNet50, ResNet101 or ResNet152 with their head (V2 is another network)"
+    )
+    if convolutions not in builders or len(classes) != 1:
+        raise WeightsError(f"{path} has {convolutions} convolutions and {len(classes)} heads; {known}")
+    with keras.device("cpu:0"), warnings.catch_warnings(action="ignore"):
+        shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
+        network = builders[convolutions](
+            weights=None, classes=classes[0], classifier_activation=None, input_shape=shape
+        )
+        try:
+            network.load_weights(path)
+        except Exception as error:  # of any type: Keras meets what anyone wrote
+            raise WeightsError(f"{path} does not fit Keras' {network.name} ({first_line(error)}); {known}") from error
+
+    def to_torch(value: Any) -> Tensor:
+        return torch.from_numpy(keras.ops.convert_to_numpy(value))
+
+    def logits(images: Tensor) -> Tensor:
+        with keras.device("cpu:0"):
+            return to_torch(network(images.permute(0, 2, 3, 1).numpy(), training=False))
+
+    variables = {variable.path: to_torch(variable) for variable in network.weights}
+    return Original(tensors=fold_keras(variables), network=lambda name, classes: logits, config={"stride_in_1x1": True})
+
+
+def count_keras(path: Path) -> tuple[int, list[int]]:
+    """The number of convolutions in Keras' HDF5, and the number of classes of each dense layer: from shapes alone."""
+    shapes = []
+
+    def note(name: str, item: Any) -> None:
+        if hasattr(item, "shape") and not name.startswith("optimizer"):
+            if item.id.get_storage_size() < item.nbytes:
+                raise KeyError(f"{name} claims more bytes than it has")
+            shapes.append(item.shape)
+
+    try:
+        with ExitStack() as opened:
+            file: Any = path
+            if path.suffix == ".keras":
+                file = opened.enter_context(opened.enter_context(zipfile.ZipFile(path)).open("model.weights.h5"))
+            opened.enter_context(library("h5py").File(file, "r")).visititems(note)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path} cannot be read as .weights.h5, .h5 or .keras ({first_line(error)})") from error
+    return sum(len(shape) == 4 for shape in shapes), [shape[1] for shape in shapes if len(shape) == 2]
+
+
+def fold_keras(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keras' variables as torch's tensors, under Keras' layer names: HWIO becomes OIHW, and the two differences go
+    into the BatchNorm's statistics: a convolution's bias moves the mean, the larger epsilon the variance."""
+    folded = {}
+    for name, value in variables.items():
+        layer, _, variable = name.rpartition("/")
+        value = value.double()
+        if layer.endswith("_conv") and variable == "bias":
+            continue
+        if variable == "kernel":
+            value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.T
+        elif variable == "moving_mean":
+            value = value - variables[f"{layer.removesuffix('_bn')}_conv/bias"]
+        elif variable == "moving_variance":
+            value = value + (KERAS_EPSILON - EPSILON)
+        folded[f"{layer}.{KERAS_VARIABLES[variable]}"] = value.float().contiguous()
+    return folded
+
+
+def first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+SOURCES = {
+    "torchvision": Source(modules=SAME, read=read_torchvision),
+    "timm": Source(modules=SAME, read=read_timm),
+    "transformers": Source(modules=TRANSFORMERS, read=read_transformers),
+    "composer": Source(modules=COMPOSER, read=read_composer),
+    "keras": Source(modules=KERAS, read=read_keras, bound=2e-5),
+}

@@ -1,0 +1,60 @@
+"""The doctor names every mistake planted in independently written ResNets, and finds the healthy ones healthy."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from parity.diagnoses import DEPTHS, HEALTHY, OTHER_NAMES, images, of_healthy, of_mistake, reference
+from parity.patients import functional
+from resnet_core.comparison.diagnosis import diagnose
+from resnet_core.comparison.mistakes import MISTAKES
+
+CASES = [(mistake, True) for mistake in functional.MISTAKES]
+CASES += [(mistake, False) for mistake in functional.MISTAKES[::5] if mistake not in functional.NEEDS_BOTTLENECK]
+
+
+@pytest.mark.parametrize(("mistake", "bottleneck"), CASES)
+def test_a_planted_mistake_is_named(mistake, bottleneck):
+    diagnosis = of_mistake(mistake, bottleneck=bottleneck)
+    assert diagnosis.mistakes == (OTHER_NAMES.get(mistake, mistake),), diagnosis
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+@pytest.mark.parametrize("patients", HEALTHY)
+def test_a_healthy_network_gets_a_clean_bill(patients, bottleneck):
+    diagnosis = of_healthy(patients, bottleneck=bottleneck)
+    assert diagnosis.healthy, diagnosis
+    assert diagnosis.tried == 1
+
+
+def test_two_mistakes_are_named_together():
+    patient = functional.build(DEPTHS, mistake="shortcut halved", num_classes=7)
+    for norm in patient.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = 1e-3
+    diagnosis = diagnose(patient, reference(True), images(), seconds=600)
+    assert set(diagnosis.mistakes) == {"shortcut halved", "BatchNorm eps 1e-3"}
+
+
+def test_an_unknown_mistake_is_called_unknown():
+    model = reference(True)
+    model.layer3[0].relu = nn.LeakyReLU(0.3)
+    diagnosis = diagnose(model, reference(True), images(), seconds=0)
+    assert diagnosis.mistakes is None
+    assert str(diagnosis).startswith("unknown: none of ")
+
+
+def test_the_networks_given_are_not_changed():
+    models = [reference(True), functional.build(DEPTHS, num_classes=7)]
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    diagnose(models[1], models[0], images(), seconds=0)
+    for model, kept in zip(models, before, strict=True):
+        assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_a_mistake_of_the_catalogue_is_told_from_the_others():
+    for name in ("no stride in layer4", "no shortcut", "max-pool without padding", "max-pool at the head"):
+        patient = MISTAKES[name](reference(True))
+        assert diagnose(patient, reference(True), images(), seconds=0).mistakes == (name,)

@@ -1,0 +1,309 @@
+"""Each exercise is broken as its name and its symptom say, without telling it; the grade knows broken from mended."""
+
+import inspect
+import re
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import resnet_core
+from resnet_core.cli.main import main
+from resnet_core.comparison.diagnosis import calibrate, diagnose
+from resnet_core.comparison.mistakes import MISTAKES
+from resnet_core.exercises import grade, grader, handout
+from resnet_core.exercises.catalog import BLOCKS, EXERCISES, LEGEND
+from resnet_core.exercises.grader import images, small_network
+from resnet_core.exercises.handout import broken_source
+from resnet_core.models import resnet
+
+OURS = vars(resnet)
+NUMBERS = {mistake: number for number, mistake in enumerate(EXERCISES, 1)}
+
+
+def run_source(source):
+    space = {"__name__": "exercise"}
+    exec(compile(source, "exercise", "exec"), space)
+    return space
+
+
+def on_meta(space):
+    with torch.device("meta"):
+        return space["ResNet"](*space["TABLE_1"]["resnet50"])
+
+
+OURS_ON_META = on_meta(OURS)
+
+
+def parameters(space):
+    return sum(parameter.numel() for parameter in on_meta(space).parameters())
+
+
+def last_map(space):
+    return tuple(on_meta(space).forward_features(torch.empty(1, 3, 224, 224, device="meta")).shape[2:])
+
+
+def misfits(space):
+    """name -> what is wrong with it when our ResNet-50's weights are loaded."""
+    theirs, ours = on_meta(space).state_dict(), OURS_ON_META.state_dict()
+    shared = theirs.keys() & ours.keys()
+    return (
+        dict.fromkeys(theirs.keys() - ours.keys(), "lacks")
+        | dict.fromkeys(ours.keys() - theirs.keys(), "has no place")
+        | {name: "does not fit" for name in shared if ours[name].shape != theirs[name].shape}
+    )
+
+
+def shake(model):
+    """Gives the norms other scales and shifts, as training does: with 1 and 0 some mistakes do not show."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = 0.5 + torch.rand(module.weight.shape, generator=generator)
+            module.bias.data = 0.2 * torch.randn(module.bias.shape, generator=generator)
+
+
+@cache
+@torch.no_grad()
+def right():
+    """State dict, in float64, and logits of our small network of Bottlenecks as if trained."""
+    model = small_network(OURS, "Bottleneck")
+    shake(model)
+    model = calibrate(model.double(), images().double())
+    return model.state_dict(), model(images().double())
+
+
+@torch.no_grad()
+def logits(space):
+    """Of the small network with our weights."""
+    model = small_network(space, "Bottleneck").double().eval()
+    model.load_state_dict(right()[0])
+    return model(images().double())
+
+
+def percent_off(space):
+    return 100 * ((logits(space) - right()[1]).norm() / right()[1].norm()).item()
+
+
+@torch.no_grad()
+def assert_random_in_training(space):
+    model = small_network(space, "Bottleneck")
+    first, second = model(images()), model(images())
+    assert not torch.allclose(first, second)
+
+
+@torch.no_grad()
+def assert_running_means(times, space):
+    theirs, ours = small_network(space, "BasicBlock"), small_network(OURS, "BasicBlock")
+    for model in (theirs, ours):
+        model(images())
+    torch.testing.assert_close(theirs.bn1.running_mean, float(times) * ours.bn1.running_mean)
+
+
+def assert_equal(stated, measured):
+    assert stated == measured
+
+
+# What a part of a symptom may say -> how it is measured, from the groups of the pattern and the names in the source.
+MEASURED = {
+    r"([\d,]+) parameters": lambda stated, space: assert_equal(stated, f"{parameters(space):,}"),
+    r"the last map is (\d+)x(\d+)": lambda h, w, space: assert_equal((int(h), int(w)), last_map(space)),
+    r"our checkpoint lacks (\S+)": lambda name, space: assert_equal(misfits(space)[name], "lacks"),
+    r"our (\S+) (has no place|does not fit)": lambda name, how, space: assert_equal(misfits(space)[name], how),
+    r"our checkpoint loads, but logits are ([\d.]+)% off": lambda percent, space: assert_equal(
+        float(percent), pytest.approx(percent_off(space), rel=0.05)
+    ),
+    r"our checkpoint loads, but the outputs of each image sum to 1": lambda space: torch.testing.assert_close(
+        logits(space).sum(1), torch.ones(2).double()
+    ),
+    r"right in evaluation": lambda space: assert_equal(percent_off(space), 0),
+    r"in training, the same images give other logits each time": assert_random_in_training,
+    r"after one forward pass in training, running means are (\d+) times ours": assert_running_means,
+}
+
+
+def measure(claim, space):
+    for pattern, check in MEASURED.items():
+        if found := re.fullmatch(pattern, claim):
+            return check(*found.groups(), space=space)
+    raise AssertionError(f"nothing measures {claim!r}")
+
+
+@pytest.mark.parametrize("mistake", EXERCISES)
+def test_the_doctor_names_the_mistake_of_a_broken_source(mistake):
+    block = EXERCISES[mistake].blocks[0]
+    patient = small_network(run_source(broken_source(mistake)), block)
+    diagnosis = diagnose(patient, small_network(OURS, block), images(), seconds=0)
+    assert diagnosis.mistakes == (mistake,), diagnosis
+
+
+@pytest.mark.parametrize("mistake", EXERCISES)
+def test_a_symptom_is_what_is_measured(mistake):
+    space = run_source(broken_source(mistake))
+    for claim in EXERCISES[mistake].symptom.split("; "):
+        measure(claim, space)
+
+
+def test_the_legend_says_what_is_right():
+    right = f"{resnet_core.describe('resnet50').parameters:,} and {'x'.join(map(str, last_map(OURS)))} are right"
+    assert right in LEGEND[0]
+
+
+@pytest.mark.parametrize("mistake", EXERCISES)
+def test_an_exercise_is_one_small_edit_that_does_not_tell_the_mistake(mistake):
+    text = handout(NUMBERS[mistake], "exercise.py")
+    assert mistake in MISTAKES
+    assert mistake.lower() not in " ".join(text.lower().replace("#", "").split())
+    source = inspect.getsource(resnet)
+    for old, new in EXERCISES[mistake].edits:
+        assert source.count(old) == 1, old
+        assert max(len(line) for line in new.split("\n")) <= 120
+    assert text.endswith(broken_source(mistake))
+
+
+def test_an_exercise_for_bottlenecks_leaves_networks_of_basic_blocks_right():
+    ours = small_network(OURS, "BasicBlock").eval()
+    for mistake, exercise in EXERCISES.items():
+        if exercise.blocks != BLOCKS:
+            theirs = small_network(run_source(broken_source(mistake)), "BasicBlock").eval()
+            assert torch.equal(theirs(images()), ours(images())), mistake
+
+
+@pytest.fixture
+def student(tmp_path):
+    """Writes our source with (old, new) edits as a student's file."""
+
+    def write(*edits):
+        source = inspect.getsource(resnet)
+        for old, new in edits:
+            assert old in source
+            source = source.replace(old, new)
+        path = tmp_path / "mine.py"
+        path.write_text(source)
+        return path
+
+    return write
+
+
+def test_our_own_source_is_graded_as_mended(student, capsys):
+    path = student()
+    assert main(["grade", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path} is mended: ")
+
+
+def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grader, "BLOCKS", ("BasicBlock",))
+    mistake = "no stem ReLU"
+    assert main(["exercise"]) == 0
+    listed = capsys.readouterr().out
+    assert f"{NUMBERS[mistake]:>2}  both        {EXERCISES[mistake].symptom}\n" in listed
+    assert not [mistake for mistake in EXERCISES if mistake in listed]
+    assert main(["exercise", str(NUMBERS[mistake])]) == 0
+    name = f"exercise_{NUMBERS[mistake]:02}.py"
+    assert capsys.readouterr().out == f"{name}: mend it, then `resnet-core grade {name}`\n"
+
+    assert main(["grade", name]) == 1
+    hint = capsys.readouterr().out
+    number = r"mean \S+, norm \S+"
+    values = [rf"  {whose}: +layer1\.0\.conv1 reads \[2, 64, 16, 16\], {number}\n" for whose in ("yours", "ours")]
+    assert re.fullmatch(f"{name} is not mended yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
+    assert main(["grade", name, "--tell"]) == 1
+    assert capsys.readouterr().out == f"{hint}  {mistake}: with that, the reference computes just what it does\n"
+
+    ((old, new),) = EXERCISES[mistake].edits
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace(new, old))
+    assert main(["grade", name]) == 0
+
+
+@pytest.mark.parametrize(
+    ("mistake", "place"),
+    [
+        ("BatchNorm momentum 0.9", "BatchNorm statistics, bn1.running_"),
+        ("BatchNorm eps 1.001e-5", "bn1"),
+    ],
+)
+def test_a_mistake_that_float32_hides_is_found(mistake, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(grader, "BLOCKS", ("BasicBlock",))
+    path = tmp_path / "mine.py"
+    path.write_text(broken_source(mistake))
+    (found,) = grade(path)
+    assert found.where.startswith(f"BasicBlock: {place}")
+    assert found.evidence
+
+
+def test_what_shows_only_in_trained_norms_is_placed(student, monkeypatch):
+    monkeypatch.setattr(grader, "BLOCKS", ("BasicBlock",))
+    (found,) = grade(
+        student(
+            (
+                "self.relu(self.bn1(self.conv1(x)))  #",
+                "self.relu(self.bn1(self.conv1(x)) * self.bn1.weight.view(-1, 1, 1))  #",
+            )
+        )
+    )
+    assert found.where == "BasicBlock: relu"
+
+
+def test_a_wrong_row_of_the_table_is_found(student, monkeypatch):
+    monkeypatch.setattr(grader, "BLOCKS", ())
+    (found,) = grade(student(('"resnet50": (Bottleneck, (3, 4, 6, 3))', '"resnet50": (Bottleneck, (3, 4, 5, 3))')))
+    assert str(found) == 'TABLE_1["resnet50"]\n  yours: Bottleneck (3, 4, 5, 3)\n  ours:  Bottleneck (3, 4, 6, 3)'
+
+
+@pytest.mark.parametrize(
+    ("edit", "place"),
+    [
+        (('mode="fan_out"', 'mode="fan_in"'), "weights from the same seed, conv1.weight"),
+        (("self.fc", "self.head"), "state dict, fc.weight"),
+    ],
+)
+def test_right_networks_with_other_weights_or_names_are_not_yet_ours(edit, place, student, monkeypatch):
+    monkeypatch.setattr(grader, "BLOCKS", ("BasicBlock",))
+    (found,) = grade(student(edit))
+    assert found.where == f"BasicBlock: {place}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line_of", "message"),
+    [
+        ("        x = self.fc(x)", "        x = self.fc(x", "x = self.fc(x", "SyntaxError: '(' was never closed"),
+        ("        x = self.avgpool(x)", "        x = 1 / 0", "x = 1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            "e = block.expansion",
+            "e = block.expanse",
+            "e = block.expanse",
+            "AttributeError: type object 'BasicBlock' has",
+        ),
+        ("x = torch.flatten(x, 1)", "pass", "x = self.fc(x)", "RuntimeError: "),
+        ("TABLE_1 = {", "import nothing_of_this_name\nTABLE_1 = {", "import nothing", "ModuleNotFoundError: No module"),
+        ("TABLE_1 = {", "raise SystemExit(0)\nTABLE_1 = {", "raise SystemExit", "SystemExit: 0"),
+    ],
+)
+def test_a_file_that_fails_is_told_in_one_line_with_its_line(old, new, line_of, message, student, capsys):
+    path = student((old, new))
+    line = next(number for number, text in enumerate(path.read_text().split("\n"), 1) if line_of in text)
+    assert main(["grade", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"resnet-core: {path}, line {line}: {message}")
+    assert told.endswith("; mend that and grade it again\n")
+    assert told.count("\n") == 1
+
+
+def test_other_errors_are_told_in_one_line(student, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exercise_01.py").write_text("kept")
+    lacking = student(("Bottleneck", "BottleNeck"))
+    for words, message in {
+        f"grade {lacking}": f"{lacking} lacks Bottleneck; did you mean BottleNeck?",
+        "grade nowhere.py": "there is no file nowhere.py; `resnet-core exercise NUMBER` writes one",
+        "exercise 1": "exercise_01.py is there already, perhaps mended; choose another file with --out",
+        "exercise 0": f"exercises are numbered from 1 to {len(EXERCISES)}, got 0; choose one of these",
+        "exercise --out here.py": "--out here.py needs the exercise's number before it",
+    }.items():
+        assert main(words.split()) == 2
+        assert capsys.readouterr().err == f"resnet-core: {message}\n"
+    assert (tmp_path / "exercise_01.py").read_text() == "kept"
+    assert main(["exercise", "1", "--out", "other.py"]) == 0
+    assert (tmp_path / "other.py").read_text() == handout(1, "other.py")

@@ -1,0 +1,224 @@
+"""Exported files compute what their model computes, loaded as their users load them; others are not written."""
+
+import dataclasses
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.cpp_builder import cpp_compiler_search
+
+import resnet_core
+from resnet_core.foundation.precision import same_bits
+from resnet_core.inference.export import EXPORTERS, ExportError, export
+from resnet_core.models.cifar import CifarResNet
+
+SIZE = 32
+
+
+def tiny(**config):
+    torch.manual_seed(0)
+    return CifarResNet(1, **config)
+
+
+def images(batch, channels=3, size=SIZE):
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(100 + batch))
+
+
+def assert_computes(run, model, channels=3, size=SIZE):
+    """`run` is within 1e-5 of a float64 run, relative to its largest logit, for the batch of the export and others."""
+    oracle = model.eval().double()
+    for batch in (1, 2, 5):
+        pictures = images(batch, channels, size)
+        with torch.no_grad():
+            expected = oracle(pictures.double())
+        torch.testing.assert_close(run(pictures).double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def replaced(monkeypatch, name="torch-export", **functions):
+    monkeypatch.setitem(EXPORTERS, name, dataclasses.replace(EXPORTERS[name], **functions))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_file_of_torch_export_computes_what_the_model_computes(name, tmp_path, capfd):
+    model = resnet_core.get_model(name)
+    result = export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    run = torch.export.load(tmp_path / "model.pt2").module()
+    assert same_bits(run(images(5)), model.eval()(images(5)))
+    assert_computes(run, model)
+    assert result.largest_difference == 0
+    assert result.bytes == (tmp_path / "model.pt2").stat().st_size
+    assert result.path == tmp_path / "model.pt2"
+    assert capfd.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def grey_aoti(tmp_path_factory):
+    """A compiled CIFAR network of one channel: its model, its file, and what `export` said."""
+    model = tiny(in_channels=1)
+    file = tmp_path_factory.mktemp("aoti") / "model.pt2"
+    return model, file, export(model, file, format="aoti", image_size=28, channels=1)
+
+
+def test_a_compiled_file_computes_what_the_model_computes(grey_aoti):
+    model, file, result = grey_aoti
+    assert_computes(torch._inductor.aoti_load_package(str(file)), model, 1, 28)
+    assert 0 < result.largest_difference < 1e-5 * result.largest_logit
+
+
+def test_a_compiled_file_uses_the_threads_of_the_machine_that_runs_it(grey_aoti):
+    with zipfile.ZipFile(grey_aoti[1]) as package:
+        source = b"".join(package.read(name) for name in package.namelist() if name.endswith(".cpp"))
+    assert b"omp parallel" in source
+    assert b"omp parallel num_threads" not in source
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_compiled_resnet_computes_what_the_model_computes(name, tmp_path, capfd):
+    model = resnet_core.get_model(name)
+    export(model, tmp_path / "model.pt2", format="aoti", image_size=SIZE)
+    assert_computes(torch._inductor.aoti_load_package(str(tmp_path / "model.pt2")), model)
+    assert capfd.readouterr().out == ""
+
+
+def test_the_model_stays_as_it_was(tmp_path):
+    model = tiny().bfloat16().train()
+    model.layer1.eval()
+    model.fc.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    assert all(same_bits(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [name for name, value in model.named_parameters() if not value.requires_grad] == ["fc.weight"]
+
+
+def test_a_file_takes_images_of_its_size_alone(tmp_path):
+    export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    with pytest.raises(AssertionError, match="size"):
+        torch.export.load(tmp_path / "model.pt2").module()(images(2, size=48))
+
+
+def test_a_file_tells_no_folder_of_the_machine_that_wrote_it(tmp_path):
+    export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    content = (tmp_path / "model.pt2").read_bytes()
+    for module in (resnet_core, torch):
+        assert str(Path(module.__file__).parent).encode() not in content
+
+
+SPOILED = {
+    "a hundred thousandth off": lambda logits: logits + 1e-5 * logits.abs().max(),
+    "not a number": lambda logits: logits / 0 * 0,
+    "bfloat16": lambda logits: logits.bfloat16().float(),
+    "rows in another order": lambda logits: logits.flip(0),
+    "too few rows": lambda logits: logits[:1],
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_a_file_that_disagrees_is_not_left(spoil, tmp_path, monkeypatch):
+    model = tiny().eval()
+    replaced(monkeypatch, write=lambda _, file: file.touch(), load=lambda _: lambda batch: spoil(model(batch)))
+    with pytest.raises(ExportError, match=r"model\.pt2: not written"):
+        export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_model_is_not_left(tmp_path, monkeypatch):
+    other = tiny().eval()
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3  # Keras' default
+    program = torch.export.export(other, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    replaced(monkeypatch, write=lambda _, file: torch.export.save(program, file))
+    with pytest.raises(ExportError, match="computes something else"):
+        export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(program, file):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    replaced(monkeypatch, write=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Branching(nn.Module):
+    """What no exporter can follow: the images decide which code runs."""
+
+    def forward(self, batch):
+        return batch.flatten(1) if batch.sum() > 0 else -batch.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branching(), r"model\.pt2: not written, since torch-export failed on this model \(.*data-dependent"),
+        (tiny(in_channels=1), r"does not take images of 3 x 32 x 32 \(.*channels.*\); give its own channels"),
+    ],
+    ids=["branching", "grey"],
+)
+def test_a_model_that_cannot_be_exported_is_named_with_the_reason(model, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_finite_logits_is_refused(tmp_path):
+    model = tiny()
+    nn.init.constant_(model.fc.bias, float("nan"))
+    with pytest.raises(ExportError, match="logits on random images are not finite"):
+        export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_zeros_is_no_division_by_zero(tmp_path):
+    model = tiny()
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    assert export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE).largest_logit == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "arguments", "error", "message"),
+    [
+        ("model.pt2", {"format": "torch_export"}, ValueError, r"'torch_export'; did you mean torch-export\?"),
+        (
+            "model.pt",
+            {"format": "aoti"},
+            ValueError,
+            r"model\.pt: a file of format aoti ends in \.pt2; name it model\.pt2",
+        ),
+        ("model.pt2", {"format": "onnx"}, ValueError, r"ends in \.onnx; name it model\.onnx"),
+        ("here.pt2", {"format": "aoti"}, OSError, r"here\.pt2 exists; remove it or choose another name"),
+        ("no/model.pt2", {"format": "aoti"}, OSError, r"no is not a folder; make it"),
+        ("model.pt2", {"format": "aoti", "image_size": 0}, ValueError, "at least 1, got 0 and 3"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_with_the_remedy(out, arguments, error, message, tmp_path):
+    (tmp_path / "here.pt2").write_bytes(b"precious")
+    with pytest.raises(error, match=message):
+        export(tiny(), tmp_path / out, **arguments)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    message = r"format onnx needs onnx, onnxscript, onnxruntime: pip install 'resnet-core\[export\]'"
+    with pytest.raises(ExportError, match=message):
+        export(tiny(), tmp_path / "model.onnx", format="onnx", image_size=SIZE)
+
+
+def test_a_missing_compiler_is_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cpp_compiler_search.cache_clear()  # of what it found for the tests before
+    with pytest.raises(ExportError, match=r"format aoti needs a C\+\+ compiler: install g\+\+"):
+        export(tiny(), tmp_path / "model.pt2", format="aoti", image_size=SIZE)

@@ -1,0 +1,174 @@
+"""What other code uses of a ResNet besides its logits: stage outputs, the head, memory."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+
+import resnet_core
+from resnet_core.models.backbone import Backbone, chosen_indices
+from resnet_core.models.resnet import BasicBlock, Bottleneck
+
+
+def tiny(block=Bottleneck, **config):
+    torch.manual_seed(0)
+    return Backbone(block, [1, 2, 1, 1], **config)
+
+
+def images(batch=2, size=64):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("flags", [None, (False, True, True), (True, False, True)])
+def test_feature_info_says_what_the_maps_are(block, flags):
+    if flags and block is BasicBlock:
+        pytest.skip("only a Bottleneck can be dilated")
+    model = tiny(block, replace_stride_with_dilation=flags)
+    seen = {}
+    for info in model.feature_info:
+        model.get_submodule(info["module"]).register_forward_hook(
+            lambda module, inputs, output, name=info["module"]: seen.update({name: output.shape})
+        )
+    model(images(size=128))
+    expected = {info["module"]: (2, info["num_chs"], *[128 // info["reduction"]] * 2) for info in model.feature_info}
+    assert seen == expected
+    assert model.num_features == seen["layer4"][1]
+
+
+def test_dilation_given_by_position_counts_too():
+    model = Backbone(Bottleneck, [1, 1, 1, 1], 10, False, 1, 64, [False, True, True])
+    assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 8, 8]
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_intermediates_are_the_maps_of_an_ordinary_forward(block):
+    model = tiny(block).eval()
+    maps = {}
+    for info in model.feature_info:
+        model.get_submodule(info["module"]).register_forward_hook(
+            lambda module, inputs, output, name=info["module"]: maps.setdefault(name, output.clone())
+        )
+    model(images())
+    last, intermediates = model.forward_intermediates(images())
+    assert torch.equal(last, maps["layer4"])
+    for ours, expected in zip(intermediates, maps.values(), strict=True):
+        assert torch.equal(ours, expected)
+    assert torch.equal(model.forward_head(last), model(images()))
+
+
+def test_indices_choose_maps_and_stop_early_computes_no_further():
+    model = tiny().eval()
+    every = model.forward_intermediates(images(), intermediates_only=True)
+    for indices, expected in ((None, [0, 1, 2, 3, 4]), (2, [3, 4]), ([0, 3], [0, 3]), ([-1, 1], [1, 4]), ((4,), [4])):
+        chosen = model.forward_intermediates(images(), indices, intermediates_only=True)
+        assert [map.shape for map in chosen] == [every[number].shape for number in expected]
+        assert all(torch.equal(map, every[number]) for map, number in zip(chosen, expected, strict=True))
+    model.layer4 = None  # would fail if it were called
+    model.layer3 = None
+    last, chosen = model.forward_intermediates(images(), [0, 2], stop_early=True)
+    assert torch.equal(last, every[2])
+    assert torch.equal(chosen[0], every[0])
+
+
+@given(st.lists(st.integers(-7, 7), max_size=4) | st.integers(-2, 7))
+def test_indices_out_of_range_are_refused(indices):
+    valid = 1 <= indices <= 5 if isinstance(indices, int) else indices and all(-5 <= index < 5 for index in indices)
+    if valid:
+        assert chosen_indices(indices, 5) <= set(range(5))
+    else:
+        with pytest.raises(ValueError, match="indices"):
+            chosen_indices(indices, 5)
+
+
+def test_a_new_head_takes_the_place_of_the_old():
+    model = tiny(num_classes=10).double().eval()
+    features = model.forward_features(images().double())
+    assert model.get_classifier() is model.fc
+    model.reset_classifier(3)
+    assert model.num_classes == 3
+    assert model.get_classifier().weight.dtype == torch.float64
+    assert model(images().double()).shape == (2, 3)
+    model.reset_classifier(0, "avg")
+    assert torch.allclose(model(images().double()), features.mean((2, 3)), rtol=1e-12)
+    assert isinstance(model.get_classifier(), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.reset_classifier(3, "max"), "global_pool must be None or 'avg', got 'max'"),
+        (lambda model: model.reset_classifier(-1), "num_classes must be at least 0, got -1"),
+        (lambda model: model.forward_intermediates(images(), output_fmt="NHWC"), "output_fmt must be 'NCHW'"),
+    ],
+)
+def test_mistakes_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny())
+
+
+def step(model):
+    """Gradients and buffers after two training forwards and backwards."""
+    for _ in range(2):
+        model(images()).square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return gradients | dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_checkpointing_changes_no_bit_of_gradients_and_statistics(block):
+    model = tiny(block, num_classes=5)
+    recomputed = copy.deepcopy(model)
+    recomputed.set_grad_checkpointing()
+    expected = step(model)
+    actual = step(copy.deepcopy(recomputed))
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    assert recomputed.layer2[1].bn1.num_batches_tracked == 0  # the copy was trained
+    recomputed.set_grad_checkpointing(False)
+    assert [type(module) for module in recomputed.modules()] == [type(module) for module in model.modules()]
+
+
+def test_checkpointing_keeps_hooks_and_works_under_the_compiler():
+    model, compiled = tiny(num_classes=5), tiny(num_classes=5)
+    called = []
+    compiled.layer1.register_forward_hook(lambda *_: called.append("layer1"))
+    compiled.set_grad_checkpointing()
+    expected = step(model)
+    compiled.compile(backend="aot_eager")
+    actual = step(compiled)
+    assert called
+    for name in expected:
+        assert torch.allclose(actual[name], expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def activation_bytes(model):
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        model(images(batch=4, size=128)).square().mean().backward()
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Activation"]
+
+
+def test_checkpointing_takes_less_memory():
+    model = resnet_core.resnet50()
+    kept = activation_bytes(model)
+    model.set_grad_checkpointing()
+    recomputed = activation_bytes(model)
+    print(f"ResNet-50's activations at the peak: {kept / 2**20:.1f} MiB, checkpointed {recomputed / 2**20:.1f} MiB")
+    assert recomputed < kept / 2
+
+
+def test_every_builder_of_the_ten_gives_a_backbone_with_the_same_signature():
+    with torch.device("meta"):
+        for name in resnet_core.list_models("*res*", exclude="cifar*"):
+            assert isinstance(resnet_core.get_model(name), Backbone)
+    assert list(inspect.signature(Backbone.forward_intermediates).parameters)[1:] == [
+        "x", "indices", "norm", "stop_early", "output_fmt", "intermediates_only",
+    ]  # fmt: skip
