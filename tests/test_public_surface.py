@@ -23,9 +23,9 @@ RECORD = Path(__file__).with_name("public_surface.json")
 
 
 def parameters(function):
-    """Each parameter as it is written, without its annotation."""
+    """Each parameter as it is written, without its annotation and without the address of a function."""
     return [
-        str(parameter.replace(annotation=inspect.Parameter.empty))
+        re.sub(r"=<function .*", "=<function>", str(parameter.replace(annotation=inspect.Parameter.empty)))
         for parameter in inspect.signature(function).parameters.values()
     ]
 

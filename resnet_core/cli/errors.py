@@ -16,7 +16,7 @@ from resnet_core.train import NonFiniteLossError, PeerError, ReplicaError, Stopp
 TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR = 1, 1, 1, 2
 
 
-def reported(function: Callable[..., int]) -> Callable[..., int]:
+def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
     """`function`, with the errors that users can mend told in one line and turned into exit statuses."""
 
     @wraps(function)

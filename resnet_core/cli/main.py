@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import tyro
 
 from resnet_core.cli.comparison import Compare, Exercise, Grade
-from resnet_core.cli.errors import reported
+from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.inference import Evaluate, Export, Predict
 from resnet_core.cli.networks import Describe, Models
 from resnet_core.cli.training import Plot, Recipes, Show, Train
@@ -49,7 +49,7 @@ COMMANDS: dict[str, type] = {
 TRAIN_USAGE = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.field VALUE ...] | train RECIPE --help"
 
 
-@reported
+@as_exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from resnet_core.cli.errors import reported
-from resnet_core.distributed.world import LAUNCHED, is_main_process, launched
+from resnet_core.cli.errors import as_exit_status
+from resnet_core.distributed.world import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES, SOURCES, Recipe, get_recipe
 from resnet_core.recipes.plan import make_plan
@@ -71,7 +71,7 @@ class Train:
         under_torchrun = "RANK" in os.environ or "WORLD_SIZE" in os.environ
         if under_torchrun and self.processes > 1:
             raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
-        numbers = {name: launched(name) for name in LAUNCHED}
+        numbers = {name: rank_from_environment(name) for name in RANK_VARIABLES}
         processes = numbers["WORLD_SIZE"] if under_torchrun else self.processes
         recipe = from_anywhere(self.recipe)
         plan = make_plan(recipe, processes) if self.dry_run else None
@@ -102,7 +102,7 @@ def train_here(recipe: Recipe, out: Path, allow_changes: bool) -> int:
         return _train(recipe, out, allow_changes, signals)
 
 
-@reported
+@as_exit_status
 def _train(recipe: Recipe, out: Path, allow_changes: bool, signals: ExitStack) -> int:
     was_finished = read_result(out) is not None
     result = run_recipe(recipe, out, allow_changes=allow_changes, signals=signals)

@@ -19,7 +19,7 @@ SECONDS_BETWEEN_SIGNS = 0.5
 GONE = 1  # exit status
 
 
-def end_with(parent: int) -> None:
+def exit_when_parent_exits(parent: int) -> None:
     """Ends this process as soon as `parent`, which started it, is gone."""
 
     def watch() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, cast
 import torch
 import torch.distributed as dist
 
-from resnet_core.distributed.heartbeat import end_with
+from resnet_core.distributed.heartbeat import exit_when_parent_exits
 from resnet_core.distributed.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED, STOPS
 
 # A fork would inherit the memory of threads, torch's among them, without the threads.
@@ -136,7 +136,7 @@ def _run_rank(
     function: Callable[..., int],
     arguments: tuple[Any, ...],
 ) -> None:
-    end_with(parent)
+    exit_when_parent_exits(parent)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_core.distributed.heartbeat import end_with, watching
+from resnet_core.distributed.heartbeat import exit_when_parent_exits, watching
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.distributed.signals import INTERRUPTED, stop_asked
 
@@ -55,7 +55,7 @@ class World:
         return replica
 
     @contextmanager
-    def apart(self, replica: nn.Module) -> Iterator[None]:
+    def no_sync(self, replica: nn.Module) -> Iterator[None]:
         """Within it backward adds to each rank's own gradients; the next one outside averages the sums."""
         if isinstance(replica, DistributedDataParallel):
             with replica.no_sync():
@@ -106,7 +106,7 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def on_main(self, function: Callable[[], T]) -> T:
+    def run_on_rank_0(self, function: Callable[[], T]) -> T:
         """`function()` as rank 0 computed it, on every rank; where it raised, every rank raises."""
         outcome: list[Any] = [None, None]
         if self.is_main:
@@ -121,7 +121,7 @@ class World:
             raise outcome[1]
         return outcome[0]
 
-    def together(self, function: Callable[[], T]) -> T:
+    def gather_or_raise(self, function: Callable[[], T]) -> T:
         """This rank's `function()`; where it raised on some rank, every rank raises the first one's error."""
         result, mine = None, None
         try:
@@ -185,12 +185,12 @@ class PeerError(RuntimeError):
 
 
 # What torchrun and `launch` tell each process, and what holds for a process that neither started.
-LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+RANK_VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 
 
-def launched(name: str) -> int:
+def rank_from_environment(name: str) -> int:
     """One of those numbers of this process. Raises ValueError where the environment holds something else."""
-    value = os.environ.get(name, str(LAUNCHED[name]))
+    value = os.environ.get(name, str(RANK_VARIABLES[name]))
     least = 1 if name.endswith("SIZE") else 0
     if not value.isdecimal() or int(value) < least:
         raise ValueError(
@@ -220,7 +220,7 @@ def join_world(device: str = "auto", *, timeout_seconds: float = 300.0) -> Itera
     with its rank; where another process failed first, or is gone, this one raises PeerError. A process that gives no
     sign of life for `timeout_seconds` ends the others, and so does the end of the one that started them.
     """
-    rank, size, local_rank, local_size = map(launched, LAUNCHED)
+    rank, size, local_rank, local_size = map(rank_from_environment, RANK_VARIABLES)
     use_cuda = device_type(device, local_size) == "cuda"
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -229,7 +229,7 @@ def join_world(device: str = "auto", *, timeout_seconds: float = 300.0) -> Itera
         yield World(device=chosen)
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with(os.getppid())
+        exit_when_parent_exits(os.getppid())
     store = _meet("nccl" if use_cuda else "gloo")
     try:
         with watching(store.clone(), rank, size, timeout_seconds):

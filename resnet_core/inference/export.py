@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.foundation.atomic import replacing
+from resnet_core.foundation.errors import first_line
 from resnet_core.foundation.precision import FACTOR, float_errors
 from resnet_core.foundation.suggestions import did_you_mean
 
@@ -159,11 +160,6 @@ def check(result: Export) -> None:
             f"{result.largest_logit:.3g} it is {result.error:.1e} from a float64 run of the model, "
             f"{result.allowed_error:.1e} allowed; choose another format"
         )
-
-
-def first_line(error: Exception) -> str:
-    """An error's message, or the first line of a long one, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def write_onnx(program: ExportedProgram, file: Path) -> int:

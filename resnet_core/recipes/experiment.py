@@ -56,7 +56,7 @@ def make_trainer(
     world = world or World()
     dataset, train_loader, eval_loader = make_loaders(recipe, world)
     torch.manual_seed(recipe.seed)
-    model = (build or partial(make_model, recipe.model))(**head_and_stem(dataset))
+    model = (build or partial(make_model, recipe.model))(**model_arguments_for(dataset))
     return Trainer(
         recipe.train,
         model,
@@ -109,6 +109,6 @@ def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int
     return {**check_config(info.config, config.weights), **fitting}
 
 
-def head_and_stem(dataset: Dataset) -> dict[str, int]:
+def model_arguments_for(dataset: Dataset) -> dict[str, int]:
     """A builder's arguments that fit a network to a dataset."""
     return {"num_classes": len(dataset.class_names), "in_channels": dataset.in_channels}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.data.sampler import batch_share
-from resnet_core.distributed.world import device_type, launched
-from resnet_core.recipes.experiment import builder_arguments, head_and_stem, make_loaders
+from resnet_core.distributed.world import device_type, rank_from_environment
+from resnet_core.recipes.experiment import builder_arguments, make_loaders, model_arguments_for
 from resnet_core.recipes.recipe import Recipe
 from resnet_core.train import World
 from resnet_core.train.optimizers import build_optimizer
@@ -93,7 +93,7 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
             f"data.train_size_epochs {growing} is more than train.epochs {recipe.train.epochs}: images would never "
             "reach data.train_size; set it to at most that, or to 0, all epochs"
         )
-    here = launched("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else processes
+    here = rank_from_environment("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else processes
     recipe.train.check_device(device_type(recipe.run.device, here))
     dataset, train_loader, _ = make_loaders(recipe, World(size=processes))
     steps = recipe.train.epochs * len(train_loader)
@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
             "weights would never be averaged; lower it, or set averaging.ema_decay to 0"
         )
     batch = batch_share(recipe.data.global_batch, processes)
-    arguments = builder_arguments(recipe.model, **head_and_stem(dataset))
+    arguments = builder_arguments(recipe.model, **model_arguments_for(dataset))
     model = skeleton(recipe.model.name, arguments, recipe.model.weights or recipe.model.name)
     evaluation = dataset.transform
     size = recipe.data.train_size or evaluation.crop_size

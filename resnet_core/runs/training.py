@@ -27,7 +27,7 @@ from resnet_core.foundation.lock import NAME as LOCK
 from resnet_core.foundation.lock import owning
 from resnet_core.foundation.toml import from_mapping, merged, read_toml, to_toml
 from resnet_core.foundation.version import __version__
-from resnet_core.recipes.experiment import builder_arguments, head_and_stem, make_trainer
+from resnet_core.recipes.experiment import builder_arguments, make_trainer, model_arguments_for
 from resnet_core.recipes.plan import make_plan
 from resnet_core.recipes.recipe import Recipe
 from resnet_core.train import (
@@ -189,8 +189,8 @@ def run(
     with ExitStack() as stack:
         world = stack.enter_context(join_world(recipe.run.device, timeout_seconds=recipe.run.timeout_seconds))
         claim = claimed(recipe, out, world.size, allow_changes=allow_changes)
-        world.on_main(lambda: stack.enter_context(claim))
-        result = world.on_main(lambda: read_result(out))
+        world.run_on_rank_0(lambda: stack.enter_context(claim))
+        result = world.run_on_rank_0(lambda: read_result(out))
         if result is not None:
             return result
         report = stack.enter_context(Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard))
@@ -198,7 +198,7 @@ def run(
         dataset = dataset_of(recipe.data)
         info = WeightsInfo(
             model=recipe.model.name,
-            config=builder_arguments(recipe.model, **head_and_stem(dataset)),
+            config=builder_arguments(recipe.model, **model_arguments_for(dataset)),
             transform=dataset.transform,
             class_names=dataset.class_names,
             origin=f"resnet_core {__version__}, trained on {recipe.data.name}",
@@ -214,16 +214,16 @@ def run(
             _write_recipe(recipe, out)
             record_environment(recipe, out, world, report, continues=trainer.step > 0)
 
-        world.on_main(record)
+        world.run_on_rank_0(record)
         try:
             scores = trainer.fit()
         except NonFiniteLossError as error:
             if error.step is not None:
-                path = world.on_main(partial(_record_lost_batch, out, trainer, error.step))
+                path = world.run_on_rank_0(partial(_record_lost_batch, out, trainer, error.step))
                 error.args = (f"{error}; its samples are in {path}",)
             raise
         result = result_of(trainer, scores)
-        world.on_main(lambda: _finish(out, trainer, info, result))
+        world.run_on_rank_0(lambda: _finish(out, trainer, info, result))
         return result
 
 
@@ -305,7 +305,7 @@ def load_run(out: str | Path, world: World | None = None) -> Trainer:
     if not path.exists():
         raise ValueError(f"{out} has no model.safetensors: its run is not finished; continue with `resnet-core train`")
     model, info = load_model(path)
-    wanted = {"model": recipe.model.name, **head_and_stem(dataset_of(recipe.data))}
+    wanted = {"model": recipe.model.name, **model_arguments_for(dataset_of(recipe.data))}
     found = {"model": info.model, **info.config}
     unfit = [
         f"{key} {found.get(key)} there and {value} here" for key, value in wanted.items() if found.get(key) != value

@@ -42,4 +42,4 @@ def evaluate(
                 sums[key] = sums[key] + value if key in sums else value
         return {key: value.item() for key, value in sums.items()}
 
-    return means(world.sum(world.together(sums_of_this_rank)))
+    return means(world.sum(world.gather_or_raise(sums_of_this_rank)))

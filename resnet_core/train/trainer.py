@@ -247,7 +247,7 @@ class Trainer:
         parts = list(zip(*(each.tensor_split(self.config.accumulation) for each in (inputs, targets)), strict=True))
         losses = []
         for number, (part, wanted) in enumerate(parts, 1):
-            with self.world.apart(self.replica) if number < len(parts) else nullcontext():
+            with self.world.no_sync(self.replica) if number < len(parts) else nullcontext():
                 outputs, wanted = forward(self.replica, part, wanted, self.config, self.world)
                 loss = self.loss_fn(outputs, wanted) * (len(part) / len(inputs))
                 loss.backward()
@@ -300,10 +300,10 @@ class Trainer:
         if self.step != self.saved_step:
             if self.run.compare_replicas_every_steps:
                 self.compare_replicas()
-            self.world.on_main(partial(self.writer.save, self.step, *self._state()))
+            self.world.run_on_rank_0(partial(self.writer.save, self.step, *self._state()))
             self.saved_step = self.step
         if wait:
-            self.world.on_main(self.writer.wait)
+            self.world.run_on_rank_0(self.writer.wait)
 
     def _state(self) -> tuple[Tensors, dict[str, Any]]:
         """A checkpoint's tensors and plain values."""
@@ -336,12 +336,12 @@ class Trainer:
             set_aside(damaged, "damaged")
             return newest, [str(error).split(";")[0] for error in damaged.values()]
 
-        newest, damaged = self.world.on_main(choose)
+        newest, damaged = self.world.run_on_rank_0(choose)
         for reason in damaged:
             self.report.say(f"{reason}; it was set aside, and the checkpoint before it is used")
         if newest is None:
             return
-        checkpoint = self.world.together(lambda: load_checkpoint(newest))
+        checkpoint = self.world.gather_or_raise(lambda: load_checkpoint(newest))
         state = checkpoint.state
         if state["optimizer"] != type(self.optimizer).__name__:
             raise CheckpointError(
@@ -375,9 +375,9 @@ class Trainer:
         self.saved_step = -1
         here = path_of(self.folder, self.step)
         others = [path for path in list_checkpoints(self.folder) if path != here]
-        self.world.on_main(lambda: set_aside([here] if here.exists() else [], "earlier"))
+        self.world.run_on_rank_0(lambda: set_aside([here] if here.exists() else [], "earlier"))
         self.save()
-        self.world.on_main(lambda: set_aside(others, "earlier"))
+        self.world.run_on_rank_0(lambda: set_aside(others, "earlier"))
 
     def _load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.model.load_state_dict(tensors["model"])

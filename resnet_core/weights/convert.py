@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from resnet_core.data.transforms import ImageTransform
+from resnet_core.foundation.errors import first_line
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
 from resnet_core.models.resnet import TABLE_1
 from resnet_core.weights.files import WeightsError, load_weights, write_weights
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source, first_line
+from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from resnet_core.foundation.atomic import replacing
-from resnet_core.weights.header import DTYPES, check_header, few, read_header
+from resnet_core.foundation.errors import shortened
+from resnet_core.weights.header import DTYPES, check_header, read_header
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.pickles import is_plain, read_pickle
 
@@ -49,7 +50,7 @@ class LoadReport:
     def __str__(self) -> str:
         left_out = {"head left out": self.dropped, "missing": self.missing, "unexpected": self.unexpected}
         return "; ".join(
-            [f"{self.loaded} loaded", *(f"{word}: {few(names)}" for word, names in left_out.items() if names)]
+            [f"{self.loaded} loaded", *(f"{word}: {shortened(names)}" for word, names in left_out.items() if names)]
         )
 
 
@@ -105,7 +106,7 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Weights
             raise ValueError("must end in .safetensors to be written as weights")
         unfit = [name for name, value in tensors.items() if not is_plain(value) or value.dtype not in DTYPES.values()]
         if unfit:
-            raise ValueError(f"cannot hold {few(unfit)}: give dense tensors of {', '.join(DTYPES)}")
+            raise ValueError(f"cannot hold {shortened(unfit)}: give dense tensors of {', '.join(DTYPES)}")
         metadata = info.to_metadata() if info else {"format": "pt"}
         copies = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
@@ -142,7 +143,7 @@ def load_weights(
     matched, report = fit(model, found, source, strict=strict, new_head=new_head)
     model.load_state_dict(matched, strict=False)
     if report.dropped:
-        logger.warning("%s: the head stays the model's own, %s left out", source, few(report.dropped))
+        logger.warning("%s: the head stays the model's own, %s left out", source, shortened(report.dropped))
     return report
 
 
@@ -171,11 +172,13 @@ def fit(
     )
     faults = list(misfits(matched, own, in_head))
     if not matched:
-        faults = [f"none of its names ({few(found)}) is the model's ({few(own)}); `resnet-core convert` renames"]
+        faults = [
+            f"none of its names ({shortened(found)}) is the model's ({shortened(own)}); `resnet-core convert` renames"
+        ]
     elif strict:
         required = [name for name in report.missing if name not in batch_counts(model)]
-        faults += [f"missing {few(required)}"] if required else []
-        faults += [f"unexpected {few(report.unexpected)}"] if report.unexpected else []
+        faults += [f"missing {shortened(required)}"] if required else []
+        faults += [f"unexpected {shortened(report.unexpected)}"] if report.unexpected else []
     if faults:
         raise WeightsError(f"{source} cannot be loaded into {type(model).__name__}: {'; '.join(faults)}")
     return matched, report
@@ -187,12 +190,12 @@ def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: s
     kinds = [name for name in matched if name not in foreign and not same_kind(matched[name], own[name])]
     shapes = [name for name in matched if name not in foreign and matched[name].shape != own[name].shape]
     if foreign:
-        yield f"not dense tensors: {few(foreign)}"
+        yield f"not dense tensors: {shortened(foreign)}"
     if kinds:
-        yield f"integers where numbers are floating, or the reverse: {few(kinds)}"
+        yield f"integers where numbers are floating, or the reverse: {shortened(kinds)}"
     if shapes:
         first = shapes[0]
-        yield f"wrong shape: {few(shapes)} ({first}: {list(matched[first].shape)}, model {list(own[first].shape)})"
+        yield f"wrong shape: {shortened(shapes)} ({first}: {list(matched[first].shape)}, model {list(own[first].shape)})"
         if set(shapes) <= in_head:
             yield (
                 "the number of classes differs: load_weights(..., new_head=True) keeps the model's head, "
@@ -201,7 +204,7 @@ def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: s
     if not (foreign or kinds or shapes):
         wild = [name for name, value in matched.items() if not is_finite(value, own[name].dtype)]
         if wild:
-            yield f"not finite as the model's dtype: {few(wild)}"
+            yield f"not finite as the model's dtype: {shortened(wild)}"
 
 
 def same_kind(a: Tensor, b: Tensor) -> bool:

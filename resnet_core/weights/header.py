@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from resnet_core.foundation.errors import shortened
 
 INDEX_LIMIT = 2 << 20  # bytes; resnet152's safetensors header has 0.1 million
 RANK_LIMIT, NUMEL_LIMIT = 16, 1 << 48
@@ -46,7 +47,7 @@ def check_header(text: bytes, size: int) -> tuple[dict[str, Any], dict[str, str]
         position = 0
         for begin, end, name in spans:
             if begin != position:
-                raise ValueError(f"{few([name])} begins at {begin}, and the tensor before it ends at {position}")
+                raise ValueError(f"{shortened([name])} begins at {begin}, and the tensor before it ends at {position}")
             position = end
         if position != size - 8 - len(text):
             raise ValueError(f"its tensors have {position} bytes, and the file {size - 8 - len(text)} for them")
@@ -60,24 +61,24 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise ValueError(f"{few(twice)} more than once")
+        raise ValueError(f"{shortened(twice)} more than once")
     return values
 
 
 def check_entry(name: str, entry: Any) -> tuple[int, int, str]:
     """Where a tensor begins and ends. Raises ValueError where dtype, shape and place do not agree."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{few([name])} needs dtype, shape and data_offsets")
+        raise ValueError(f"{shortened([name])} needs dtype, shape and data_offsets")
     dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{few([name])} has a dtype other than {', '.join(DTYPES)}")
+        raise ValueError(f"{shortened([name])} has a dtype other than {', '.join(DTYPES)}")
     if not are_counts(shape) or len(shape) > RANK_LIMIT or math.prod(max(n, 1) for n in shape) > NUMEL_LIMIT:
-        raise ValueError(f"{few([name])} has an impossible shape")
+        raise ValueError(f"{shortened([name])} has an impossible shape")
     if not are_counts(place) or len(place) != 2:
-        raise ValueError(f"{few([name])} has impossible data_offsets")
+        raise ValueError(f"{shortened([name])} has impossible data_offsets")
     begin, end = place
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"{few([name])} has {end - begin} bytes for a {dtype} of shape {shape}")
+        raise ValueError(f"{shortened([name])} has {end - begin} bytes for a {dtype} of shape {shape}")
     return begin, end, name
 
 
@@ -92,10 +93,3 @@ def file_size(path: Path) -> int:
     if not path.is_file():
         raise ValueError("is not a file; name the file of weights itself")
     return path.stat().st_size
-
-
-def few(names: Iterable[str], most: int = 3) -> str:
-    """The first names and the number of the others, on one line whatever the names are."""
-    names = list(names)
-    shown = ", ".join(name if name.isprintable() and len(name) < 80 else f"{name[:60]!a}..." for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

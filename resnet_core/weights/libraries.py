@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_core.foundation.errors import first_line
 from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.weights.files import WeightsError, load_weights, read_weights
 from resnet_core.weights.header import file_size
@@ -296,10 +297,6 @@ def fold_keras(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value + (KERAS_EPSILON - EPSILON)
         folded[f"{layer}.{KERAS_VARIABLES[variable]}"] = value.float().contiguous()
     return folded
-
-
-def first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
 
 
 SOURCES = {

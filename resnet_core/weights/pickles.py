@@ -17,7 +17,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from resnet_core.weights.header import INDEX_LIMIT, few, file_size
+from resnet_core.foundation.errors import shortened
+from resnet_core.weights.header import INDEX_LIMIT, file_size
 
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle
 LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, keys of its storages
@@ -51,7 +52,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"holds a {type(tensors).__name__}, not a dict of tensors; {remedy}")
     foreign = [str(name) for name, value in tensors.items() if not isinstance(name, str) or not is_plain(value)]
     if foreign:
-        raise ValueError(f"holds other things than named tensors: {few(foreign)}; {remedy}")
+        raise ValueError(f"holds other things than named tensors: {shortened(foreign)}; {remedy}")
     check_memory(tensors, stored)
     return {name: value.detach() for name, value in tensors.items()}
 
@@ -62,7 +63,9 @@ def check_memory(tensors: Mapping[str, Tensor], stored: int) -> None:
     claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages.values()}.values())
     spread = [name for name, value in tensors.items() if value.numel() * value.itemsize > storages[name].nbytes()]
     if claimed > stored or spread:
-        raise ValueError(f"claims more bytes than it has ({few(spread) or f'{claimed} of {stored}'}); fetch it again")
+        raise ValueError(
+            f"claims more bytes than it has ({shortened(spread) or f'{claimed} of {stored}'}); fetch it again"
+        )
 
 
 def check_pickles(path: Path, size: int, calls: Mapping[str, tuple[int, ...]]) -> int:

@@ -137,9 +137,9 @@ def raise_on_main(folder):
         raise ValueError("said by rank 0")
 
     with join_world("cpu") as world:
-        assert world.on_main(lambda: world.rank) == 0
+        assert world.run_on_rank_0(lambda: world.rank) == 0
         try:
-            world.on_main(refuse)
+            world.run_on_rank_0(refuse)
         except ValueError as error:
             (folder / f"rank{world.rank}.txt").write_text(str(error))
     return 0

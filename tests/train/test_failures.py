@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from resnet_core.cli.errors import reported
+from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.main import main
 from resnet_core.distributed.world import _name_of_start
 from resnet_core.recipes.losses import LOSSES
@@ -21,7 +21,7 @@ from resnet_core.train import join_world, launch
 ABSURD = 2**60  # bytes
 
 
-@reported
+@as_exit_status
 def run_out_of_memory():
     """Every rank at once."""
     with join_world("cpu") as world:
@@ -30,17 +30,17 @@ def run_out_of_memory():
     return 0
 
 
-@reported
+@as_exit_status
 def refuse_on_main():
     def refuse():
         raise OSError("the disk is full")
 
     with join_world("cpu") as world:
-        world.on_main(refuse)
+        world.run_on_rank_0(refuse)
     return 0
 
 
-@reported
+@as_exit_status
 def fail_on_rank_1(error):
     """Rank 0 waits for the other in vain."""
     with join_world("cpu") as world:
@@ -91,7 +91,7 @@ def test_memory_that_python_lacks_is_told(capsys):
     def fail():
         raise MemoryError
 
-    assert reported(fail)() == 1
+    assert as_exit_status(fail)() == 1
     assert capsys.readouterr().err.startswith("resnet-core: out of memory (Python has none left); use smaller images")
 
 

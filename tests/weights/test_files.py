@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from resnet_core.data.transforms import ImageTransform
+from resnet_core.foundation.errors import shortened
 from resnet_core.models.resnet import BasicBlock, ResNet
 from resnet_core.weights.files import WeightsError, load_weights, read_info, read_weights, write_weights
-from resnet_core.weights.header import DTYPES, few
+from resnet_core.weights.header import DTYPES
 from resnet_core.weights.info import WeightsInfo
 from tests.weights import hostile
 
@@ -438,5 +439,8 @@ def test_counts_of_batches_that_old_files_lack_stay_as_they_are(weights):
 
 
 def test_names_from_a_stranger_stay_on_one_short_line():
-    assert few(["a\nb", "\x1b[31m", "c" * 10_000, "d"]) == r"'a\nb'..., '\x1b[31m'..., '" + "c" * 60 + "'... and 1 more"
-    assert json.loads(json.dumps(few(["weight"]))) == "weight"
+    assert (
+        shortened(["a\nb", "\x1b[31m", "c" * 10_000, "d"])
+        == r"'a\nb'..., '\x1b[31m'..., '" + "c" * 60 + "'... and 1 more"
+    )
+    assert json.loads(json.dumps(shortened(["weight"]))) == "weight"

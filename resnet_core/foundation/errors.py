@@ -1,0 +1,17 @@
+"""How errors and long lists of names are shortened for one line of a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(names: Iterable[str], most: int = 3) -> str:
+    """The first names and the number of the others, on one line whatever the names are."""
+    names = list(names)
+    shown = ", ".join(name if name.isprintable() and len(name) < 80 else f"{name[:60]!a}..." for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
