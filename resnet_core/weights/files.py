@@ -195,7 +195,8 @@ def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: s
         yield f"integers where numbers are floating, or the reverse: {shortened(kinds)}"
     if shapes:
         first = shapes[0]
-        yield f"wrong shape: {shortened(shapes)} ({first}: {list(matched[first].shape)}, model {list(own[first].shape)})"
+        sizes = f"{first}: {list(matched[first].shape)}, model {list(own[first].shape)}"
+        yield f"wrong shape: {shortened(shapes)} ({sizes})"
         if set(shapes) <= in_head:
             yield (
                 "the number of classes differs: load_weights(..., new_head=True) keeps the model's head, "
