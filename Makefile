@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test faults interop check parity report clean
+.PHONY: help demo test test-slow faults gpu interop check parity report clean
 
 help:
 	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
@@ -23,6 +23,12 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+gpu: .venv/installed
+	$(BIN)/python -m parity.gpu
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults $(or $(N),500)
