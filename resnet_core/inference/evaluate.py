@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resnet_core.data import DataConfig, EvalLoader, load_test
 from resnet_core.train import TrainConfig, World
 from resnet_core.train.evaluate import evaluate
-from resnet_core.train.forward import prepare
+from resnet_core.train.forward import prepare_model
 from resnet_core.train.metrics import classification_sums
 from resnet_core.weights import WeightsInfo, imagenet_classes
 
@@ -50,7 +50,7 @@ def evaluate_weights(
         pin_memory=world.device.type == "cuda",
     )
     train = replace(train, sync_batchnorm=False)  # of training alone, and of GPUs
-    scores = evaluate(prepare(model, train, world).eval(), loader, score, train, world)
+    scores = evaluate(prepare_model(model, train, world).eval(), loader, score, train, world)
     if not all(map(math.isfinite, scores.values())):
         raise ValueError(f"the evaluation gives {scores}: the weights are damaged or diverged")
     return scores

@@ -28,7 +28,7 @@ def evaluate(
     world: World,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Means over the samples of all ranks' batches, each counted once; `model` is `prepare`'s, in evaluation mode.
+    """Means over the samples of all ranks' batches, each counted once; `model` is `prepare_model`'s, in evaluation mode.
 
     Where `stop_asked()` gets true on one rank, every rank raises StoppedError.
     """

@@ -12,7 +12,7 @@ from resnet_core.distributed.world import World
 from resnet_core.train.config import TrainConfig
 
 
-def prepare(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+def prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
     config.check_device(world.device.type)
     if config.sync_batchnorm:

@@ -35,7 +35,7 @@ from resnet_core.train.checkpoint import (
 )
 from resnet_core.train.config import RunConfig, TrainConfig
 from resnet_core.train.evaluate import EvalBatches, evaluate
-from resnet_core.train.forward import forward, prepare
+from resnet_core.train.forward import forward, prepare_model
 from resnet_core.train.optimizers import clip_gradients, load_optimizer_tensors, optimizer_tensors
 from resnet_core.train.report import Report
 from resnet_core.train.seeds import random_layers_seed, seed_random_layers
@@ -120,7 +120,7 @@ class Trainer:
         self.report, self.folder, self.seed = report or Report(None), folder, seed
         self.about, self.score_name, self.stop_asked = dict(about or {}), score_name, stop_asked
         self.writer = CheckpointWriter(folder, keep=self.run.keep_checkpoints) if folder else None
-        self.model = prepare(model, config, world)
+        self.model = prepare_model(model, config, world)
         self.replica = world.wrap(self.model)
         self.num_steps = config.epochs * len(train_loader)
         self.step = 0  # optimizer steps done
