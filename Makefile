@@ -2,19 +2,24 @@
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow faults gpu interop check parity report clean
+.PHONY: help demo test quick test-slow faults gpu interop check parity report clean
 
 help:
-	@echo 'make demo    trains a ResNet-20 on handwritten digits with two processes, and draws its curves'
-	@echo 'make test    runs the tests and the parity suite'
-	@echo 'make faults  kills trainings 500 times (N=500) and compares how they end; under an hour'
-	@echo 'make interop tests against timm, transformers, Keras, Composer, onnxruntime, TensorBoard; installs them aside (0.5 GB)'
-	@echo 'make check   lint, format, types, and who may import whom'
-	@echo 'make parity  prints the parity report: model by rung, beside torchvision'
-	@echo 'make report  writes docs/report: beside timm, transformers, Keras and onnxruntime, too (half an hour)'
-	@echo 'make clean   removes .venv and caches; runs/ is yours and stays'
+	@echo 'make demo      train a ResNet-20 on handwritten digits with two processes, and draw its curves'
+	@echo 'make test      run the tests and the parity suite'
+	@echo
+	@echo 'make quick     run the tests to repeat between edits, under a minute on 2 cores'
+	@echo 'make check     lint, format, types, import rules, the workflow file'
+	@echo 'make test-slow run the exhaustive sweeps that make test leaves out'
+	@echo 'make parity    print the parity report: each model on each rung, beside torchvision'
+	@echo 'make report    write docs/report, also beside timm, transformers, Keras and onnxruntime (half an hour)'
+	@echo 'make interop   test against timm, transformers, Keras, Composer, onnxruntime, TensorBoard (0.5 GB in .venv-interop)'
+	@echo 'make faults    kill trainings 500 times (N=500) and compare how they end; under an hour'
+	@echo 'make gpu       prove and time everything on an NVIDIA GPU, in at most 8 minutes'
+	@echo 'make clean     remove .venv and caches; your runs/ stay'
 
 demo: .venv/installed
 	$(BIN)/resnet-core train digits --processes 2 --out runs/digits
@@ -24,14 +29,17 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+quick: .venv/installed
+	$(BIN)/python -m pytest --quick
+
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
-gpu: .venv/installed
-	$(BIN)/python -m parity.gpu
-
 faults: .venv/installed
 	$(BIN)/python -m tests.faults $(or $(N),500)
+
+gpu: .venv/installed
+	$(BIN)/python -m parity.gpu
 
 interop: .venv-interop/installed
 	.venv-interop/bin/python -m pytest -m interop
@@ -40,6 +48,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	$(BIN)/python -m pytest tests/test_layers.py
 
 parity: .venv/installed
@@ -52,11 +61,11 @@ clean:
 	rm -rf .venv .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml $(CONSTRAINTS)
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed and was not found; name it: make PYTHON=/path/to/python3'; exit 1; }
 	@echo 'Setting up .venv with $(PYTHON): torch and its libraries are a download of 2.7 GB, 5.6 GB on disk.'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 # A second environment on top of the first, so that `make test` never sees these libraries. Composer comes without its
@@ -65,9 +74,9 @@ clean:
 	$(BIN)/python -m venv .venv-interop
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
-	.venv-interop/bin/python -m pip install --constraint constraints.txt \
+	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) \
 		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS)
-	.venv-interop/bin/python -m pip install --constraint constraints.txt --no-deps mosaicml mosaicml-cli
+	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) --no-deps mosaicml mosaicml-cli
 	@touch $@
 
 COMPOSER_IMPORTS := backoff coolname gql importlib-metadata psutil py-cpuinfo questionary requests ruamel.yaml \
