@@ -12,7 +12,7 @@ import resnet_core
 from parity.oracles.composer import BLOCKS, network
 from resnet_core.classifier import losses
 from resnet_core.classifier.builders import composer_resnet, composer_resnet_cifar
-from resnet_core.classifier.classifier import Classifier
+from resnet_core.classifier.classifier import PROBABILITIES, Classifier
 from resnet_core.classifier.initializers import Initializer
 from resnet_core.foundation.precision import same_bits
 
@@ -146,7 +146,7 @@ SMALL_BATCH = "ignore:Cannot split tensor of length"  # Composer of each batch t
 
 
 @pytest.mark.filterwarnings(SMALL_BATCH)
-@pytest.mark.parametrize("loss_name", list(losses.LOSSES))
+@pytest.mark.parametrize("loss_name", list(PROBABILITIES))
 def test_composers_trainer_trains_and_evaluates_our_classifier(loss_name):
     initializers = ["kaiming_normal", "bn_ones", "linear_log_constant_bias"]
     model = composer_resnet("resnet18", 3, initializers=initializers, loss_name=loss_name)

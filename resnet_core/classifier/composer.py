@@ -1,4 +1,4 @@
-"""The classifier as MosaicML Composer's `Trainer` demands it. Imported where Composer is installed, on first use."""
+"""The classifier as MosaicML Composer's `Trainer` needs it. Imported on first use, if Composer is installed."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ WEIGHTED = (nn.Conv2d, nn.Linear)
 
 
 class Initializer(StrEnum):
-    """A start for some layers of a network; what it does not name stays as it was.
+    """Initial values for some layers of a network; the other layers keep theirs.
 
     `Initializer("Kaiming_Normal")` finds a name in any case, and a member of another library's enum by its value.
     Raises ValueError for an unknown name.
@@ -37,17 +37,17 @@ class Initializer(StrEnum):
         raise ValueError(f"unknown initializer {value!r}; {did_you_mean(name, known)}")
 
     def get_initializer(self) -> Callable[[nn.Module], None]:
-        """What `model.apply` takes: a function of one module, which it changes in place."""
+        """The function for `model.apply`: it initializes one module in place."""
         return INITIALIZERS[self]
 
 
 def name_of(initializer: object) -> str:
-    """The lower-case name that a text or an enum's member stands for."""
+    """The name of a string or of an enum's member, in lower case."""
     return str(initializer.value if isinstance(initializer, Enum) else initializer).lower()
 
 
-def weights(fill: Callable[[Tensor], Tensor], module: nn.Module) -> None:
-    """Fills the weights of a convolution or linear layer; the bias stays."""
+def weighted_layers(fill: Callable[[Tensor], Tensor], module: nn.Module) -> None:
+    """Fills the weights of a convolution or linear layer; its bias keeps its values."""
     if isinstance(module, WEIGHTED):
         fill(module.weight)
 
@@ -60,16 +60,16 @@ def batch_norm(fill: Callable[[Tensor], Tensor], module: nn.Module) -> None:
 
 
 def linear_log_constant_bias(module: nn.Module) -> None:
-    """Sets a linear layer's bias to -log(out_features): a sigmoid over the classes then starts near 1 in total."""
+    """Sets a linear layer's bias to -log(out_features), so that the sigmoids of all classes start near 1 in total."""
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.constant_(module.bias, -math.log(module.out_features))
 
 
 INITIALIZERS: dict[Initializer, Callable[[nn.Module], None]] = {
-    Initializer.KAIMING_NORMAL: partial(weights, nn.init.kaiming_normal_),  # fan-in
-    Initializer.KAIMING_UNIFORM: partial(weights, nn.init.kaiming_uniform_),
-    Initializer.XAVIER_NORMAL: partial(weights, nn.init.xavier_normal_),
-    Initializer.XAVIER_UNIFORM: partial(weights, nn.init.xavier_uniform_),
+    Initializer.KAIMING_NORMAL: partial(weighted_layers, nn.init.kaiming_normal_),  # fan-in
+    Initializer.KAIMING_UNIFORM: partial(weighted_layers, nn.init.kaiming_uniform_),
+    Initializer.XAVIER_NORMAL: partial(weighted_layers, nn.init.xavier_normal_),
+    Initializer.XAVIER_UNIFORM: partial(weighted_layers, nn.init.xavier_uniform_),
     Initializer.BN_UNIFORM: partial(batch_norm, nn.init.uniform_),  # 0 to 1
     Initializer.BN_ONES: partial(batch_norm, nn.init.ones_),
     Initializer.LINEAR_LOG_CONSTANT_BIAS: linear_log_constant_bias,

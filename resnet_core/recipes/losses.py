@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from resnet_core.classifier.losses import LOSSES
 from resnet_core.foundation.suggestions import did_you_mean
+
+NAMES = ("cross_entropy", "binary_cross_entropy")  # the losses that smooth labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class LossConfig:
     less is not; 0: the shares are the targets."""
 
     def __post_init__(self) -> None:
-        if self.name not in LOSSES:
-            raise ValueError(f"loss.name: unknown loss {self.name!r}; {did_you_mean(self.name, LOSSES)}")
+        if self.name not in NAMES:
+            raise ValueError(f"loss.name: unknown loss {self.name!r}; {did_you_mean(self.name, NAMES)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.target_threshold < 1:
@@ -38,21 +39,3 @@ class LossConfig:
         if self.target_threshold and targets.dim() == 2:
             targets = (targets > self.target_threshold).to(targets.dtype)
         return LOSSES[self.name](logits, targets, label_smoothing=self.label_smoothing)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-
-
-def binary_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
-    """Summed over the classes, mean over the batch (Beyer et al. 2020, arXiv:2006.07159, section 5)."""
-    classes = logits.shape[1]
-    wanted = targets if targets.dim() == 2 else F.one_hot(targets, classes)
-    wanted = wanted.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
-    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "binary_cross_entropy": binary_cross_entropy,
-}

@@ -16,8 +16,7 @@ import resnet_core
 from resnet_core import BasicBlock, ResNet
 from resnet_core.classifier import builders
 from resnet_core.classifier.builders import composer_resnet, composer_resnet_cifar
-from resnet_core.classifier.classifier import Classifier
-from resnet_core.classifier.losses import LOSSES
+from resnet_core.classifier.classifier import PROBABILITIES, Classifier
 
 IMAGES, LABELS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1])
 BATCH = (IMAGES, LABELS)
@@ -51,7 +50,7 @@ def test_the_signatures_are_the_cards():
     assert model.module.layer1[0].conv2.weight.shape == (64, 32, 3, 3)  # 2 groups, each 32 wide
 
 
-# FACTS, the card's five with the slip in ResNet-18's count mended.
+# FACTS: the card's five, with its slip in the count of ResNet-18 corrected.
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -142,7 +141,7 @@ def test_a_batch_goes_forward_to_logits_and_its_loss(tiny):
     assert torch.equal(tiny.eval_forward(BATCH), tiny(BATCH))
 
 
-@pytest.mark.parametrize("tiny", LOSSES, indirect=True)
+@pytest.mark.parametrize("tiny", PROBABILITIES, indirect=True)
 def test_a_classifier_learns_a_batch_by_heart(tiny):
     optimizer = torch.optim.SGD(tiny.parameters(), lr=0.01, momentum=0.9)
     for _ in range(10):
@@ -154,7 +153,7 @@ def test_a_classifier_learns_a_batch_by_heart(tiny):
     assert tiny.predict(IMAGES).argmax(1).tolist() == LABELS.tolist()
 
 
-@pytest.mark.parametrize("tiny", LOSSES, indirect=True)
+@pytest.mark.parametrize("tiny", PROBABILITIES, indirect=True)
 def test_predict_gives_the_losss_probabilities_in_evaluation_mode_and_changes_nothing(tiny):
     tiny.module.layer1.eval()  # as one who freezes a stage
     modes = [module.training for module in tiny.modules()]
@@ -182,7 +181,7 @@ def test_copies_compute_the_same(tiny, clone):
     assert copied.num_classes == 3
 
 
-def test_the_number_of_classes_follows_the_head():
+def test_num_classes_follows_the_head():
     model = composer_resnet("resnet18", 7)
     model.module.reset_classifier(5)
     assert model.num_classes == 5
@@ -215,11 +214,11 @@ def test_cifar_names_give_the_depth_and_the_arguments_their_order(depth):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet_9", "resnet_9 is not here: .* not one of the paper's 6n.2; the smallest of those is resnet_20"),
+        ("resnet_9", "resnet_9 is not supported: .* not one of the paper's 6n.2 networks; the smallest of those is resnet_20"),
         ("resnet20", r"model_name must be one of \['resnet_20', .* 'resnet_110'\] instead of resnet20\."),
     ],
 )
-def test_cifar_names_that_are_none_are_refused(name, message):
+def test_unknown_cifar_names_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         composer_resnet_cifar(name)
 
@@ -250,7 +249,7 @@ def test_a_composer_that_does_not_import_is_logged_and_done_without(monkeypatch,
     model = composer_resnet("resnet18", 3)
     assert type(model) is Classifier
     assert model(BATCH).shape == (4, 3)
-    assert "a package composer is installed, but gives no ComposerModel" in caplog.text
+    assert "the installed package composer has no usable ComposerModel" in caplog.text
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from resnet_core.classifier.losses import LOSSES
 from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.main import main
 from resnet_core.distributed.world import _name_of_start
-from resnet_core.recipes.losses import LOSSES
 from resnet_core.train import join_world, launch
 
 ABSURD = 2**60  # bytes
