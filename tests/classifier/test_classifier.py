@@ -214,7 +214,10 @@ def test_cifar_names_give_the_depth_and_the_arguments_their_order(depth):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet_9", "resnet_9 is not supported: .* not one of the paper's 6n.2 networks; the smallest of those is resnet_20"),
+        (
+            "resnet_9",
+            "resnet_9 is not supported: .* not one of the paper's 6n.2 networks; the smallest of those is resnet_20",
+        ),
         ("resnet20", r"model_name must be one of \['resnet_20', .* 'resnet_110'\] instead of resnet20\."),
     ],
 )
