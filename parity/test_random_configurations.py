@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
@@ -62,9 +63,7 @@ def outcomes(package, configuration, shape, seed):
         return type(error)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-@given(configurations, widths, inputs, st.integers(0, 2**32))
-def test_random_configuration_gives_the_same_bits_or_the_same_error(configuration, width, shape, seed):
+def check(configuration, width, shape, seed):
     configuration = configuration | dict(zip(("groups", "width_per_group"), width, strict=True))
     ours = outcomes(resnet_core, configuration, shape, seed)
     theirs = outcomes(torchvision.models.resnet, configuration, shape, seed)
@@ -74,3 +73,20 @@ def test_random_configuration_gives_the_same_bits_or_the_same_error(configuratio
     assert [name for name, _ in ours] == [name for name, _ in theirs]
     for (name, value), (_, expected) in zip(ours, theirs, strict=True):
         assert same_bits(value, expected), name
+
+
+search = given(configurations, widths, inputs, st.integers(0, 2**32))
+unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(unhurried, max_examples=25)
+@search
+def test_random_configuration_gives_the_same_bits_or_the_same_error(configuration, width, shape, seed):
+    check(configuration, width, shape, seed)
+
+
+@pytest.mark.slow
+@settings(unhurried, max_examples=150)
+@search
+def test_many_random_configurations_give_the_same_bits_or_the_same_errors(configuration, width, shape, seed):
+    check(configuration, width, shape, seed)

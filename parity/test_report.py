@@ -108,6 +108,6 @@ def test_a_known_deviation_is_no_failure_and_one_that_is_gone_is(monkeypatch):
 
 def test_a_wrong_diagnosis_fails_the_report(monkeypatch):
     monkeypatch.setattr(
-        "parity.diagnoses.table", lambda: [("no stem ReLU", "unknown", False), ("healthy", "healthy", True)]
+        "parity.report.diagnoses_table", lambda: [("no stem ReLU", "unknown", False), ("healthy", "healthy", True)]
     )
     assert diagnoses().failures == ["no stem ReLU: unknown"]
