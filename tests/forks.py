@@ -1,8 +1,10 @@
 """Processes forked by a server that has imported all that a training needs: a start takes milliseconds, not seconds."""
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +12,18 @@ import torch
 from resnet_core.distributed import launcher
 from resnet_core.distributed.launcher import exit_rank
 
-# The second is what the first optimizer of a process imports, in two seconds.
 SERVER = multiprocessing.get_context("forkserver")
+# A process's first optimizer would import torch._dynamo, which takes two seconds.
 SERVER.set_forkserver_preload(["resnet_core.cli.main", "torch._dynamo", "torch.utils.data"])
 
 
 def fork_ranks() -> None:
-    """For a process of the server: it has no threads to lose, so the ranks that it launches can be forked, too."""
+    """Lets the launcher fork its ranks, in a process of the server, which has no threads to lose."""
     launcher.START = "fork"  # type: ignore[assignment]
-    torch.set_num_threads(1)  # several threads of several processes would wait for each other, spinning
+    # More threads, in several processes, would wait for each other spinning. Torch makes its pool of threads anew in a
+    # forked process when this is first set there. Two threads that did so at once would abort it, so it is set here.
+    torch.set_num_threads(1)
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def _launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> None:
@@ -27,7 +32,7 @@ def _launch(function: Callable[..., int], arguments: tuple[Any, ...], processes:
 
 
 def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int | None:
-    """As `resnet_core.train.launch`, on Linux from forks."""
+    """Does what `resnet_core.train.launch` does; on Linux from forks."""
     if sys.platform != "linux":
         return launcher.launch(function, arguments, processes)
     process = SERVER.Process(target=_launch, args=(function, arguments, processes))

@@ -15,7 +15,7 @@ from resnet_core.cli.training import describe_scores
 from resnet_core.data import DataConfig
 from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.data.images import ImageError, find_images
-from resnet_core.distributed.world import is_main_process
+from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.inference.evaluate import evaluate_weights
 from resnet_core.inference.export import Format, export, find_exporter
 from resnet_core.inference.predict import predict

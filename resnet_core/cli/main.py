@@ -22,8 +22,8 @@ from resnet_core.cli.networks import Describe, Models
 from resnet_core.cli.training import Plot, Recipes, Show, Train
 from resnet_core.cli.weights import Convert
 from resnet_core.distributed.launcher import exit_rank
+from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.distributed.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED
-from resnet_core.distributed.world import is_main_process
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.foundation.version import __version__
 from resnet_core.recipes import RECIPES, get_recipe, overlay

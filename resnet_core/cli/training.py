@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from resnet_core.cli.errors import as_exit_status
-from resnet_core.distributed.world import RANK_VARIABLES, is_main_process, rank_from_environment
+from resnet_core.distributed.rendezvous import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES, SOURCES, Recipe, get_recipe
 from resnet_core.recipes.plan import make_plan

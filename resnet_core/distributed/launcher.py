@@ -20,23 +20,24 @@ import torch.distributed as dist
 from resnet_core.distributed.heartbeat import exit_when_parent_exits
 from resnet_core.distributed.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED, STOPS
 
-# A fork would inherit the memory of threads, torch's among them, without the threads.
+# A fork would inherit what threads hold, torch's among them, without the threads.
 START: Literal["spawn"] = "spawn"
-SECONDS_TO_END = 30  # for a process that was asked to: it may be writing a checkpoint
+SECONDS_TO_END = 30  # for a process that was asked to end: it may be writing a checkpoint
 
 
 def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:
-    """Runs `function(*arguments)` in `processes` new processes of this machine that can `join_world`; the exit status.
+    """Runs `function(*arguments)` in `processes` new processes of this machine, which `join_world` connects.
 
-    The status is 0, or that of the first process that failed; the others are then ended. SIGTERM and SIGINT are passed
-    on to all; this is for the main thread, which has them. Each process gets its equal part of the cores, unless
-    OMP_NUM_THREADS says otherwise.
+    Returns the exit status: 0, or that of the first process that failed, after ending the others. SIGTERM and SIGINT
+    are passed on to all processes, so call this in the main thread. Each process gets an equal part of the cores,
+    unless OMP_NUM_THREADS is set.
     """
-    listener = socket.create_server(("127.0.0.1", 0))  # by itself the store would listen to every network
+    # The store's own socket would listen on every network.
+    listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # as it is for a shell's background job
-    started = [
+    interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # ignored in a shell's background job
+    ranks = [
         multiprocessing.get_context(START).Process(
             target=_run_rank,
             args=(rank, processes, store.port, os.getpid(), interruptible, function, arguments),
@@ -45,15 +46,15 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         for rank in range(processes)
     ]
 
-    asked = False
+    stopping = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        _terminate(started)
+        nonlocal stopping
+        stopping = True
+        _terminate(ranks)
 
-    before = {number: signal.getsignal(number) for number in STOPS}
-    # The store has a thread of its own. A signal that came to that one would not end this one's wait, a byte here does.
+    # The store has a thread. A signal that the kernel delivers to it would not wake this thread; a byte in a pipe does.
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     wake_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -61,28 +62,31 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: 
         signal.signal(signal.SIGTERM, pass_on)
         if interruptible:
             signal.signal(signal.SIGINT, pass_on)
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until all are started, and in each of them until it begins
-        for process in started:
+
+        # Signals wait until all ranks are started, and in each rank until it is ready for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        for process in ranks:
             process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        if asked:  # in the store's thread, when not all were there to pass it on to
-            _terminate(started)
-        failed = _first_failure(started, woken)
-        return _told(failed, asked) if failed else 0
+        if stopping:  # a signal came to the store's thread before all ranks were started
+            _terminate(ranks)
+
+        failed = _first_failure(ranks, woken)
+        return _exit_status(failed, stopping) if failed else 0
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        _end(started)
-        for number, handler in before.items():
+        _end(ranks)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wake_before)
         os.close(woken)
         os.close(wake)
 
 
-def _told(failed: BaseProcess, asked: bool) -> int:
-    """The exit status that tells of the process that failed first, and a line where a signal ended it."""
+def _exit_status(failed: BaseProcess, stopping: bool) -> int:
+    """The exit status for the process that failed first; prints a line when a signal ended it."""
     status = cast(int, failed.exitcode)
-    if asked and status in (-signal.SIGTERM, INTERRUPTED):
+    if stopping and status in (-signal.SIGTERM, INTERRUPTED):
         print(f"resnet-core: {NOTHING_TO_SAVE}", file=sys.stderr)
         return STOPPED
     if status >= 0:
@@ -93,7 +97,10 @@ def _told(failed: BaseProcess, asked: bool) -> int:
 
 
 def _first_failure(processes: Sequence[BaseProcess], woken: int) -> BaseProcess | None:
-    """Waits until one process fails, which it returns, or all are done; a byte in `woken` lets signals be handled."""
+    """Waits until one process fails and returns it; None once all have succeeded.
+
+    A byte in `woken` only wakes this thread, so that Python handles a signal.
+    """
     running = {process.sentinel: process for process in processes}
     while running:
         for sentinel in multiprocessing.connection.wait([*running, woken]):
@@ -108,7 +115,7 @@ def _first_failure(processes: Sequence[BaseProcess], woken: int) -> BaseProcess 
 
 
 def _terminate(processes: Sequence[BaseProcess]) -> None:
-    """Asks those that live to end; one that is stopped is woken to hear it."""
+    """Asks the living ones to end; a stopped one is woken first, or it would not notice."""
     for process in processes:
         if process.is_alive():
             process.terminate()
@@ -116,7 +123,7 @@ def _terminate(processes: Sequence[BaseProcess]) -> None:
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
-    """Ends them: asked each second, since one that was in a step only noted it and has then met its peer's failure."""
+    """Ends them all. They are asked every second, since one that was asked in a step may then wait for a dead peer."""
     for _ in range(SECONDS_TO_END):
         if not any(process.is_alive() for process in processes):
             break
@@ -136,6 +143,7 @@ def _run_rank(
     function: Callable[..., int],
     arguments: tuple[Any, ...],
 ) -> None:
+    """One rank's process, from its start to its exit status."""
     exit_when_parent_exits(parent)
     os.environ |= {
         "RANK": str(rank),
@@ -155,7 +163,7 @@ def _run_rank(
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         status = function(*arguments)
-    except KeyboardInterrupt:  # the launcher, which has it too, tells; or it is gone, and this is how it says so
+    except KeyboardInterrupt:  # the launcher gets the signal, too, and reports it
         status = INTERRUPTED
     except Exception:
         traceback.print_exc()
@@ -166,9 +174,9 @@ def _run_rank(
 def exit_rank(status: int) -> NoReturn:
     """Ends this process at once with an exit status, after flushing what it printed.
 
-    Torch keeps the threads of gloo's process group once a DistributedDataParallel has used it, and a thread that still
-    lets go of a tensor while Python shuts down aborts the process (pytorch/pytorch pull request 179291; seen here in
-    about 1 of 8 exits): so Python does not shut down here, it stops.
+    Python is not shut down. Once a DistributedDataParallel has used gloo, torch keeps gloo's threads, and one that
+    releases a tensor during Python's shutdown aborts the process (pytorch/pytorch pull request 179291; seen here in
+    about 1 of 8 exits).
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next step, rather than in the middle of one."""
+"""SIGTERM and Ctrl-C as a request to stop after the current step, rather than in the middle of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
-INTERRUPTED = 130  # exit status after Ctrl-C, of what cannot go on
-STOPPED = 75  # exit status of a training that was asked to stop and can go on: EX_TEMPFAIL of <sysexits.h>
+INTERRUPTED = 130  # exit status after Ctrl-C, of a command that cannot be continued
+STOPPED = 75  # exit status of a training that was stopped and can be continued: EX_TEMPFAIL of <sysexits.h>
 NOTHING_TO_SAVE = "stopped before there was anything to save"
 
 
@@ -19,29 +19,29 @@ class StoppedError(Exception):
     on_every_rank = True
 
 
-_came: list[int] = []  # signals come to a process as a whole
+_received: list[int] = []  # a signal comes to the process as a whole, so this is the process's, too
 
 
-def stop_asked() -> bool:
-    """Whether a signal came within `stop_on_signals`."""
-    return bool(_came)
+def signal_received() -> bool:
+    """Whether a signal came inside `stop_on_signals`."""
+    return bool(_received)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Within it SIGTERM and SIGINT only ask to stop, which `stop_asked` tells; a second one changes nothing.
+    """Inside this context SIGTERM and SIGINT only make `signal_received` return True; a second one changes nothing.
 
-    One that is ignored stays so, as Ctrl-C is in a shell's background job. In the main thread, that is: Python takes
-    signals there alone.
+    A signal that is ignored stays ignored, as Ctrl-C is in a shell's background job. Outside the main thread this does
+    nothing, since Python handles signals only there.
     """
-    _came.clear()
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in STOPS if main}
-    taken = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    for number in taken:
-        signal.signal(number, lambda number, frame: _came.append(number))
+    _received.clear()
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in STOPS if is_main_thread}
+    replaced = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in replaced:
+        signal.signal(number, lambda number, frame: _received.append(number))
     try:
         yield
     finally:
-        for number, handler in taken.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)

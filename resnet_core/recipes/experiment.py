@@ -20,7 +20,6 @@ from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.report import Report
-from resnet_core.train.trainer import never
 from resnet_core.weights.pretrained import check_config, info_of, load_model
 
 
@@ -46,7 +45,7 @@ def make_trainer(
     build: Callable[..., nn.Module] | None = None,
     report: Report | None = None,
     folder: str | Path | None = None,
-    stop_asked: Callable[[], bool] = never,
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`.
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.data.sampler import batch_share
-from resnet_core.distributed.world import device_type, rank_from_environment
+from resnet_core.distributed.rendezvous import rank_from_environment
+from resnet_core.distributed.world import device_type
 from resnet_core.recipes.experiment import builder_arguments, make_loaders, model_arguments_for
 from resnet_core.recipes.recipe import Recipe
 from resnet_core.train import World

@@ -21,7 +21,7 @@ import torch
 
 from resnet_core.data import TrainLoader, dataset_of, identity
 from resnet_core.data.datasets import ImageFiles
-from resnet_core.distributed.signals import stop_asked
+from resnet_core.distributed.signals import signal_received
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.foundation.lock import NAME as LOCK
 from resnet_core.foundation.lock import owning
@@ -203,7 +203,7 @@ def run(
             class_names=dataset.class_names,
             origin=f"resnet_core {__version__}, trained on {recipe.data.name}",
         )
-        trainer = make_trainer(recipe, world, report=report, folder=out, stop_asked=stop_asked)
+        trainer = make_trainer(recipe, world, report=report, folder=out, stop_asked=signal_received)
         report.say(
             f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
             f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"

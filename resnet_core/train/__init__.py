@@ -1,8 +1,9 @@
 """The shared trainer: any network, any `(inputs, targets)`, one process or many."""
 
+from resnet_core.distributed.failures import PeerError
 from resnet_core.distributed.launcher import launch
 from resnet_core.distributed.signals import StoppedError, stop_on_signals
-from resnet_core.distributed.world import PeerError, ReplicaError, World, join_world
+from resnet_core.distributed.world import ReplicaError, World, join_world
 from resnet_core.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from resnet_core.train.config import RunConfig, TrainConfig
 from resnet_core.train.trainer import NonFiniteLossError, Step, Trainer

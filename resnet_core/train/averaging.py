@@ -15,13 +15,13 @@ class AveragingConfig:
     """Exponential moving average of the weights (Tarvainen & Valpola 2017, arXiv:1703.01780)."""
 
     ema_decay: float = 0.0
-    """Share of the old average that an update keeps; 0: no average is made."""
+    """Share of the old average that an update keeps; 0 turns averaging off."""
     ema_every_steps: int = 1
     """Optimizer steps between updates. The average remembers about ema_every_steps / (1 - ema_decay) steps."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"averaging.ema_decay must be in [0, 1), got {self.ema_decay}; 0 makes no average")
+            raise ValueError(f"averaging.ema_decay must be in [0, 1), got {self.ema_decay}; 0 turns averaging off")
         if self.ema_every_steps < 1:
             raise ValueError(f"averaging.ema_every_steps must be at least 1, got {self.ema_every_steps}")
 
@@ -29,10 +29,10 @@ class AveragingConfig:
 class WeightAverage:
     """The average of a model's weights over its steps, as named tensors like those of its `state_dict()`.
 
-    The first update copies, so that initial weights leave no trace; each one after it is
+    The first update copies the weights, so that initial weights leave no trace. Each later one is
     `average <- ema_decay * average + (1 - ema_decay) * weight`. Buffers are copied, not averaged: BatchNorm's running
-    statistics are moving averages already, and counters have no mean. All ranks have the same weights and so, each by
-    itself, the same averages; their buffers differ as the model's do.
+    statistics are moving averages already, and counters have no mean. Every rank keeps its own average; all are equal,
+    because the weights are. Only their buffers differ, as the model's do.
     """
 
     def __init__(self, config: AveragingConfig) -> None:
@@ -42,7 +42,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Takes in the weights after `step` optimizer steps, where that step is due."""
+        """Includes the weights after `step` optimizer steps, if an update is due at that step."""
         if not self.config.ema_decay or step % self.config.ema_every_steps:
             return
         current = {name: value.detach() for name, value in model.state_dict().items()}
@@ -56,13 +56,13 @@ class WeightAverage:
             self.tensors[name].copy_(current[name])
 
     def load(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-        """Puts back what `tensors` was, on the model's device and in its memory format."""
+        """Restores saved `tensors`, on the model's device and in its memory format."""
         current = model.state_dict()
         self.tensors = {name: torch.empty_like(current[name]).copy_(value) for name, value in tensors.items()}
 
     @contextmanager
-    def inside(self, model: nn.Module) -> Iterator[None]:
-        """Within it the model has the averaged weights, to be evaluated or saved; its own where there is no average."""
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Inside this context the model has the averaged weights, if there is an average; afterwards its own again."""
         if not self.tensors:
             yield
             return

@@ -15,29 +15,32 @@ from resnet_core.train.forward import forward
 from resnet_core.train.metrics import means
 
 
-class EvalBatches(Protocol):
+class EvaluationBatches(Protocol):
+    """What an evaluation needs of its data: see `resnet_core.data.EvalLoader`."""
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: EvalBatches,
+    loader: EvaluationBatches,
     score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     config: TrainConfig,
     world: World,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Means over the samples of all ranks' batches, each counted once; `model` is `prepare_model`'s, in evaluation mode.
+    """Means over the samples of all ranks' batches, each counted once.
 
-    Where `stop_asked()` gets true on one rank, every rank raises StoppedError.
+    `model` comes from `prepare_model` and is in eval mode. When `stop_asked()` returns True on any rank, every rank
+    raises StoppedError.
     """
 
     def sums_of_this_rank() -> dict[str, float]:
         sums: dict[str, Tensor] = {}
         for inputs, targets in loader:
-            if world.stop_asked(stop_asked()):
-                raise StoppedError("stopped in an evaluation")
+            if world.any_rank_stops(stop_asked()):
+                raise StoppedError("the evaluation was stopped before its end")
             for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():
                 sums[key] = sums[key] + value if key in sums else value
         return {key: value.item() for key, value in sums.items()}

@@ -13,28 +13,35 @@ from resnet_core.train.config import TrainConfig
 
 
 def prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """The model on its device in the form that the configuration asks for. Raises ValueError where that cannot be."""
+    """The model on its device, in the form that the configuration asks for.
+
+    Raises ValueError where the device cannot compute that.
+    """
     config.check_device(world.device.type)
     if config.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS demands for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
     model = model.to(world.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
+
     if config.compile:
-        # Beyond so many shapes of batches torch would run the network without compiling it.
+        # Past its limit of batch shapes torch would run the network uncompiled, so the limit goes.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = sys.maxsize
-        model.compile(dynamic=False)  # else a graph would depend on which shapes this process saw first
+        # Dynamic shapes would make a graph depend on which shapes this process happened to see first.
+        model.compile(dynamic=False)
     return model
 
 
 def forward(
     network: nn.Module, inputs: Tensor, targets: Tensor, config: TrainConfig, world: World
 ) -> tuple[Tensor, Tensor]:
-    """Outputs, at least in float32, and targets, on the device."""
+    """Outputs in at least float32, and targets, both on the device."""
     memory_format = torch.channels_last if config.channels_last else torch.preserve_format
     inputs = inputs.to(world.device, non_blocking=True, memory_format=memory_format)
     with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):

@@ -135,4 +135,4 @@ def test_a_process_started_by_hand_ends_with_one_line_when_another_is_gone(start
     _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode == 1
     (line,) = errors.splitlines()
-    assert line.startswith("resnet-core: another process has failed or is gone, which is told where it ran; the same")
+    assert line.startswith("resnet-core: another process has failed or is gone; its own output says why.")

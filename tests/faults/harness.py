@@ -29,10 +29,11 @@ from PIL import Image
 from torch.optim import SGD
 from torch.utils.data import get_worker_info
 
-from resnet_core import distributed, runs
 from resnet_core.cli.main import main
 from resnet_core.data.loaders import EvalBatches, TrainBatches
+from resnet_core.distributed import world
 from resnet_core.distributed.launcher import exit_rank
+from resnet_core.runs import training as runs
 from resnet_core.train import checkpoint, trainer
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.report import read_records
@@ -365,7 +366,7 @@ def signal_while_starting() -> None:
 
 def stop_when_met() -> None:
     """A plan: rank 1 is stopped as soon as it has met the others."""
-    whole = distributed._meet
+    whole = world.rendezvous
 
     def meet(backend: str) -> object:
         store = whole(backend)
@@ -373,4 +374,4 @@ def stop_when_met() -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         return store
 
-    distributed._meet = meet  # type: ignore[assignment]
+    world.rendezvous = meet  # type: ignore[assignment]

@@ -111,20 +111,20 @@ def test_weights_of_another_network_are_refused_by_the_trainer_itself(stopped, m
     with pytest.raises(ValueError, match=r"model.name is 'cifar_resnet20' there and 'cifar_resnet32' here"):
         prepare(other, stopped)
     trainer = make_trainer(other, folder=stopped)
-    with pytest.raises(ValueError, match=r"step-00000007 is of another network \(Missing key"):
+    with pytest.raises(ValueError, match=r"step-00000007 holds the weights of another network \(Missing key"):
         trainer.fit()
 
 
 def test_a_run_that_has_done_more_than_it_now_should_is_refused(stopped):
     shorter = replace(SHORT, train=TrainConfig(epochs=1))
-    with pytest.raises(ValueError, match="has done 7 steps, and training now ends after 5; continue as it began, or"):
+    with pytest.raises(ValueError, match="has done 7 steps, and this run ends after 5; train for more epochs, or"):
         run(shorter, stopped, allow_changes=True)
     assert read_recipe(stopped) == SHORT
 
 
 def test_another_optimizer_is_refused_and_an_average_may_begin_late(stopped):
     lamb = replace(SHORT, optimizer=replace(SHORT.optimizer, name="lamb", nesterov=False))
-    with pytest.raises(ValueError, match="is of the optimizer SGD, and this is Lamb; continue as it began"):
+    with pytest.raises(ValueError, match="was trained with the optimizer SGD, and this run has Lamb; continue with"):
         run(lamb, stopped, allow_changes=True)
     assert read_recipe(stopped) == SHORT
     averaged = replace(SHORT, averaging=AveragingConfig(ema_decay=0.9))
@@ -156,7 +156,7 @@ def test_a_step_that_keeps_its_number_keeps_its_checkpoint(tmp_path, monkeypatch
 
 def test_what_is_refused_for_its_end_is_not_renumbered_either(stopped):
     shorter = replace(SHORT, train=TrainConfig(epochs=1), data=replace(SHORT.data, global_batch=128))
-    with pytest.raises(ValueError, match="has done 15 steps, and training now ends after 11"):
+    with pytest.raises(ValueError, match="has done 15 steps, and this run ends after 11"):
         run(shorter, stopped, allow_changes=True)
     assert steps_in(stopped) == [5, 7]
     run(SHORT, stopped)

@@ -95,7 +95,7 @@ def test_the_model_has_the_average_inside_and_its_own_weights_after():
     average = averaged(model)
     own = copy.deepcopy(model.state_dict())
     parameters = list(model.parameters())
-    with suppress(KeyboardInterrupt), average.inside(model):
+    with suppress(KeyboardInterrupt), average.swapped_into(model):
         assert_same(model.state_dict(), average.tensors)
         model.train()(torch.zeros(4, 2, 6, 6))  # moves the running statistics of the model, not of the average
         raise KeyboardInterrupt
@@ -108,7 +108,7 @@ def test_without_an_average_the_model_keeps_its_own():
     average = averaged(model, decay=0.0)
     assert average.tensors == {}
     own = copy.deepcopy(model.state_dict())
-    with average.inside(model):
+    with average.swapped_into(model):
         assert_same(model.state_dict(), own)
 
 
@@ -152,7 +152,7 @@ def test_tied_weights_are_averaged_under_both_names():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ema_decay": 1}, r"averaging.ema_decay must be in \[0, 1\), got 1; 0 makes no average"),
+        ({"ema_decay": 1}, r"averaging.ema_decay must be in \[0, 1\), got 1; 0 turns averaging off"),
         ({"ema_decay": -0.1}, r"averaging.ema_decay must be in \[0, 1\), got -0.1"),
         ({"ema_every_steps": 0}, "averaging.ema_every_steps must be at least 1, got 0"),
     ],

@@ -15,7 +15,7 @@ from PIL import Image
 from resnet_core.classifier.losses import LOSSES
 from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.main import main
-from resnet_core.distributed.world import _name_of_start
+from resnet_core.distributed.rendezvous import agree_on_start_name
 from resnet_core.train import join_world, launch
 
 ABSURD = 2**60  # bytes
@@ -59,9 +59,9 @@ def raise_before_joining(error):
 
 
 OUT_OF_MEMORY = (
-    r"resnet-core: out of memory \(.*can't allocate memory.*\); use smaller images or batches, fewer --data.workers; "
-    r"in training a smaller --data.global-batch, more processes, --train.precision bf16, or --train.accumulation N, "
-    r"which keeps the global batch but computes BatchNorm over each of its N parts"
+    r"resnet-core: out of memory \(.*can't allocate memory.*\); use smaller images or batches, or fewer "
+    r"--data.workers. In training, also a smaller --data.global-batch, more processes, --train.precision bf16, or "
+    r"--train.accumulation N, which keeps the global batch but computes BatchNorm over each of its N parts"
 )
 
 
@@ -92,7 +92,7 @@ def test_memory_that_python_lacks_is_told(capsys):
         raise MemoryError
 
     assert as_exit_status(fail)() == 1
-    assert capsys.readouterr().err.startswith("resnet-core: out of memory (Python has none left); use smaller images")
+    assert capsys.readouterr().err.startswith("resnet-core: out of memory (MemoryError); use smaller images")
 
 
 def test_memory_that_ends_in_a_step_is_told_and_the_run_stays(monkeypatch, capsys, tmp_path):
@@ -187,7 +187,7 @@ def test_processes_do_not_meet_under_the_name_of_an_earlier_start():
     stores[0].set("earlier/1/dead", "answer")
     names = {}
     threads = [
-        threading.Thread(target=lambda rank=rank: names.update({rank: _name_of_start(stores[rank], rank, 2)}))
+        threading.Thread(target=lambda rank=rank: names.update({rank: agree_on_start_name(stores[rank], rank, 2)}))
         for rank in (1, 0)
     ]
     for thread in threads:
