@@ -256,10 +256,12 @@ def deeper(stage: int, change: int, model: ResNet) -> nn.Module:
 def last_stage_not_wider(model: ResNet) -> nn.Module:
     first: Any = model.layer3[0]
     planes, inplanes = 256, 256 * first.expansion
-    options: dict[str, Any] = {}
+    groups, base_width = 1, 64
     if isinstance(first, Bottleneck):
-        options = {"groups": first.conv2.groups, "base_width": first.conv2.out_channels // first.conv2.groups // 4}
-    model.layer4 = make_stage(type(first), inplanes, planes, len(model.layer4), 2, norm_layer=nn.BatchNorm2d, **options)
+        groups = first.conv2.groups
+        base_width = first.conv2.out_channels // groups // 4
+    kind = type(first), groups, base_width, nn.BatchNorm2d, False
+    model.layer4 = make_stage(*kind, inplanes, planes, len(model.layer4), stride=2)
     model.fc = nn.Linear(inplanes, model.fc.out_features)
     return model
 

@@ -25,7 +25,7 @@ MAX_POOL = "nn.MaxPool2d(kernel_size=3, stride=2, padding=1)"
 INNER = "out = self.relu(self.bn1(self.conv1(x)))\n        out = self."
 END_BASIC = "out = self.bn2(self.conv2(out))\n        out += self.downsample(x)\n        return self.relu(out)"
 END_BOTTLENECK = "out = self.bn3(self.conv3(out))\n        out += self.downsample(x)\n        return self.relu(out)"
-NORM = "norm_layer = norm_layer or nn.BatchNorm2d\n        options"
+NORM = "norm_layer = norm_layer or nn.BatchNorm2d\n        kind"
 PROJECTION = "return nn.Sequential(conv1x1(in_channels, out_channels, stride), norm_layer(out_channels))"
 
 
@@ -62,7 +62,7 @@ EXERCISES: dict[str, Exercise] = {
     "last stage not wider": Exercise(
         symptom="13,970,472 parameters; our layer4.0.conv1.weight does not fit",
         edits=(
-            ("stage(256 * e, 512, layers[3]", "stage(256 * e, 256, layers[3]"),
+            ("256 * e, 512, layers[3]", "256 * e, 256, layers[3]"),
             ("nn.Linear(512 * e, num_classes)", "nn.Linear(256 * e, num_classes)"),
         ),
     ),
@@ -102,9 +102,9 @@ EXERCISES: dict[str, Exercise] = {
         edits=(
             ("    if stride == 1 and in_channels == out_channels:\n        return nn.Identity()\n", ""),
             (
-                "        blocks.append(block(outplanes, planes, dilation=rest,",
+                "        blocks.append(block(outplanes, planes, 1, None,",
                 "        projection = shortcut(outplanes, outplanes, 1, norm_layer)\n"
-                "        blocks.append(block(outplanes, planes, 1, projection, dilation=rest,",
+                "        blocks.append(block(outplanes, planes, 1, projection,",
             ),
         ),
     ),
@@ -200,15 +200,15 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "BatchNorm momentum 0.9": Exercise(
         symptom="right in evaluation; after one forward pass in training, running means are 9 times ours",
-        edits=((NORM, NORM.replace("nn.BatchNorm2d", "partial(nn.BatchNorm2d, momentum=0.9)")),),
+        edits=((NORM, NORM.replace("nn.BatchNorm2d", "(lambda channels: nn.BatchNorm2d(channels, momentum=0.9))")),),
     ),
     "BatchNorm eps 1e-3": Exercise(
         symptom="our checkpoint loads, but logits are 0.35% off",
-        edits=((NORM, NORM.replace("nn.BatchNorm2d", "partial(nn.BatchNorm2d, eps=1e-3)")),),
+        edits=((NORM, NORM.replace("nn.BatchNorm2d", "(lambda channels: nn.BatchNorm2d(channels, eps=1e-3))")),),
     ),
     "BatchNorm eps 1.001e-5": Exercise(
         symptom="our checkpoint loads, but logits are 0.0000036% off",
-        edits=((NORM, NORM.replace("nn.BatchNorm2d", "partial(nn.BatchNorm2d, eps=1.001e-5)")),),
+        edits=((NORM, NORM.replace("nn.BatchNorm2d", "(lambda channels: nn.BatchNorm2d(channels, eps=1.001e-5))")),),
     ),
 }
 

@@ -1,4 +1,7 @@
-"""ResNet as other code builds upon it: stage outputs, a head to exchange, less memory. The methods are timm's."""
+"""What detectors, segmenters and fine-tuning use of a ResNet: feature maps, another head, less memory.
+
+The names and signatures are timm's.
+"""
 
 from __future__ import annotations
 
@@ -11,103 +14,127 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from resnet_core.models.resnet import ResNet, stage_dilations
+from resnet_core.models.resnet import ResNet
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Backbone(ResNet):
-    """A ResNet, the same arguments and outputs, with what detectors, segmenters and fine-tuning need besides.
+    """The ResNet that the builders return: `ResNet` itself, and the methods below in addition.
 
-    `feature_info` lists the five feature maps, the stem's and the stages', as dicts of `num_chs` (channels),
-    `reduction` (input pixels to one of the map's) and `module` (its name); `num_features` counts the head's inputs.
+    It computes, prints and saves as `ResNet` does.
     """
 
-    def __init__(self, *arguments: Any, **config: Any) -> None:
-        super().__init__(*arguments, **config)
-        flags = config.get("replace_stride_with_dilation", arguments[6] if len(arguments) > 6 else None)
-        self.num_features = self.fc.in_features
-        self.num_classes = self.fc.out_features
-        self.feature_info = feature_info(self.num_features, flags)
+    __jit_unused_properties__ = ("num_features", "num_classes", "feature_info")  # TorchScript cannot compile them
+
+    def _get_name(self) -> str:
+        return "ResNet"
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature map, which are the head's inputs."""
+        return self.inplanes
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the present head; 0 if it was removed."""
+        return getattr(self.fc, "out_features", 0)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """The five feature maps, the stem's and the four stages'.
+
+        Each is a dict of `num_chs` (channels), `reduction` (input pixels per pixel of the map, along one side) and
+        `module` (the name of the module that returns it).
+        """
+        channels, reduction = self.conv1.out_channels, self.conv1.stride[0]
+        info = [{"num_chs": channels, "reduction": reduction, "module": "relu"}]
+
+        reduction *= int(getattr(self.maxpool, "stride", 1))
+        for name in STAGES:
+            # The first block of a stage changes channels and resolution just as its shortcut does.
+            for layer in self.get_submodule(name).get_submodule("0.downsample").children():
+                if isinstance(layer, nn.Conv2d):
+                    channels = layer.out_channels
+                    reduction *= layer.stride[0]
+            info.append({"num_chs": channels, "reduction": reduction, "module": name})
+        return info
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         """The head, or its name."""
         return "fc" if name_only else self.fc
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits from a feature map, or the pooled features before them."""
-        x = torch.flatten(self.avgpool(x), 1)
-        return x if pre_logits else self.fc(x)
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Gives the body a new head of `num_classes` outputs, freshly initialised; 0 leaves the pooled features.
+        """Replaces the head by a freshly initialized one; `num_classes=0` removes it, which leaves the pooled features.
 
-        Raises ValueError for a `global_pool` other than "avg", which a ResNet has, and for a negative number.
+        Raises ValueError for a negative `num_classes` and for a `global_pool` other than "avg", which a ResNet has.
         """
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool must be None or 'avg', got {global_pool!r}: a ResNet's head averages")
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {num_classes}")
-        like = self.conv1.weight
-        self.num_classes = num_classes
-        if num_classes:
-            self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-        else:
+        if num_classes == 0:
             self.fc = nn.Identity()  # type: ignore[assignment]
+        else:
+            like = self.conv1.weight
+            self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
     def forward_intermediates(
         self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
         output_fmt: str = "NCHW", intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:  # fmt: skip
-        """The last feature map and a list of those that `indices` choose, or the list alone.
+        """The last feature map and a list of the chosen ones; with `intermediates_only` the list without the last map.
 
-        The maps are numbered as in `feature_info`, 0 the stem's; `indices` are numbers (from the end where negative),
-        or how many of the last, or None for all; the maps come in the network's order. `stop_early` computes nothing
-        after the last one chosen. `norm` is timm's argument without effect: a stage ends with a ReLU, not a norm.
-        Raises ValueError for an index out of range and an `output_fmt` other than "NCHW".
+        The maps are numbered as in `feature_info`, from 0 for the stem's. `indices` is a list of such numbers (negative
+        ones count from the end), or how many of the last maps to return, or None for all. The list is in the network's
+        order. With `stop_early` nothing after the last chosen map is computed. `norm` is timm's argument and has no
+        effect, since a stage ends with a ReLU and not with a norm.
+        Raises ValueError for an index out of range and for an `output_fmt` other than "NCHW".
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         chosen = chosen_indices(indices, 1 + len(STAGES))
         stages = STAGES[: max(chosen)] if stop_early else STAGES
+
         x = self.relu(self.bn1(self.conv1(x)))
         maps = [x]
         x = self.maxpool(x)
         for name in stages:
             x = self.get_submodule(name)(x)
             maps.append(x)
+
         intermediates = [maps[index] for index in sorted(chosen)]
         return intermediates if intermediates_only else (x, intermediates)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keeps only each block's input for the backward pass and computes the rest again: less memory, more time.
+        """Stores only each block's input for the backward pass, which computes the rest again: less memory, more time.
 
-        Gradients and BatchNorm statistics are the same to the bit (Chen et al. 2016, arXiv:1604.06174).
+        Gradients and BatchNorm statistics are the same to the bit (Chen et al. 2016, arXiv:1604.06174). Each stage
+        becomes a new module with the same blocks.
+        Raises ValueError if a stage has hooks, which the new module would lose.
         """
-        for name in STAGES:
-            # The class alone changes: the module stays itself, with its parameters, hooks and references.
-            self.get_submodule(name).__class__ = RecomputedStage if enable else nn.Sequential
-
-
-def feature_info(num_features: int, replace_stride_with_dilation: Sequence[bool] | None) -> list[dict[str, Any]]:
-    """timm's list of feature maps: the stem's, at half the resolution, and the four stages'."""
-    info = [{"num_chs": 64, "reduction": 2, "module": "relu"}]
-    dilations = [(1, 1), *stage_dilations(replace_stride_with_dilation)]
-    reduction = 2
-    for number, (first, rest) in enumerate(dilations):
-        reduction *= 2 * first // rest  # a stride replaced by dilation halves nothing
-        info.append({"num_chs": num_features >> 3 - number, "reduction": reduction, "module": STAGES[number]})
-    return info
+        stages = dict(zip(STAGES, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True))
+        replaced = {name: stage for name, stage in stages.items() if isinstance(stage, RecomputedStage) != enable}
+        for name, stage in replaced.items():
+            if any(hooks for attribute, hooks in vars(stage).items() if attribute.endswith("_hooks")):
+                raise ValueError(
+                    f"{name} has hooks, and set_grad_checkpointing puts another module in its place; "
+                    "call set_grad_checkpointing first and register the hooks afterwards"
+                )
+        for name, stage in replaced.items():
+            kind = RecomputedStage if enable else nn.Sequential
+            self.register_module(name, kind(*stage).train(stage.training))
 
 
 def chosen_indices(indices: int | Sequence[int] | None, count: int) -> set[int]:
-    """Numbers in 0..count-1 from timm's forms. Raises ValueError for one that is not there."""
-    if isinstance(indices, int) and not 1 <= indices <= count:
-        raise ValueError(f"indices, the number of last feature maps, must be in 1..{count}, got {indices}")
-    if indices is None or isinstance(indices, int):
-        return set(range(count - (count if indices is None else indices), count))
-    wrong = [index for index in indices if not -count <= index < count]
-    if wrong or not indices:
+    """The numbers in 0..count-1 that `forward_intermediates` means by `indices`. Raises ValueError for any other."""
+    if indices is None:
+        return set(range(count))
+    if isinstance(indices, int):
+        if not 1 <= indices <= count:
+            raise ValueError(f"indices, the number of last feature maps, must be in 1..{count}, got {indices}")
+        return set(range(count - indices, count))
+    if not indices or not all(-count <= index < count for index in indices):
         raise ValueError(f"indices must name some of the feature maps 0..{count - 1}, got {list(indices)}")
     return {index % count for index in indices}
 
@@ -117,25 +144,29 @@ class RecomputedStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            # torch.compile takes no such contexts, and needs none: its graphs write buffers once.
-            contexts: dict[str, Any] = {"context_fn": partial(recomputing, block)}
-            x = checkpoint(block, x, use_reentrant=False, **({} if torch.compiler.is_compiling() else contexts))
+            if torch.compiler.is_compiling():
+                # torch.compile accepts no contexts and needs none: its graphs update buffers once.
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = checkpoint(block, x, use_reentrant=False, context_fn=partial(recomputing, block))
         return x
 
 
 def recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a block's first and second computation: only the first counts in its BatchNorm statistics."""
+    """Contexts for a block's first and second computation: only the first updates its BatchNorm statistics."""
     return nullcontext(), copied_buffers(block)
 
 
 @contextmanager
 def copied_buffers(block: nn.Module) -> Iterator[None]:
-    """Within it the block reads and writes copies of its buffers."""
-    kept = [(module, name, kept) for module in block.modules() for name, kept in module.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
+    """Inside this context the block reads and writes copies of its buffers."""
+    originals = [
+        (module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in originals:
         setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        for module, name, buffer in kept:
+        for module, name, buffer in originals:
             setattr(module, name, buffer)

@@ -87,7 +87,7 @@ def describe(model_or_name: nn.Module | str, image_size: int = 224) -> Descripti
             model = build(model_or_name)
         name = model_or_name.lower()
     elif isinstance(model_or_name, nn.Module):
-        model, name = _on_meta(model_or_name), type(model_or_name).__name__
+        model, name = _on_meta(model_or_name), model_or_name._get_name()
     else:
         raise TypeError(f"describe() takes a model or a name, got {type(model_or_name).__name__}")
     model.eval()

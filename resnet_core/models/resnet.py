@@ -5,12 +5,13 @@ convolution. The paper's own form, v1, has it on the first 1x1 (`stride_in_1x1=T
 
 Shapes: N batch, C channels, H W pixels (halves round up), e the block's expansion (BasicBlock 1, Bottleneck 4).
 Attribute names are torchvision's: they are the keys of every published checkpoint.
+
+The exercises edit this file by its text: whoever changes a line here runs tests/exercises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -151,10 +152,9 @@ class ResNet(nn.Module):
             raise ValueError(f"layers must give the number of blocks, at least 1, of each of 4 stages, got {layers}")
         if stride_in_1x1 and not issubclass(block, Bottleneck):
             raise ValueError(f"stride_in_1x1 moves a Bottleneck's stride; {block.__name__} has no 1x1: leave it False")
-        v1: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}
+
         norm_layer = norm_layer or nn.BatchNorm2d
-        options = {"groups": groups, "base_width": width_per_group, "norm_layer": norm_layer, **v1}
-        stage: Callable[..., nn.Sequential] = partial(make_stage, block, **options)
+        kind = block, groups, width_per_group, norm_layer, stride_in_1x1  # the same in all stages
         dilation3, dilation4, dilation5 = stage_dilations(replace_stride_with_dilation)
         e = block.expansion
 
@@ -162,10 +162,10 @@ class ResNet(nn.Module):
         self.bn1 = norm_layer(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = stage(64, 64, layers[0], stride=1)
-        self.layer2 = stage(64 * e, 128, layers[1], stride=2, dilation=dilation3)
-        self.layer3 = stage(128 * e, 256, layers[2], stride=2, dilation=dilation4)
-        self.layer4 = stage(256 * e, 512, layers[3], stride=2, dilation=dilation5)
+        self.layer1 = make_stage(*kind, 64, 64, layers[0], stride=1)
+        self.layer2 = make_stage(*kind, 64 * e, 128, layers[1], stride=2, dilation=dilation3)
+        self.layer3 = make_stage(*kind, 128 * e, 256, layers[2], stride=2, dilation=dilation4)
+        self.layer4 = make_stage(*kind, 256 * e, 512, layers[3], stride=2, dilation=dilation5)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512 * e, num_classes)
         self.inplanes = 512 * e  # torchvision's detection helpers read it
@@ -185,27 +185,32 @@ class ResNet(nn.Module):
         x = self.layer4(x)  # [N, 512e, H/32, W/32]
         return x
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Logits from a feature map."""
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits from a feature map; with `pre_logits` the pooled features before them."""
         x = self.avgpool(x)  # [N, 512e, 1, 1]
         x = torch.flatten(x, 1)  # [N, 512e]
+        if pre_logits:
+            return x
         x = self.fc(x)  # [N, num_classes]
         return x
 
 
 def make_stage(
-    block: type[BasicBlock] | type[Bottleneck], inplanes: int, planes: int, num_blocks: int, stride: int,
-    dilation: tuple[int, int] = (1, 1), *, norm_layer: NormLayer, **options: Any,
+    block: type[BasicBlock] | type[Bottleneck], groups: int, base_width: int, norm_layer: NormLayer,
+    stride_in_1x1: bool, inplanes: int, planes: int, num_blocks: int, stride: int, dilation: tuple[int, int] = (1, 1),
 ) -> nn.Sequential:  # fmt: skip
     """`num_blocks` blocks, of which the first changes the shape; `dilation` is the first block's and the others'."""
     first, rest = dilation
-    stride = stride * first // rest  # a stride replaced by dilation leaves 1
+    if first != rest:
+        stride = 1  # dilation replaces it
     outplanes = planes * block.expansion
+
     # Built before its block, as in torchvision, so that the same seed gives the same weights.
     projection = shortcut(inplanes, outplanes, stride, norm_layer)
-    blocks = [block(inplanes, planes, stride, projection, dilation=first, norm_layer=norm_layer, **options)]
+    v1: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}  # torchvision's blocks do not take it
+    blocks = [block(inplanes, planes, stride, projection, groups, base_width, first, norm_layer, **v1)]
     for _ in range(num_blocks - 1):
-        blocks.append(block(outplanes, planes, dilation=rest, norm_layer=norm_layer, **options))
+        blocks.append(block(outplanes, planes, 1, None, groups, base_width, rest, norm_layer))
     return nn.Sequential(*blocks)
 
 
@@ -214,11 +219,13 @@ def stage_dilations(replace_stride_with_dilation: Sequence[bool] | None) -> list
     flags = (False, False, False) if replace_stride_with_dilation is None else replace_stride_with_dilation
     if len(flags) != 3:
         raise ValueError(f"replace_stride_with_dilation should be None or 3 flags (conv3_x .. conv5_x), got {flags}")
-    dilations, before = [], 1
+
+    dilations = []
+    first = 1
     for replaced in flags:
-        after = before * 2 if replaced else before
-        dilations.append((before, after))
-        before = after
+        rest = first * 2 if replaced else first
+        dilations.append((first, rest))
+        first = rest
     return dilations
 
 
@@ -230,7 +237,9 @@ def initialize(model: nn.Module, zero_init_residual: bool = False) -> None:
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    for module in model.modules() if zero_init_residual else ():
-        last_norm = getattr(module, "bn3", None) or getattr(module, "bn2", None)  # only a block has one
-        if last_norm is not None and last_norm.weight is not None:
-            nn.init.zeros_(last_norm.weight)
+
+    if zero_init_residual:
+        for module in model.modules():
+            last_norm = getattr(module, "bn3", None) or getattr(module, "bn2", None)  # only a block has one
+            if last_norm is not None and last_norm.weight is not None:
+                nn.init.zeros_(last_norm.weight)

@@ -1,4 +1,4 @@
-"""What other code uses of a ResNet besides its logits: stage outputs, the head, memory."""
+"""What other code uses of a ResNet: stage outputs, the head, less memory."""
 
 import copy
 import inspect
@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import resnet_core
-from resnet_core.models.backbone import Backbone, chosen_indices
+from resnet_core.models.backbone import Backbone, RecomputedStage, chosen_indices
 from resnet_core.models.resnet import BasicBlock, Bottleneck
 
 
@@ -41,9 +41,20 @@ def test_feature_info_says_what_the_maps_are(block, flags):
     assert model.num_features == seen["layer4"][1]
 
 
-def test_dilation_given_by_position_counts_too():
-    model = Backbone(Bottleneck, [1, 1, 1, 1], 10, False, 1, 64, [False, True, True])
-    assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 8, 8]
+def test_feature_info_follows_a_stem_that_was_exchanged():
+    model = tiny(stride_in_1x1=True)
+    assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 16, 32]
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1), nn.Identity()
+    assert [info["reduction"] for info in model.feature_info] == [1, 1, 2, 4, 8]
+
+
+def test_a_backbone_overrides_nothing_of_resnet_and_prints_as_it():
+    added = {name for name in vars(Backbone) if not name.startswith("__")}
+    assert added & {*dir(resnet_core.ResNet)} == {"_get_name"}
+    assert "__init__" not in vars(Backbone)
+    assert repr(tiny()) == repr(resnet_core.ResNet(Bottleneck, [1, 2, 1, 1]))
+    assert repr(tiny()).startswith("ResNet(")
+    assert resnet_core.describe(tiny()).model == "ResNet"
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
@@ -60,6 +71,7 @@ def test_intermediates_are_the_maps_of_an_ordinary_forward(block):
     for ours, expected in zip(intermediates, maps.values(), strict=True):
         assert torch.equal(ours, expected)
     assert torch.equal(model.forward_head(last), model(images()))
+    assert torch.equal(model.forward_head(last, pre_logits=True), torch.flatten(model.avgpool(last), 1))
 
 
 def test_indices_choose_maps_and_stop_early_computes_no_further():
@@ -97,6 +109,9 @@ def test_a_new_head_takes_the_place_of_the_old():
     model.reset_classifier(0, "avg")
     assert torch.allclose(model(images().double()), features.mean((2, 3)), rtol=1e-12)
     assert isinstance(model.get_classifier(), nn.Identity)
+    assert model.num_classes == 0
+    model.fc = nn.Linear(model.num_features, 7)
+    assert model.num_classes == 7
 
 
 @pytest.mark.parametrize(
@@ -135,11 +150,28 @@ def test_checkpointing_changes_no_bit_of_gradients_and_statistics(block):
     assert [type(module) for module in recomputed.modules()] == [type(module) for module in model.modules()]
 
 
-def test_checkpointing_keeps_hooks_and_works_under_the_compiler():
+def test_checkpointing_keeps_the_mode_of_each_stage_and_refuses_stages_with_hooks():
+    model = tiny()
+    model.layer1.eval()
+    before = list(model.state_dict())
+    model.set_grad_checkpointing()
+    assert list(model.state_dict()) == before
+    assert [model.layer1.training, model.layer2.training] == [False, True]
+    hook = model.layer4.register_full_backward_hook(lambda *_: None)
+    model.set_grad_checkpointing()  # changes nothing
+    with pytest.raises(ValueError, match=r"layer4 has hooks.* call set_grad_checkpointing first"):
+        model.set_grad_checkpointing(False)
+    assert isinstance(model.layer1, RecomputedStage)
+    hook.remove()
+    model.set_grad_checkpointing(False)
+    assert type(model.layer1) is nn.Sequential
+
+
+def test_checkpointing_works_with_later_hooks_and_under_the_compiler():
     model, compiled = tiny(num_classes=5), tiny(num_classes=5)
     called = []
-    compiled.layer1.register_forward_hook(lambda *_: called.append("layer1"))
     compiled.set_grad_checkpointing()
+    compiled.layer1.register_forward_hook(lambda *_: called.append("layer1"))
     expected = step(model)
     compiled.compile(backend="aot_eager")
     actual = step(compiled)

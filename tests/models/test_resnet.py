@@ -75,12 +75,10 @@ def test_shape_comments_of_the_cifar_networks_are_true():
         assert list(shapes["bn1" if module == "relu" else module]) == expected, call
 
 
-def test_the_architecture_file_is_short_and_imports_torch_alone():
-    source = SOURCE.read_text()
-    assert len(source.splitlines()) <= 250
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
-    assert max(node.end_lineno - node.lineno + 1 for node in functions) <= 30
+def test_no_forward_has_an_if():
+    functions = [node for node in ast.walk(ast.parse(SOURCE.read_text())) if isinstance(node, ast.FunctionDef)]
     forwards = [node for node in functions if node.name == "forward"]
+    assert len(forwards) == 3
     assert not any(isinstance(child, ast.If | ast.IfExp) for node in forwards for child in ast.walk(node))
 
 
@@ -115,7 +113,7 @@ def test_features_then_head_is_the_whole_network():
     assert torch.equal(model.forward_head(features), model(images))
 
 
-def test_in_channels_changes_the_stem_alone():
+def test_in_channels_changes_only_the_stem():
     grey, colour = (resnet_core.resnet18(in_channels=channels).state_dict() for channels in (1, 3))
     differing = [name for name in colour if grey[name].shape != colour[name].shape]
     assert differing == ["conv1.weight"]
