@@ -102,7 +102,7 @@ def run_files(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     checkpoint = max((folder / "checkpoints").iterdir())
     return {
-        "files": sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")),
+        "files": sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.suffix != ".png"),
         "result.json": list(json.loads((folder / "result.json").read_text())),
         "metrics.jsonl": {
             event: list(next(record for record in records if record["event"] == event)) for event in ("train", "eval")

@@ -21,7 +21,7 @@ from resnet_core.recipes.recipe import Recipe
 from resnet_core.runs.training import differences_of, read_environment, read_recipe, read_result
 from resnet_core.train.report import read_records
 
-RECORD = Path(__file__).parent.parent / "docs" / "results" / "runs.jsonl"
+RECORD = Path(__file__).parents[2] / "docs" / "results" / "runs.jsonl"
 KEYS = ("command", "seed", "device", "cpu_capability")  # that make a run one of its own
 HEADER = ("command", "seeds", "top-1 of each, %", "mean", "spread", "minutes", "images/s", "computed on")
 UNTOLD = ("seed", "data.path")  # settings that a row does not tell

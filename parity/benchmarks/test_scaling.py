@@ -21,7 +21,7 @@ from parity.benchmarks.scaling import (
 )
 
 CARD, A100, H100, H200 = GPUS
-PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 ENOUGH = Site(cores=1000)
 
 

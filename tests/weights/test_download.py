@@ -160,9 +160,11 @@ class Handler(socketserver.StreamRequestHandler):
             pass  # the client left, as it should
 
 
-def plain_connection(host, *, context=None, check_hostname=None, **options):
-    """What stands for HTTPSConnection here: the URLs say https, and the server needs no certificate."""
-    return http.client.HTTPConnection(host, **options)
+class PlainConnection(http.client.HTTPConnection):
+    """Stands in for HTTPSConnection: the URLs say https, and the server needs no certificate."""
+
+    def __init__(self, host, *, context=None, check_hostname=None, **options):
+        super().__init__(host, **options)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def running():
 
 @pytest.fixture
 def server(running, monkeypatch):
-    monkeypatch.setattr(http.client, "HTTPSConnection", plain_connection)
+    monkeypatch.setattr(http.client, "HTTPSConnection", PlainConnection)
     monkeypatch.setattr(download, "STALL_SECONDS", STALL)
     monkeypatch.setattr(download, "MOST_BYTES", MOST)
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
@@ -339,8 +341,8 @@ import http.client, sys
 from pathlib import Path
 from resnet_core.weights.download import fetch
 
-{inspect.getsource(plain_connection)}
-http.client.HTTPSConnection = plain_connection
+{inspect.getsource(PlainConnection)}
+http.client.HTTPSConnection = PlainConnection
 print(fetch(sys.argv[1], sha256_prefix="{SHA256}", folder=Path(sys.argv[2])))
 """
 
