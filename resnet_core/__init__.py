@@ -3,24 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from resnet_core.builders import (
-    cifar_resnet20,
-    cifar_resnet32,
-    cifar_resnet44,
-    cifar_resnet56,
-    cifar_resnet110,
-    get_model,
-    resnet18,
-    resnet34,
-    resnet50,
-    resnet101,
-    resnet152,
-    resnext50_32x4d,
-    resnext101_32x8d,
-    resnext101_64x4d,
-    wide_resnet50_2,
-    wide_resnet101_2,
-)
+from resnet_core import builders
+from resnet_core.builders import *  # noqa: F403
 from resnet_core.classifier.builders import composer_resnet, composer_resnet_cifar
 from resnet_core.comparison.compare import assert_parity, compare
 from resnet_core.foundation.version import __version__ as __version__
@@ -37,30 +21,15 @@ __all__ = [
     "CifarResNet",
     "ResNet",
     "assert_parity",
-    "cifar_resnet20",
-    "cifar_resnet32",
-    "cifar_resnet44",
-    "cifar_resnet56",
-    "cifar_resnet110",
     "compare",
     "composer_resnet",
     "composer_resnet_cifar",
     "describe",
-    "get_model",
     "list_models",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
 ]
+__all__ += builders.__all__
 
-# Loaded on first use: the models need torch alone.
+# Loaded on first use, since the models need only torch.
 ROOMS = ("data", "exercises", "inference", "recipes", "runs", "train", "weights")
 
 if TYPE_CHECKING:

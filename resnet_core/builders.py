@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -14,9 +14,28 @@ from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import build, find_model
 from resnet_core.models.resnet import NormLayer
 
+__all__ = [
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "get_model",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
+
 
 class ResNetConfig(TypedDict, total=False):
-    """What a builder passes on to `ResNet`, where it is described."""
+    """The arguments that a builder passes on to `ResNet`, which describes them."""
 
     num_classes: int
     zero_init_residual: bool
@@ -27,75 +46,61 @@ class ResNetConfig(TypedDict, total=False):
     in_channels: int
     stride_in_1x1: bool
     pretrained: bool
-    """True stands for `weights="IMAGENET1K_V1"`, as in torchvision before 0.13."""
+    """True means `weights="IMAGENET1K_V1"`, as in torchvision before 0.13."""
 
 
-# None, a published set's name ("DEFAULT", "IMAGENET1K_V1", torchvision's own enum), or a file of weights.
+# None, a published set's name ("DEFAULT", "IMAGENET1K_V1", torchvision's own enum), or a weights file.
 Weights = str | Path | Enum | None
 
 
 def resnet18(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNet-18 (He et al. 2015, Table 1)."""
-    return _build("resnet18", weights, progress, config)
+    return _build("resnet18", weights, progress, **config)
 
 
 def resnet34(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNet-34 (He et al. 2015, Table 1)."""
-    return _build("resnet34", weights, progress, config)
+    return _build("resnet34", weights, progress, **config)
 
 
 def resnet50(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNet-50 (He et al. 2015, Table 1), v1.5 unless `stride_in_1x1`."""
-    return _build("resnet50", weights, progress, config)
+    return _build("resnet50", weights, progress, **config)
 
 
 def resnet101(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNet-101 (He et al. 2015, Table 1), v1.5 unless `stride_in_1x1`."""
-    return _build("resnet101", weights, progress, config)
+    return _build("resnet101", weights, progress, **config)
 
 
 def resnet152(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNet-152 (He et al. 2015, Table 1), v1.5 unless `stride_in_1x1`."""
-    return _build("resnet152", weights, progress, config)
+    return _build("resnet152", weights, progress, **config)
 
 
 def resnext50_32x4d(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNeXt-50, 32 groups of width 4 (Xie et al. 2017)."""
-    return _build("resnext50_32x4d", weights, progress, config)
+    return _build("resnext50_32x4d", weights, progress, **config)
 
 
 def resnext101_32x8d(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNeXt-101, 32 groups of width 8 (Xie et al. 2017)."""
-    return _build("resnext101_32x8d", weights, progress, config)
+    return _build("resnext101_32x8d", weights, progress, **config)
 
 
 def resnext101_64x4d(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """ResNeXt-101, 64 groups of width 4 (Xie et al. 2017)."""
-    return _build("resnext101_64x4d", weights, progress, config)
+    return _build("resnext101_64x4d", weights, progress, **config)
 
 
 def wide_resnet50_2(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """Wide ResNet-50-2: every 3x3 twice as wide (Zagoruyko & Komodakis 2016)."""
-    return _build("wide_resnet50_2", weights, progress, config)
+    return _build("wide_resnet50_2", weights, progress, **config)
 
 
 def wide_resnet101_2(*, weights: Weights = None, progress: bool = True, **config: Unpack[ResNetConfig]) -> Backbone:
     """Wide ResNet-101-2: every 3x3 twice as wide (Zagoruyko & Komodakis 2016)."""
-    return _build("wide_resnet101_2", weights, progress, config)
-
-
-def _build(name: str, weights: Weights, progress: bool, config: Mapping[str, Any]) -> Backbone:
-    config = dict(config)
-    if config.pop("pretrained", False):
-        if weights is not None:
-            raise ValueError(f"{name}: pretrained=True means weights='IMAGENET1K_V1'; give one of the two")
-        weights = "IMAGENET1K_V1"
-    if weights is None:
-        return build(name, **config)  # type: ignore[return-value]
-    # Imported here, since building a model needs torch alone.
-    from resnet_core.weights.pretrained import with_weights
-
-    return with_weights(name, weights, progress, config)  # type: ignore[return-value]
+    return _build("wide_resnet101_2", weights, progress, **config)
 
 
 def cifar_resnet20(num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> CifarResNet:
@@ -123,29 +128,25 @@ def cifar_resnet110(num_classes: int = 10, *, shortcut: str = "A", in_channels: 
     return CifarResNet(18, num_classes, shortcut=shortcut, in_channels=in_channels)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
-    "resnext50_32x4d": resnext50_32x4d,
-    "resnext101_32x8d": resnext101_32x8d,
-    "resnext101_64x4d": resnext101_64x4d,
-    "wide_resnet50_2": wide_resnet50_2,
-    "wide_resnet101_2": wide_resnet101_2,
-    "cifar_resnet20": cifar_resnet20,
-    "cifar_resnet32": cifar_resnet32,
-    "cifar_resnet44": cifar_resnet44,
-    "cifar_resnet56": cifar_resnet56,
-    "cifar_resnet110": cifar_resnet110,
-}
-
-
 def get_model(name: str, **config: Any) -> nn.Module:
-    """The model that `name` (in any case) stands for; `config` goes to its builder.
+    """The model with this name (in any case); `config` goes to its builder.
 
     Raises ValueError for an unknown name, with the nearest known ones.
     """
-    find_model(name)
-    return BUILDERS[name.lower()](**config)
+    if find_model(name).network is CifarResNet:
+        return build(name, **config)
+    return _build(name.lower(), **config)
+
+
+def _build(name: str, weights: Weights = None, progress: bool = True, **config: Any) -> Backbone:
+    if config.pop("pretrained", False):
+        if weights is not None:
+            raise ValueError(f"{name}: pretrained=True means weights='IMAGENET1K_V1'; give one of the two")
+        weights = "IMAGENET1K_V1"
+    if weights is None:
+        return build(name, **config)  # type: ignore[return-value]
+
+    # Imported here, since building a model needs only torch.
+    from resnet_core.weights.pretrained import with_weights
+
+    return with_weights(name, weights, progress, config)  # type: ignore[return-value]

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet_core
-from resnet_core.builders import BUILDERS
+from resnet_core import builders
+from resnet_core.models.registry import build_on_meta
 
 
 def test_every_name_is_public_and_builds():
@@ -16,7 +18,30 @@ def test_every_name_is_public_and_builds():
         with torch.device("meta"):
             model = resnet_core.get_model(name, num_classes=3)
         assert model.fc.out_features == 3
-        assert getattr(resnet_core, name) is BUILDERS[name]
+        assert getattr(resnet_core, name) is getattr(builders, name)
+
+
+class CallsToTorch(TorchDispatchMode):
+    """Collects the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "cifar_resnet20"])
+def test_on_meta_a_network_has_its_shapes_and_draws_no_random_numbers(name):
+    with CallsToTorch() as calls:
+        on_meta = build_on_meta(name, num_classes=3)
+    assert "empty" in calls.names
+    assert not {"normal_", "uniform_"} & calls.names  # the first costs 0.8 s on the meta device
+    shapes = {key: (value.shape, value.dtype) for key, value in on_meta.state_dict().items()}
+    state = resnet_core.get_model(name, num_classes=3).state_dict()
+    assert shapes == {key: (value.shape, value.dtype) for key, value in state.items()}
 
 
 def test_torch_hub_finds_every_model():

@@ -8,7 +8,7 @@ import tyro
 
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.describe import describe as describe_model
-from resnet_core.models.registry import list_models
+from resnet_core.models.registry import build_on_meta, list_models
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,15 @@ class Models:
     """List the models."""
 
     pattern: tyro.conf.Positional[str] = "*"
-    """Shell pattern of names, such as "resnet*"."""
+    """A shell pattern that the names must match, such as "resnet*"."""
 
     def __call__(self) -> None:
         names = list_models(self.pattern)
         if not names:
             raise ValueError(f"no model matches {self.pattern!r}; {did_you_mean(self.pattern, list_models())}")
         for name in names:
-            print(f"{name:<18}{describe_model(name, image_size=32).parameters:>13,} parameters")
+            parameters = sum(parameter.numel() for parameter in build_on_meta(name).parameters())
+            print(f"{name:<18}{parameters:>13,} parameters")
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Describe:
     """Show a model as the paper's Table 1: shapes, parameters, multiply-adds, receptive fields."""
 
     model: tyro.conf.Positional[str]
-    """A name of `resnet-core models`."""
+    """A model's name, as `resnet-core models` lists it."""
     image_size: int = 224
-    """Height and width in pixels."""
+    """Height and width of the image in pixels."""
     json: bool = False
-    """Print JSON."""
+    """Print the description as JSON."""
 
     def __call__(self) -> None:
         description = describe_model(self.model, self.image_size)

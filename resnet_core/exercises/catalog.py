@@ -103,7 +103,7 @@ EXERCISES: dict[str, Exercise] = {
             ("    if stride == 1 and in_channels == out_channels:\n        return nn.Identity()\n", ""),
             (
                 "        blocks.append(block(outplanes, planes, 1, None,",
-                "        projection = shortcut(outplanes, outplanes, 1, norm_layer)\n"
+                "        projection = make_shortcut(outplanes, outplanes, 1, norm_layer)\n"
                 "        blocks.append(block(outplanes, planes, 1, projection,",
             ),
         ),

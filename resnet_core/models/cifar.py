@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core.models.resnet import BasicBlock, conv3x3, initialize, shortcut
+from resnet_core.models.resnet import BasicBlock, conv3x3, initialize, make_shortcut
 
 
 class PadShortcut(nn.Module):
-    """Shortcut A: every second pixel, and zeros for the new channels.
+    """Shortcut A: every second pixel, with zeros as the new channels.
 
     `[N, C, H, W] -> [N, 2C, H/2, W/2]`. The paper does not say where the zeros go; they are split evenly before and
     after, as in the widely used implementation (pytorch_resnet_cifar10), so that its weights give the same outputs.
@@ -64,7 +64,7 @@ class CifarResNet(nn.Module):
 
 SHORTCUTS: dict[str, Callable[[int, int], nn.Module]] = {
     "A": lambda in_channels, out_channels: PadShortcut(out_channels - in_channels),
-    "B": lambda in_channels, out_channels: shortcut(in_channels, out_channels, 2, nn.BatchNorm2d),
+    "B": lambda in_channels, out_channels: make_shortcut(in_channels, out_channels, 2, nn.BatchNorm2d),
 }
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resnet_core.models.registry import build
+from resnet_core.models.registry import build_on_meta
 from resnet_core.models.resnet import Bottleneck
 
-# Kept within the row before them: they change no shape.
+# Counted in the row before them: they change no shape.
 NORMS_AND_ACTIVATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.ReLU)
 
 # The paper's names of the stages, in networks that have all four.
@@ -55,51 +55,25 @@ class Description:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        cells: list[tuple[str, ...]] = [
-            ("stage", "layers", "output shape", "blocks", "parameters", "multiply-adds", "receptive field")
+        has_all_stages = set(TABLE_1_NAMES) <= {row.name for row in self.rows}
+        cells = [
+            ("stage", "layers", "output shape", "blocks", "parameters", "multiply-adds", "receptive field"),
+            *(_cells(row, TABLE_1_NAMES.get(row.name) if has_all_stages else None) for row in self.rows),
+            ("total", "", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}", ""),
         ]
-        paper = TABLE_1_NAMES if set(TABLE_1_NAMES) <= {row.name for row in self.rows} else {}
-        cells += [_cells(row, paper.get(row.name)) for row in self.rows]
-        cells += [("total", "", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}", "")]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
         lines = [f"{self.model} at {self.image_size}x{self.image_size} pixels"]
         for line in cells:
-            left, right = zip(line[:3], widths[:3], strict=True), zip(line[3:], widths[3:], strict=True)
-            padded = [f"{cell:<{width}}" for cell, width in left] + [f"{cell:>{width}}" for cell, width in right]
-            lines.append("  ".join(padded).rstrip())
+            words = [cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(line[3:], widths[3:], strict=True)]
+            lines.append("  ".join(words + numbers).rstrip())
+
         lines.append("1 multiply-add = 2 FLOPs, as most counters give them")
         places = {"v1.5": "stride on the 3x3", "v1": "stride on the first 1x1, as in He et al. 2015"}
         for form, multiply_adds in self.multiply_adds_by_form.items():
             lines.append(f"{form:<4}  {multiply_adds / 1e9:6.3f} G multiply-adds  ({places[form]})")
         return "\n".join(lines)
-
-
-def describe(model_or_name: nn.Module | str, image_size: int = 224) -> Description:
-    """Shapes, parameters, multiply-adds and receptive fields of a model, or of the one that a name stands for.
-
-    Computed on the meta device by one forward pass of a square image of `image_size` pixels: no weights are copied
-    and no arithmetic is done. Raises ValueError for an unknown name or a size below 1, TypeError for other things.
-    """
-    if not isinstance(image_size, int) or not 1 <= image_size <= 2**15:
-        raise ValueError(f"image_size must be at least 1 pixel and at most {2**15}, got {image_size!r}")
-    if isinstance(model_or_name, str):
-        with torch.device("meta"):
-            model = build(model_or_name)
-        name = model_or_name.lower()
-    elif isinstance(model_or_name, nn.Module):
-        model, name = _on_meta(model_or_name), model_or_name._get_name()
-    else:
-        raise TypeError(f"describe() takes a model or a name, got {type(model_or_name).__name__}")
-    model.eval()
-    rows, multiply_adds = _trace(model, image_size)
-    return Description(
-        model=name,
-        image_size=image_size,
-        rows=tuple(rows),
-        parameters=_count(model),
-        multiply_adds=multiply_adds,
-        multiply_adds_by_form=_forms(model, image_size, multiply_adds),
-    )
 
 
 def _cells(row: Row, paper_name: str | None) -> tuple[str, ...]:
@@ -110,12 +84,40 @@ def _cells(row: Row, paper_name: str | None) -> tuple[str, ...]:
     return name, row.layers, shape, blocks, f"{row.parameters:,}", f"{row.multiply_adds:,}", field
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model without its data; the original is not touched."""
+def describe(model_or_name: nn.Module | str, image_size: int = 224) -> Description:
+    """Shapes, parameters, multiply-adds and receptive fields of a model, given itself or its name.
+
+    Computed on the meta device by one forward pass of a square image of `image_size` pixels: no weights are copied
+    and no arithmetic is done. Raises ValueError for an unknown name or a size below 1, TypeError for anything that is
+    not a model or a name.
+    """
+    if not isinstance(image_size, int) or not 1 <= image_size <= 2**15:
+        raise ValueError(f"image_size must be at least 1 pixel and at most {2**15}, got {image_size!r}")
+    if isinstance(model_or_name, str):
+        model, name = build_on_meta(model_or_name), model_or_name.lower()
+    elif isinstance(model_or_name, nn.Module):
+        model, name = _copy_on_meta(model_or_name), model_or_name._get_name()
+    else:
+        raise TypeError(f"describe() takes a model or a name, got {type(model_or_name).__name__}")
+
+    model.eval()
+    rows, multiply_adds = _run(model, image_size)
+    return Description(
+        model=name,
+        image_size=image_size,
+        rows=tuple(rows),
+        parameters=_count(model),
+        multiply_adds=multiply_adds,
+        multiply_adds_by_form=_multiply_adds_by_form(model, image_size, multiply_adds),
+    )
+
+
+def _copy_on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the model without its data."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     memo |= {id(b): b.to("meta") for b in model.buffers()}
     clone = copy.deepcopy(model, memo)
-    for module in clone.modules():  # hooks of its user are not for tensors without data
+    for module in clone.modules():  # the user's hooks may not work on tensors without data
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return clone
@@ -125,64 +127,77 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _trace(model: nn.Module, image_size: int) -> tuple[list[Row], int]:
-    """Rows of the model's children in execution order, and all multiply-adds."""
-    from torch.utils.flop_counter import FlopCounterMode  # pulls in a lot that `import resnet_core` does not need
+def _run(model: nn.Module, image_size: int) -> tuple[list[Row], int]:
+    """The rows of the model's children in the order in which they run, and the multiply-adds of the whole model."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and `import resnet_core` does not need it
 
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
         raise ValueError(f"describe() needs a model with a Conv2d, {type(model).__name__} has none")
     image = torch.empty(1, first.in_channels, image_size, image_size, device="meta", dtype=first.weight.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _watch(model) as calls:
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _calls_of_children(model) as calls:
         model(image)
-    flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
+    flops = {path: sum(by_operator.values()) for path, by_operator in counter.get_flop_counts().items()}
+
     rows: list[Row] = []
-    for name, child, shape, field in calls:
-        if isinstance(child, NORMS_AND_ACTIVATIONS) and rows:
-            rows[-1] = Row(**{**vars(rows[-1]), "parameters": rows[-1].parameters + _count(child)})
-            continue
-        rows.append(
-            Row(
-                name=name,
-                layers=_layers(child),
-                output_shape=shape[1:],
-                blocks=len(child) if isinstance(child, nn.Sequential) else None,
-                parameters=_count(child),
-                multiply_adds=flops.get(f"{type(model).__name__}.{name}", 0) // 2,
-                receptive_field=field,
+    for call in calls:
+        if isinstance(call.module, NORMS_AND_ACTIVATIONS) and rows:
+            rows[-1] = replace(rows[-1], parameters=rows[-1].parameters + _count(call.module))
+        else:
+            row = Row(
+                name=call.name,
+                layers=_layers(call.module),
+                output_shape=call.output_shape[1:],
+                blocks=len(call.module) if isinstance(call.module, nn.Sequential) else None,
+                parameters=_count(call.module),
+                multiply_adds=flops.get(f"{type(model).__name__}.{call.name}", 0) // 2,
+                receptive_field=call.receptive_field,
             )
-        )
+            rows.append(row)
     return rows, counter.get_total_flops() // 2
 
 
-@contextmanager
-def _watch(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, tuple[int, ...], int | None]]]:
-    """Collects (name, child, output shape, receptive field) of each child of the model as it runs."""
-    calls: list[tuple[str, nn.Module, tuple[int, ...], int | None]] = []
-    field: int | None = 1
-    jump = 1  # input pixels between two neighbours of the current map
+@dataclass(frozen=True)
+class _Call:
+    """One call of a child of the model in a forward pass."""
 
-    def widen(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal field, jump
+    name: str
+    module: nn.Module
+    output_shape: tuple[int, ...]
+    receptive_field: int | None
+
+
+class _ReceptiveField:
+    """How many input pixels, along one side, one pixel of the current map sees."""
+
+    def __init__(self) -> None:
+        self.pixels: int | None = 1
+        self.step = 1  # input pixels from one pixel of the map to the next
+
+    def widen(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """The forward hook of each layer on the path."""
         if isinstance(module, nn.AdaptiveAvgPool2d):
-            field = None
-        elif isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and field is not None:
-            kernel, stride = _square(module.kernel_size), _square(module.stride)
-            dilation = 1 if isinstance(module, nn.AvgPool2d) else _square(module.dilation)
-            field += (kernel - 1) * dilation * jump
-            jump *= stride
+            self.pixels = None
+        elif isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and self.pixels is not None:
+            dilation = 1 if isinstance(module, nn.AvgPool2d) else _side(module.dilation)
+            self.pixels += (_side(module.kernel_size) - 1) * dilation * self.step
+            self.step *= _side(module.stride)
 
-    handles = [
-        module.register_forward_hook(widen)
-        for name, module in model.named_modules()
-        if "downsample" not in name.split(".")  # the shortcut sees no more than the path beside it
-    ]
-    for name, child in model.named_children():
 
-        def collect(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-            calls.append((name, module, tuple(output.shape), field))
+@contextmanager
+def _calls_of_children(model: nn.Module) -> Iterator[list[_Call]]:
+    """Inside this context, a list that records each call of a child of the model."""
+    calls: list[_Call] = []
+    field = _ReceptiveField()
 
-        handles.append(child.register_forward_hook(collect))
+    def recording(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: calls.append(_Call(name, module, tuple(output.shape), field.pixels))
+
+    # The shortcut sees no more than the path beside it.
+    on_path = [module for name, module in model.named_modules() if not _in_shortcut(name)]
+    handles = [module.register_forward_hook(field.widen) for module in on_path]
+    handles += [child.register_forward_hook(recording(name)) for name, child in model.named_children()]
     try:
         yield calls
     finally:
@@ -190,32 +205,39 @@ def _watch(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, tuple[int, .
             handle.remove()
 
 
-def _square(size: int | tuple[int, ...]) -> int:
+def _in_shortcut(name: str) -> bool:
+    return "downsample" in name.split(".")
+
+
+def _side(size: int | tuple[int, ...]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _layers(child: nn.Module) -> str:
-    """The convolutions of a stage's first block without its shortcut, or of the child itself, as the paper has them."""
-    block = child[0] if isinstance(child, nn.Sequential) and len(child) else child
-    parts = []
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Conv2d) and "downsample" not in name.split("."):
-            groups = f", C={module.groups}" if module.groups > 1 else ""
-            parts.append(f"{module.kernel_size[0]}x{module.kernel_size[1]}, {module.out_channels}{groups}")
-    if parts:
-        return " | ".join(parts)
-    if isinstance(child, nn.MaxPool2d):
-        return f"{_square(child.kernel_size)}x{_square(child.kernel_size)} max pool"
-    return {nn.AdaptiveAvgPool2d: "global average pool", nn.Linear: "linear"}.get(type(child), type(child).__name__)
+def _layers(module: nn.Module) -> str:
+    """The convolutions of a stage's first block without its shortcut, or the layer itself, as the paper writes them."""
+    block = module[0] if isinstance(module, nn.Sequential) and len(module) else module
+    convolutions = []
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Conv2d) and not _in_shortcut(name):
+            groups = f", C={layer.groups}" if layer.groups > 1 else ""
+            convolutions.append(f"{layer.kernel_size[0]}x{layer.kernel_size[1]}, {layer.out_channels}{groups}")
+    if convolutions:
+        return " | ".join(convolutions)
+
+    if isinstance(module, nn.MaxPool2d):
+        return f"{_side(module.kernel_size)}x{_side(module.kernel_size)} max pool"
+    return {nn.AdaptiveAvgPool2d: "global average pool", nn.Linear: "linear"}.get(type(module), type(module).__name__)
 
 
-def _forms(model: nn.Module, image_size: int, multiply_adds: int) -> dict[str, int]:
-    """Multiply-adds with the Bottlenecks' strides on the 3x3 and on the first 1x1. Leaves the model changed."""
+def _multiply_adds_by_form(model: nn.Module, image_size: int, multiply_adds: int) -> dict[str, int]:
+    """Multiply-adds with the Bottlenecks' strides as they are, and on the other layer. Moves the strides in `model`."""
     blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
     strided = [block for block in blocks if block.conv1.stride != block.conv2.stride]
     if not strided:
         return {}
-    names = ("v1", "v1.5") if strided[0].conv1.stride != (1, 1) else ("v1.5", "v1")
+    form, other = ("v1.5", "v1") if strided[0].conv1.stride == (1, 1) else ("v1", "v1.5")
+
     for block in strided:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-    return dict(zip(names, (multiply_adds, _trace(model, image_size)[1]), strict=True))
+    _, moved = _run(model, image_size)
+    return {form: multiply_adds, other: moved}

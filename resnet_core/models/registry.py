@@ -1,13 +1,15 @@
-"""Model names and the networks they stand for, without weights: `build("resnet50")`, `list_models("resnet*")`."""
+"""The models by name, without weights: `build("resnet50")`, `list_models("resnet*")`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.backbone import Backbone
@@ -17,14 +19,14 @@ from resnet_core.models.resnet import TABLE_1, WIDER
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A row of MODELS: what is called to build the network."""
+    """A row of MODELS: a network's class and the arguments that make it this model."""
 
     network: type[nn.Module]
     arguments: tuple[Any, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments that make it this model."""
+    """Keyword arguments that the caller may not change."""
     base: str = ""
-    """The model that takes other values of these."""
+    """The model that leaves them to the caller."""
 
 
 MODELS: dict[str, Model] = {
@@ -38,7 +40,7 @@ MODELS: dict[str, Model] = {
 
 
 def build(name: str, **config: Any) -> nn.Module:
-    """The network that `name` (in any case) stands for, with random weights; `config` goes to its constructor.
+    """The network with this name (in any case) and random weights; `config` goes to its constructor.
 
     Raises ValueError for an unknown name, with the nearest known ones, and for an argument that makes it another model.
     """
@@ -46,8 +48,25 @@ def build(name: str, **config: Any) -> nn.Module:
     return model.network(*model.arguments, **constructor_config(name, config))
 
 
+def build_on_meta(name: str, **config: Any) -> nn.Module:
+    """The same network on the meta device: shapes and types without values, at once and without memory."""
+    with torch.device("meta"), _WithoutInitialValues():
+        return build(name, **config)
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Skips random initial values. On the meta device they change nothing, but torch imports 900 modules for them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def find_model(name: str) -> Model:
-    """The row of a name in any case. Raises ValueError for an unknown one, with the nearest known ones."""
+    """The row of MODELS for a name in any case. Raises ValueError for an unknown one, with the nearest known ones."""
     model = MODELS.get(str(name).lower())
     if model is None:
         raise ValueError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
@@ -55,7 +74,7 @@ def find_model(name: str) -> Model:
 
 
 def constructor_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with what the model fixes. Raises ValueError for an argument that makes it another model."""
+    """`config` with the arguments that the model fixes. Raises ValueError if `config` has another value of one."""
     model = find_model(name)
     for key, value in model.config.items():
         if config.get(key, value) != value:
@@ -64,11 +83,12 @@ def constructor_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_models(include: str | Iterable[str] | None = None, exclude: str | Iterable[str] | None = None) -> list[str]:
-    """Sorted model names; `include` and `exclude` are shell patterns (or several), as `"resnet*"`, and exclude wins."""
-    return [name for name in sorted(MODELS) if _matches(name, include, True) and not _matches(name, exclude, False)]
+    """Sorted model names that match `include` and not `exclude`, each a shell pattern such as "resnet*" or several."""
+    included = _matching(include) if include else set(MODELS)
+    excluded = _matching(exclude) if exclude else set()
+    return sorted(included - excluded)
 
 
-def _matches(name: str, patterns: str | Iterable[str] | None, if_none: bool) -> bool:
-    if not patterns:
-        return if_none
-    return any(fnmatchcase(name, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+def _matching(patterns: str | Iterable[str]) -> set[str]:
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    return {name for name in MODELS if any(fnmatchcase(name, pattern) for pattern in patterns)}

@@ -32,7 +32,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
-def shortcut(in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer) -> nn.Module:
+def make_shortcut(in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer) -> nn.Module:
     """Identity where the shapes agree, else a projection (section 3.3, option B)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
@@ -136,8 +136,8 @@ class ResNet(nn.Module):
     """Stem, four stages, global average pool, linear head: `[N, in_channels, H, W] -> [N, num_classes]` logits.
 
     `layers` gives the blocks of each stage, as in TABLE_1. `groups` and `width_per_group` shape the Bottleneck's 3x3.
-    `replace_stride_with_dilation` holds three flags, one for each of conv3_x, conv4_x, conv5_x, that keep the stage's
-    resolution and dilate instead. `zero_init_residual` starts every block as its shortcut (Goyal et al. 2017).
+    `replace_stride_with_dilation` holds three flags, for conv3_x, conv4_x and conv5_x: a stage with the flag keeps the
+    resolution and dilates instead. `zero_init_residual` starts every block as its shortcut (Goyal et al. 2017).
     Raises ValueError or NotImplementedError for combinations that do not exist.
     """
 
@@ -206,7 +206,7 @@ def make_stage(
     outplanes = planes * block.expansion
 
     # Built before its block, as in torchvision, so that the same seed gives the same weights.
-    projection = shortcut(inplanes, outplanes, stride, norm_layer)
+    projection = make_shortcut(inplanes, outplanes, stride, norm_layer)
     v1: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}  # torchvision's blocks do not take it
     blocks = [block(inplanes, planes, stride, projection, groups, base_width, first, norm_layer, **v1)]
     for _ in range(num_blocks - 1):
