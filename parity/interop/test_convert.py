@@ -10,9 +10,11 @@ from parity.drop_in import calibrate, difference, images
 from parity.oracles.transformers import classifier
 from resnet_core.builders import get_model
 from resnet_core.foundation.precision import same_bits
-from resnet_core.weights.convert import convert, their_names
-from resnet_core.weights.files import WeightsError, load_weights, read_info, write_weights
+from resnet_core.weights.convert import convert
+from resnet_core.weights.files import load_weights, read_info, write_weights
+from resnet_core.weights.header import WeightsError
 from resnet_core.weights.libraries import KERAS_EPSILON, NETWORKS
+from resnet_core.weights.names import their_names
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from parity.oracles.keras import ChannelsFirst, library
-from resnet_core.weights.convert import their_names
-from resnet_core.weights.libraries import KERAS_VARIABLES
+from resnet_core.weights.names import KERAS_VARIABLES, their_names
 
 STAGES = ((2, 64, 1), (3, 128, 2), (4, 256, 2), (5, 512, 2))  # the paper's number, width, stride
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from parity.oracles.oracle import Oracle, calibrate
 from resnet_core.builders import get_model
-from resnet_core.weights.convert import convert_names
 from resnet_core.weights.files import load_weights
 from resnet_core.weights.libraries import IMAGE_SIZE, fold_keras
+from resnet_core.weights.names import convert_names
 
 NETWORKS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 V1 = {"stride_in_1x1": True}

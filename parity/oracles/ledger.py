@@ -25,8 +25,8 @@ from resnet_core.classifier.initializers import Initializer
 from resnet_core.comparison.mistakes import MISTAKES
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
-from resnet_core.weights.convert import convert_names, their_names
 from resnet_core.weights.libraries import EPSILON, IMAGE_SIZE, KERAS_EPSILON, SOURCES, fold_keras
+from resnet_core.weights.names import convert_names, their_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from resnet_core.builders import get_model
-from resnet_core.weights.convert import their_names
 from resnet_core.weights.files import load_weights
 from resnet_core.weights.libraries import IMAGE_SIZE
+from resnet_core.weights.names import their_names
 
 Build = Callable[[str], nn.Module]
 Pair = Callable[[str], tuple[nn.Module, nn.Module]]
@@ -35,7 +35,7 @@ class Oracle:
     build: Build | None = None
     """A model's name -> their network, `[N, 3, H, W]` -> logits `[N, 1000]`, of torch modules that match ours."""
     source: str | None = None
-    """The row of `resnet_core.weights.libraries.SOURCES` that maps our names to those of `build`'s network."""
+    """The row of `resnet_core.weights.names.MODULES` that maps our names to those of `build`'s network."""
     pair: Pair | None = None
     """Where their network has no such modules: a model's name -> ours and theirs, in evaluation mode and with the same
     weights, for images of `IMAGE_SIZE` pixels."""

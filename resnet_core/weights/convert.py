@@ -1,11 +1,10 @@
-"""Other libraries' weights: their names for ours, and a conversion that is compared before anything is written."""
+"""Converting other libraries' weights: both networks are compared before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.errors import first_line
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
-from resnet_core.models.resnet import TABLE_1
-from resnet_core.weights.files import WeightsError, load_weights, write_weights
+from resnet_core.weights.files import load_weights, write_weights
+from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source
+from resnet_core.weights.names import MODULES, convert_names, their_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,80 +46,64 @@ def convert(
     transform: ImageTransform | None = None, allow_pickle: bool = False,
     report: Callable[[Conversion], None] | None = None,
 ) -> Conversion:  # fmt: skip
-    """Writes another library's weights as ours, after both networks gave the same logits; says what was found.
+    """Writes another library's weights as ours, once both networks gave the same logits, and says what was found.
 
     `source` is a name of SOURCES. The model is found from the shapes, or refused if it is not `model`. A file does not
-    say how its images were prepared: `transform` is recorded where you give it. `allow_pickle` as in `read_weights`.
+    record how its images were prepared: `transform` is written where you give it. `allow_pickle` as in `read_weights`.
     `report` is called with the result before anything is written.
-    Raises WeightsError, and OSError where `dst` exists or cannot be written; `dst` is then not there.
+    Raises WeightsError, and OSError where `dst` exists or cannot be written; then nothing is written.
     """
     src, dst = Path(src), Path(dst)
     check_destination(dst)
     library = find_source(source)
+
+    # Their weights under our names, in our network.
     original = library.read(src, allow_pickle)
     name, classes = identify(src, original.tensors, source, model)
     config = original.config | ({} if classes == 1000 else {"num_classes": classes})
     ours = build(name, **config)
     tensors = convert_names(original.tensors, source, ours.state_dict())
     load_weights(ours, tensors)
+
+    # Both networks on the same images.
     try:
         theirs = original.network(name, classes)
-        difference, largest_logit = compare_logits(ours.eval(), theirs)
+        difference, largest_logit = difference_on_random_images(ours.eval(), theirs)
     except WeightsError:
         raise
     except Exception as error:  # of any type: a library meets what anyone wrote
         raise WeightsError(f"{src} cannot be run by {source} itself ({first_line(error)})") from error
     bound = library.bound * max(1.0, largest_logit)
-    if not difference <= bound:
+    if not difference <= bound:  # also where the difference is nan
         raise WeightsError(
             f"{src} read as {name} gives logits that differ from {source}'s own by {difference:.3g}, more than "
-            f"{bound:.3g}: they belong to a variant of it; nothing was written"
+            f"{bound:.3g}: the weights belong to a variant of {name}; nothing was written"
         )
-    origin = f"{src.name}, converted from {source}"
-    info = WeightsInfo(model=name, config=config, transform=transform, class_names=original.class_names, origin=origin)
+
     conversion = Conversion(
         source=source, model=name, config=config, tensors=len(tensors), largest_difference=difference, path=dst
     )
     if report is not None:
         report(conversion)
+    origin = f"{src.name}, converted from {source}"
+    info = WeightsInfo(model=name, config=config, transform=transform, class_names=original.class_names, origin=origin)
     write_weights(dst, tensors, info)
     return conversion
 
 
 def check_destination(dst: Path) -> None:
     if dst.suffix != ".safetensors":
-        raise WeightsError(f"{dst} must end in .safetensors, the form that is written")
+        raise WeightsError(f"{dst} must end in .safetensors, the format that is written")
     if dst.exists():
         raise FileExistsError(f"{dst} exists and is not overwritten; remove it or choose another name")
     if not dst.parent.is_dir():
-        raise FileNotFoundError(f"{dst.parent} is not a folder; make it, or write {dst.name} elsewhere")
+        raise FileNotFoundError(f"{dst.parent} is not a folder; create it, or write {dst.name} elsewhere")
 
 
 def find_source(name: str) -> Source:
     if name not in SOURCES:
         raise WeightsError(f"unknown source {name!r}; {did_you_mean(name, SOURCES)}")
     return SOURCES[name]
-
-
-def their_names(source: str, names: Iterable[str]) -> dict[str, str]:
-    """Our state-dict names -> the source's, whose last part (`weight`, `running_mean`) is ours."""
-    modules: dict[str, str] = {}
-    for stage, block, layer in product(range(4), range(max(max(depths) for _, depths in TABLE_1.values())), range(3)):
-        numbers = {"stage": stage, "block": block, "layer": layer}
-        fields = {f"{what}{first}": number + first for what, number in numbers.items() for first in range(3)}
-        modules |= {ours.format(**fields): theirs.format(**fields) for ours, theirs in SOURCES[source].modules.items()}
-    return {name: ".".join((modules[name.rpartition(".")[0]], name.rpartition(".")[2])) for name in names}
-
-
-def convert_names(tensors: Mapping[str, Tensor], source: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """The source's tensors under our names, as far as they are there; a BatchNorm without a count of batches gets 0."""
-    converted = {}
-    for ours, theirs in their_names(source, names).items():
-        if theirs in tensors:
-            converted[ours] = tensors[theirs]
-        elif ours.endswith(".num_batches_tracked"):
-            converted[ours] = torch.tensor(0)
-    return converted
 
 
 def identify(path: Path, tensors: Mapping[str, Tensor], source: str, model: str | None = None) -> tuple[str, int]:
@@ -129,7 +113,7 @@ def identify(path: Path, tensors: Mapping[str, Tensor], source: str, model: str 
     """
     if model is not None and model not in NETWORKS:
         raise WeightsError(f"unknown model {model!r}; {did_you_mean(model, NETWORKS)}")
-    head = f"{SOURCES[source].modules['fc']}.weight"
+    head = f"{MODULES[source]['fc']}.weight"
     if head not in tensors or tensors[head].dim() != 2:
         raise WeightsError(f"{path} has no matrix {head}: give weights with a head, under {source}'s names")
     classes = len(tensors[head])
@@ -139,28 +123,26 @@ def identify(path: Path, tensors: Mapping[str, Tensor], source: str, model: str 
         more = f" and {len(misfits[nearest]) - 3} more" if len(misfits[nearest]) > 3 else ""
         raise WeightsError(
             f"{path} is not {nearest}{'' if model else ', the nearest'} of {source}: "
-            f"{', '.join(misfits[nearest][:3])}{more}; "
-            "name the model it must be with --model NAME"
+            f"{', '.join(misfits[nearest][:3])}{more}; name the model it must be with --model NAME"
         )
     return nearest, classes
 
 
 def list_misfits(tensors: Mapping[str, Tensor], source: str, model: str, classes: int) -> list[str]:
     """What is missing, of another shape or unknown, in words, when these tensors are taken for `model`'s."""
-    expected = list_shapes(model)
-    expected = {
-        **expected,
-        "fc.weight": torch.Size([classes, expected["fc.weight"][1]]),
-        "fc.bias": torch.Size([classes]),
-    }
+    expected = dict(list_shapes(model))
+    expected["fc.weight"] = torch.Size([classes, expected["fc.weight"][1]])
+    expected["fc.bias"] = torch.Size([classes])
     theirs, found = their_names(source, expected), convert_names(tensors, source, expected)
+
     missing = [f"{theirs[name]} is missing" for name in expected if name not in found]
     shapes = [
         f"{theirs[name]} has shape {list(value.shape)} instead of {list(expected[name])}"
         for name, value in found.items()
         if value.shape != expected[name]
     ]
-    return missing + shapes + [f"{name} is unknown" for name in sorted(tensors.keys() - theirs.values())]
+    unknown = [f"{name} is unknown" for name in sorted(tensors.keys() - theirs.values())]
+    return missing + shapes + unknown
 
 
 @cache
@@ -170,8 +152,8 @@ def list_shapes(model: str) -> Mapping[str, torch.Size]:
         return {name: value.shape for name, value in build(model).state_dict().items()}
 
 
-def compare_logits(ours: Network, theirs: Network) -> tuple[float, float]:
-    """The largest absolute difference of two networks' logits for two random images, and their largest size."""
+def difference_on_random_images(ours: Network, theirs: Network) -> tuple[float, float]:
+    """The largest absolute difference of two networks' logits for two random images, and the largest logit."""
     images = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         a, b = ours(images).double(), theirs(images).double()

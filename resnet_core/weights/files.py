@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from resnet_core.foundation.atomic import replacing
-from resnet_core.foundation.errors import shortened
-from resnet_core.weights.header import DTYPES, check_header, read_header
+from resnet_core.foundation.errors import first_line, shortened
+from resnet_core.weights.header import DTYPES, WeightsError, check_file, check_header, read_header
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.pickles import is_plain, read_pickle
 
@@ -32,10 +31,6 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
 DIGEST = "resnet_core.sha256"
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be trusted, or do not fit."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +54,10 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
 
     A file of `write_weights` is verified against its SHA-256. Others carry none: a bit flipped in their tensors is a
     changed value that nobody sees. A pickle holds a dict of tensors, itself or under "state_dict" or "model".
-    What DistributedDataParallel and torch.compile put before every name is taken off.
+    The prefixes that DistributedDataParallel and torch.compile put before every name are taken off.
     Raises WeightsError.
     """
-    path = Path(path)
-    ending = path.suffix.lower()
-    with blaming(path):
-        if not path.exists():
-            raise ValueError("is not there; check the name")
-        if ending == ".safetensors":
-            return without_module(read_safetensors(path))
-        if ending not in PICKLES:
-            raise ValueError(
-                f"is no file of weights by its name: .safetensors, or {', '.join(PICKLES)} with allow_pickle"
-            )
-        if not allow_pickle:
-            raise ValueError(
-                "is a pickle by its name, and reading one is a choice: allow_pickle=True of load_model and "
-                "load_weights, --allow-pickle on the command line"
-            )
-        return without_module(read_pickle(path))
+    return read_file(path, allow_pickle=allow_pickle)[0]
 
 
 def read_info(path: str | Path) -> WeightsInfo | None:
@@ -86,12 +65,33 @@ def read_info(path: str | Path) -> WeightsInfo | None:
 
     A pickle says nothing. Raises WeightsError.
     """
-    with blaming(Path(path)):
-        if Path(path).suffix.lower() in PICKLES:
-            if not Path(path).exists():
-                raise ValueError("is not there; check the name")
-            return None
-        return WeightsInfo.from_metadata(read_header(Path(path))[1])
+    path = Path(path)
+    if path.suffix.lower() in PICKLES:
+        check_file(path)
+        return None
+    return WeightsInfo.from_metadata(read_header(path)[1], str(path))
+
+
+def read_file(path: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of `read_weights` and the file's metadata, from one reading. Raises WeightsError."""
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist")
+    ending = path.suffix.lower()
+    if ending == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        return without_wrappers(tensors), metadata
+    if ending not in PICKLES:
+        raise WeightsError(
+            f"{path} is not a weights file by its name, which must end in .safetensors or, with allow_pickle, in "
+            f"{', '.join(PICKLES)}"
+        )
+    if not allow_pickle:
+        raise WeightsError(
+            f"{path} is a pickle, which is read only on request: pass allow_pickle=True to load_model or load_weights, "
+            "or --allow-pickle on the command line"
+        )
+    return without_wrappers(read_pickle(path)), {}
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: WeightsInfo | None = None) -> None:
@@ -101,18 +101,18 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Weights
     Raises WeightsError for what the format cannot hold, OSError where the file cannot be written.
     """
     path = Path(path)
-    with blaming(path):
-        if path.suffix != ".safetensors":
-            raise ValueError("must end in .safetensors to be written as weights")
-        unfit = [name for name, value in tensors.items() if not is_plain(value) or value.dtype not in DTYPES.values()]
-        if unfit:
-            raise ValueError(f"cannot hold {shortened(unfit)}: give dense tensors of {', '.join(DTYPES)}")
-        metadata = info.to_metadata() if info else {"format": "pt"}
-        copies = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
-        }
-        data = in_order(save(copies, {**metadata, DIGEST: digest(copies, metadata)}))
-        check_header(data[8 : 8 + int.from_bytes(data[:8], "little")], len(data))
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path} must end in .safetensors to be written as weights")
+    unfit = [name for name, value in tensors.items() if not is_plain(value) or value.dtype not in DTYPES.values()]
+    if unfit:
+        raise WeightsError(f"{path} cannot hold {shortened(unfit)}: give dense tensors of {', '.join(DTYPES)}")
+
+    metadata = info.to_metadata() if info else {"format": "pt"}
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    data = in_order(save(copies, {**metadata, DIGEST: digest(copies, metadata)}))
+    check_header(data[8 : 8 + int.from_bytes(data[:8], "little")], len(data), path)  # as a reader will
     with replacing(path) as aside:
         aside.write_bytes(data)
 
@@ -131,19 +131,20 @@ def load_weights(
     model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, strict: bool = True, new_head: bool = False,
     allow_pickle: bool = False,
 ) -> LoadReport:  # fmt: skip
-    """What was copied into the model from a file or from tensors by name; an error leaves the model as it was.
+    """Copies weights into the model from a file or from tensors by name, and reports what was copied.
 
     Floating tensors of any width become the model's; `module.` before every name is put on or taken off as the model
     has it. `new_head` keeps the model's own head and leaves out the file's, for another number of classes. `strict`
     demands all names and no others, but for `num_batches_tracked`, which old files lack and which then stays as it is.
-    Raises WeightsError: wrong names, shapes, kinds, values that are not finite, or not one name of the model's.
+    Raises WeightsError, and leaves the model as it was, for wrong names, shapes or kinds, for values that are not
+    finite, and where not one name is the model's.
     """
     source = "the weights" if isinstance(weights, Mapping) else str(weights)
     found = weights if isinstance(weights, Mapping) else read_weights(weights, allow_pickle=allow_pickle)
     matched, report = fit(model, found, source, strict=strict, new_head=new_head)
     model.load_state_dict(matched, strict=False)
     if report.dropped:
-        logger.warning("%s: the head stays the model's own, %s left out", source, shortened(report.dropped))
+        logger.warning("%s: the model keeps its own head; %s left out", source, shortened(report.dropped))
     return report
 
 
@@ -152,17 +153,20 @@ def fit(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """What `load_weights` would copy under the model's names, and its report. The model may be on the meta device.
 
-    Raises WeightsError that begins with `source`, as `load_weights`.
+    Raises what `load_weights` raises; the message begins with `source`.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    found = without_module(dict(weights))
+    found = without_wrappers(dict(weights))
     if own and all(name.startswith("module.") for name in own):
         found = {f"module.{name}": value for name, value in found.items()}
+
+    # The head's names, which a new head keeps out.
     head = head_prefix(model)
     if new_head and head is None:
         raise ValueError(f"new_head=True needs get_classifier() or fc, and {type(model).__name__} has neither")
     in_head = {name for name in [*own, *found] if head is not None and name.startswith(head)}
     kept = in_head if new_head else set()
+
     matched = {name: value for name, value in found.items() if name in own and name not in kept}
     report = LoadReport(
         loaded=len(matched),
@@ -170,10 +174,12 @@ def fit(
         missing=tuple(name for name in own if name not in found and name not in kept),
         unexpected=tuple(sorted(name for name in found if name not in own and name not in kept)),
     )
+
     faults = list(misfits(matched, own, in_head))
     if not matched:
         faults = [
-            f"none of its names ({shortened(found)}) is the model's ({shortened(own)}); `resnet-core convert` renames"
+            f"none of its names ({shortened(found)}) is the model's ({shortened(own)}); `resnet-core convert` renames "
+            "other libraries' weights"
         ]
     elif strict:
         required = [name for name in report.missing if name not in batch_counts(model)]
@@ -229,35 +235,29 @@ def batch_counts(model: nn.Module) -> set[str]:
     return {f"{name}.num_batches_tracked".lstrip(".") for name in norms}
 
 
-def without_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; what wrappers put before every name is taken off."""
+def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, without the prefixes that wrappers put before every name."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
-            return without_module({name.removeprefix(wrapper): value for name, value in tensors.items()})
+            return without_wrappers({name.removeprefix(wrapper): value for name, value in tensors.items()})
     return tensors
-
-
-@contextmanager
-def blaming(path: Path) -> Iterator[None]:
-    """Turns what is wrong with a file into one line that names it."""
-    try:
-        yield
-    except WeightsError:
-        raise
-    except (ValueError, RecursionError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"{path} {reason}") from error
 
 
 # safetensors: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata, verified where the file carries a SHA-256. Raises WeightsError."""
     _, metadata = read_header(path)
-    tensors = load(path.read_bytes())  # not mapped: who cuts a mapped file short kills its readers
+    try:
+        tensors = load(path.read_bytes())  # not mapped: who cuts a mapped file short kills its readers
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} is refused by safetensors ({first_line(error)}); fetch or write it again"
+        ) from error
     if DIGEST in metadata and metadata[DIGEST] != digest(tensors, metadata):
-        raise ValueError("is damaged: its SHA-256 is not the one written with it; fetch or write it again")
-    return tensors
+        raise WeightsError(f"{path} is damaged: its SHA-256 is not the one written with it; fetch or write it again")
+    return tensors, metadata
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

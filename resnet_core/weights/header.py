@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked before a tensor is read: it is what a stranger wrote."""
+"""The header of a safetensors file, checked before a tensor is read: anyone may have written it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,34 @@ DTYPES = {
 }  # fmt: skip
 
 
+class WeightsError(ValueError):
+    """Weights that cannot be trusted, or do not fit."""
+
+
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A safetensors file's entries by name and its metadata, checked. Raises ValueError."""
-    size = file_size(path)
+    """A safetensors file's entries by name and its metadata, checked. Raises WeightsError."""
+    size = check_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, INDEX_LIMIT):
-            raise ValueError(
-                f"is not safetensors, or cut off: its first 8 bytes give a header of {length} bytes, and the file has "
-                f"{size} bytes (a header at most {INDEX_LIMIT}); fetch it again"
+            raise WeightsError(
+                f"{path} is not a safetensors file, or is cut off: its first 8 bytes announce a header of {length} "
+                f"bytes, but the file has {size} bytes and a header may have at most {INDEX_LIMIT}; fetch it again"
             )
-        return check_header(file.read(length), size)
+        return check_header(file.read(length), size, path)
 
 
-def check_header(text: bytes, size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Entries and metadata of a header whose tensors fill a file of `size` bytes exactly. Raises ValueError."""
+def check_header(text: bytes, size: int, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A header's entries and metadata. Raises WeightsError unless the entries fill a file of `size` bytes exactly."""
     try:
         entries = json.loads(text.decode(), object_pairs_hook=unique)
         if not isinstance(entries, dict):
-            raise ValueError(f"a {type(entries).__name__} in place of an object")
+            raise ValueError(f"it is a {type(entries).__name__}, not an object")
         metadata = entries.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("__metadata__ is not text by name")
+            raise ValueError("its __metadata__ is not text by name")
+
+        # The tensors follow each other without gaps or overlaps.
         spans = sorted(check_entry(name, entry) for name, entry in entries.items())
         position = 0
         for begin, end, name in spans:
@@ -50,18 +56,18 @@ def check_header(text: bytes, size: int) -> tuple[dict[str, Any], dict[str, str]
                 raise ValueError(f"{shortened([name])} begins at {begin}, and the tensor before it ends at {position}")
             position = end
         if position != size - 8 - len(text):
-            raise ValueError(f"its tensors have {position} bytes, and the file {size - 8 - len(text)} for them")
+            raise ValueError(f"its tensors have {position} bytes, and the file has {size - 8 - len(text)} for them")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"has a broken header ({error}); fetch or write it again") from error
+        raise WeightsError(f"{path} has a broken header: {error}; fetch or write it again") from error
     return entries, metadata
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that is there twice."""
+    """A JSON object. Raises ValueError for a key that appears twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise ValueError(f"{shortened(twice)} more than once")
+        raise ValueError(f"{shortened(twice)} appears more than once")
     return values
 
 
@@ -86,10 +92,15 @@ def are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def file_size(path: Path) -> int:
-    """Bytes of a regular file. Raises ValueError for anything else, before it is opened."""
+def check_file(path: Path) -> int:
+    """The bytes of a file of tensors. Raises WeightsError for anything but a regular file, before it is opened."""
     if not path.exists():
-        raise ValueError("is not there; check the name")
+        raise WeightsError(f"{path} does not exist")
     if not path.is_file():
-        raise ValueError("is not a file; name the file of weights itself")
+        raise WeightsError(f"{path} is not a file; name the weights file itself")
+    with path.open("rb") as file:
+        if file.read(9).lower().startswith((b"<!doctype", b"<html")):
+            raise WeightsError(
+                f"{path} is not a weights file: it is a web page saved as {path.suffix}; download it again"
+            )
     return path.stat().st_size

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resnet_core.data.transforms import ImageTransform
+from resnet_core.foundation.errors import first_line
+from resnet_core.weights.header import WeightsError
 
 KEY = "resnet_core"
 
@@ -30,8 +32,8 @@ class WeightsInfo:
         return {"format": "pt", KEY: json.dumps(asdict(self))}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> WeightsInfo | None:
-        """The inverse of `to_metadata`; None where there is none. Raises ValueError for one that cannot be read."""
+    def from_metadata(cls, metadata: Mapping[str, str], origin: str = "the file") -> WeightsInfo | None:
+        """The inverse of `to_metadata`; None where there is none. Raises WeightsError for one that cannot be read."""
         if KEY not in metadata:
             return None
         try:
@@ -40,8 +42,11 @@ class WeightsInfo:
             if transform is not None:
                 transform = ImageTransform(**{key: frozen(value) for key, value in transform.items()})
             return cls(**values, transform=transform, class_names=frozen(names))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"its metadata {KEY!r} cannot be read ({error})") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = first_line(error)
+            raise WeightsError(
+                f"{origin} has metadata {KEY!r} that cannot be read ({reason}); write it again"
+            ) from error
 
 
 def frozen(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Other libraries' weights: their names for our modules, how their files are read, their own networks."""
+"""Other libraries' weights: how their files are read, and their own networks to compare with."""
 
 from __future__ import annotations
 
@@ -19,46 +19,14 @@ from torch import Tensor
 
 from resnet_core.foundation.errors import first_line
 from resnet_core.models.resnet import TABLE_1, WIDER
-from resnet_core.weights.files import WeightsError, load_weights, read_weights
-from resnet_core.weights.header import file_size
+from resnet_core.weights.files import load_weights, read_weights
+from resnet_core.weights.header import WeightsError, check_file
+from resnet_core.weights.names import KERAS_VARIABLES
 from resnet_core.weights.pickles import CALLS, check_memory, check_pickles
 
 NETWORKS = (*TABLE_1, *WIDER)
 IMAGE_SIZE = 64  # of the random images by which two networks are compared
 KERAS_EPSILON, EPSILON = 1.001e-5, 1e-5  # added to the variance: keras.applications' ResNets, torch's BatchNorm
-
-# Our modules -> theirs. A field's last digit is the number of the first: {stage1} counts the stages 1, 2, 3, 4 and
-# {stage0} counts the same ones 0, 1, 2, 3.
-TRANSFORMERS = {
-    "conv1": "resnet.embedder.embedder.convolution",
-    "bn1": "resnet.embedder.embedder.normalization",
-    "layer{stage1}.{block0}.conv{layer1}": "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.convolution",
-    "layer{stage1}.{block0}.bn{layer1}": "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.normalization",
-    "layer{stage1}.{block0}.downsample.0": "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.convolution",
-    "layer{stage1}.{block0}.downsample.1": "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.normalization",
-    "fc": "classifier.1",
-}
-KERAS = {
-    "conv1": "conv1_conv",
-    "bn1": "conv1_bn",
-    "layer{stage1}.{block0}.conv{layer1}": "conv{stage2}_block{block1}_{layer1}_conv",
-    "layer{stage1}.{block0}.bn{layer1}": "conv{stage2}_block{block1}_{layer1}_bn",
-    "layer{stage1}.{block0}.downsample.0": "conv{stage2}_block{block1}_0_conv",
-    "layer{stage1}.{block0}.downsample.1": "conv{stage2}_block{block1}_0_bn",
-    "fc": "predictions",
-}
-SAME = {ours: ours for ours in TRANSFORMERS}
-COMPOSER = {ours: f"module.{ours}" for ours in TRANSFORMERS}
-
-# A Keras layer's variables -> a torch module's tensors. A convolution's bias goes into the BatchNorm after it.
-KERAS_VARIABLES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 
 # What a Composer checkpoint calls beside tensors -> with how many arguments. It is read as `Ignored`, so that nothing
 # of it comes to life.
@@ -89,9 +57,8 @@ class Original:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A library: its names for our modules, how its files are read, how far its logits may be from ours."""
+    """A library: how its files are read, how far its logits may be from ours."""
 
-    modules: Mapping[str, str]
     read: Callable[[Path, bool], Original]
     bound: float = 0.0
     """In units of the largest logit, or of 1 where that is larger."""
@@ -212,14 +179,19 @@ def read_composer(path: Path, allow_pickle: bool) -> Original:
     """A checkpoint of Composer's Trainer, whose network was torchvision's."""
     bare = "save the bare weights, torch.save(model.module.state_dict(), ...), and convert them from torchvision"
     if not allow_pickle:
-        raise WeightsError(f"{path} is a pickle: choose allow_pickle=True (--allow-pickle) to read it, or {bare}")
+        raise WeightsError(
+            f"{path} is a pickle, which is read only on request: pass allow_pickle=True (--allow-pickle), or {bare}"
+        )
+    size = check_file(path)
     try:
-        stored = check_pickles(path, file_size(path), {**CALLS, **COMPOSER_CALLS, **TEXT_CALLS})
+        stored = check_pickles(path, size, {**CALLS, **COMPOSER_CALLS, **TEXT_CALLS})
         with torch.serialization.safe_globals([(Ignored, name.replace(" ", ".")) for name in COMPOSER_CALLS]):
             tensors = torch.load(path, map_location="cpu", weights_only=True)["state"]["model"]
-        check_memory(tensors, stored)
+        check_memory(tensors, stored, path)
+    except WeightsError:
+        raise
     except Exception as error:  # of any type, as the bytes are anyone's
-        raise WeightsError(f"{path} is no checkpoint of Composer's Trainer ({first_line(error)}); {bare}") from error
+        raise WeightsError(f"{path} is not a checkpoint of Composer's Trainer ({first_line(error)}); {bare}") from error
     return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
 
 
@@ -300,9 +272,9 @@ def fold_keras(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 SOURCES = {
-    "torchvision": Source(modules=SAME, read=read_torchvision),
-    "timm": Source(modules=SAME, read=read_timm),
-    "transformers": Source(modules=TRANSFORMERS, read=read_transformers),
-    "composer": Source(modules=COMPOSER, read=read_composer),
-    "keras": Source(modules=KERAS, read=read_keras, bound=2e-5),
+    "torchvision": Source(read=read_torchvision),
+    "timm": Source(read=read_timm),
+    "transformers": Source(read=read_transformers),
+    "composer": Source(read=read_composer),
+    "keras": Source(read=read_keras, bound=2e-5),
 }

@@ -1,7 +1,7 @@
-"""Networks with trained weights: published ones, a file's, a run's.
+"""Networks with trained weights: a published set's, a file's, a run's.
 
-What a file says of itself is what a stranger wrote: it is checked, and fits the file's tensors, before a network is
-made of it.
+All take one road: locate -> read -> check on the meta device -> build -> load. Anyone may have written a file, so what
+it says of itself is checked, and compared with its tensors, before a network is made of it.
 """
 
 from __future__ import annotations
@@ -16,51 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.foundation.suggestions import did_you_mean
-from resnet_core.models.registry import build, constructor_config
-from resnet_core.weights import (
-    CATALOG,
-    WeightsInfo,
-    fetch,
-    find_weights,
-    fit,
-    imagenet_classes,
-    load_weights,
-    read_info,
-    read_weights,
-)
-from resnet_core.weights.catalog import WeightSet
-from resnet_core.weights.files import SUFFIXES
+from resnet_core.models.registry import build
+from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
+from resnet_core.weights.download import fetch
+from resnet_core.weights.files import SUFFIXES, fit, read_file, read_info, read_weights
+from resnet_core.weights.info import WeightsInfo
 
 LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
 
 
 def with_weights(name: str, weights: str | Path | Enum, progress: bool, config: Mapping[str, Any]) -> nn.Module:
-    """One of the ten with the weights that its builder was asked for. Raises as the builders."""
-    if isinstance(weights, Enum) or not names_a_file(weights):
-        return _with_published(name, weights, progress, config)  # type: ignore[arg-type]  # a Path names a file
-    state, info = read_weights(weights), read_info(weights)
-    if info and info.model != name:
-        raise ValueError(f"{weights} holds weights of {info.model}, not {name}")
-    needed = check_config(info.config, str(weights)) if info else classes_of(state)
-    _check_agreement(config, needed, str(weights))
-    arguments = constructor_config(name, {**config, **needed})
-    with torch.device("meta"):
-        fit(build(name, **arguments), state, str(weights))
-    network = build(name, **arguments)
-    load_weights(network, state)
-    return network
-
-
-def _with_published(name: str, weights: str | Enum, progress: bool, config: Mapping[str, Any]) -> nn.Module:
-    published = find_weights(name, weights)
-    needed = {"num_classes": published.num_classes, "stride_in_1x1": False}
-    _check_agreement(config, needed, f"{name}'s {published.name}")
-    # Built before the download: what cannot be built need not be fetched.
-    network = build(name, **{**config, **needed})
-    path = fetch(published.url, sha256_prefix=published.sha256_prefix, progress=progress)
-    # torchvision publishes pickles: this one has the published hash, and only tensors are read from it.
-    load_weights(network, read_weights(path, allow_pickle=True))
-    return network
+    """The network that the builder `name` makes with a published set or a file of weights. Raises what it raises."""
+    found = Path(weights) if names_a_file(weights) else find_weights(name, weights)  # type: ignore[arg-type]
+    return _load(found, name, config, progress=progress)[0]
 
 
 def load_model(
@@ -68,42 +36,124 @@ def load_model(
 ) -> tuple[nn.Module, WeightsInfo]:
     """A trained model in evaluation mode, and what its weights say of themselves.
 
-    `source` is a finished run's folder, a file of weights, or a published set: "resnet50" (its best) or
-    "resnet50:IMAGENET1K_V1". `model` names the architecture of a file that does not; images of one of the ten are then
-    prepared as torchvision's V1 sets want them. Raises ValueError or OSError with the remedy.
+    `source` is a finished run's folder, a weights file, or a published set: "resnet50" (its best) or
+    "resnet50:IMAGENET1K_V1". `model` names the architecture for a file that does not record it; images for one of the
+    ten are then prepared as torchvision's V1 sets need them. Raises ValueError or OSError with the remedy.
     """
-    path = _file_of(source)
-    if path is None:
-        published, about = _published(str(source))
-        return with_weights(about.model, published.name, progress, {}).eval(), about
-    state, info = read_weights(path, allow_pickle=allow_pickle), read_info(path)
-    if info and model not in (None, info.model):
-        raise ValueError(f"{path} holds weights of {info.model}, not {model}")
-    if info is None:
-        if model is None:
-            raise ValueError(f"{path} {UNNAMED}; name it (--model NAME)")
-        info = assumed(model, state)
-    config = check_config(info.config, str(path))
-    shape = skeleton(info.model, config, str(path))
-    fit(shape, state, str(path))
-    _check_use(info, shape, path)
-    network = build(info.model, **config)
-    load_weights(network, state)
+    network, info = _load(locate(source), model, {}, allow_pickle=allow_pickle, progress=progress)
     return network.eval(), info
 
 
 def info_of(source: str | Path) -> WeightsInfo:
-    """What `load_model` would give besides the model, from the file's header alone; nothing is fetched.
+    """The info that `load_model` would return, from the file's header; nothing is downloaded.
 
-    Raises as `load_model`, and ValueError for a file that does not name its model.
+    Raises what `load_model` raises, and ValueError for a file that does not record its model.
     """
-    path = _file_of(source)
-    if path is None:
-        return _published(str(source))[1]
-    info = read_info(path)
+    found = locate(source)
+    info = published_info(found) if isinstance(found, WeightSet) else read_info(found)
     if info is None:
-        raise ValueError(f"{path} {UNNAMED}; `resnet-core convert` writes a file that does")
+        raise ValueError(
+            f"{found} does not record which model its weights belong to; `resnet-core convert` writes a file that does"
+        )
     return info
+
+
+def locate(source: str | Path) -> Path | WeightSet:
+    """The file or the published set that a user names. Raises ValueError where it is neither."""
+    path = Path(source)
+    if (path / "checkpoint.json").exists():
+        raise ValueError(
+            f"{source} is a checkpoint, from which `resnet-core train` continues; give the run's folder once the run "
+            "is finished"
+        )
+    if path.is_dir():
+        if not (path / "model.safetensors").exists():
+            raise ValueError(
+                f"{source} has no model.safetensors: either its run is not finished, or it is not a run's folder"
+            )
+        return path / "model.safetensors"
+    if names_a_file(source):
+        return path
+
+    name, _, chosen = str(source).partition(":")
+    if name not in CATALOG:
+        raise ValueError(
+            f"{source!r} is neither a run's folder, nor a weights file ({', '.join(SUFFIXES)}), nor a model with "
+            f"published weights; {did_you_mean(name, CATALOG)}"
+        )
+    return find_weights(name, chosen or "DEFAULT")
+
+
+def _load(
+    found: Path | WeightSet, model: str | None, asked: Mapping[str, Any], *, allow_pickle: bool = False, progress: bool
+) -> tuple[nn.Module, WeightsInfo]:
+    """The network of located weights, and their info. `model` and `asked` are what the caller asked for."""
+    # A set is known before its download, so that what cannot be built is not fetched. A file is known once it is read.
+    if isinstance(found, WeightSet):
+        origin, info = f"{found.model}'s {found.name}", published_info(found)
+        needed = {"num_classes": found.num_classes, "stride_in_1x1": False}
+        arguments, shape = _check(info, needed, asked, origin)
+        # torchvision publishes pickles: this one has the published hash, and only tensors are read from it.
+        path = fetch(found.url, sha256_prefix=found.sha256_prefix, progress=progress)
+        state = read_weights(path, allow_pickle=True)
+    else:
+        origin = str(found)
+        state, metadata = read_file(found, allow_pickle=allow_pickle)
+        info = _info_for(model, WeightsInfo.from_metadata(metadata, origin), state, origin)
+        arguments, shape = _check(info, check_config(info.config, origin), asked, origin)
+
+    matched, _ = fit(shape, state, origin)
+    network = build(info.model, **arguments)
+    network.load_state_dict(matched, strict=False)
+    return network, info
+
+
+def _info_for(model: str | None, info: WeightsInfo | None, state: Mapping[str, Tensor], origin: str) -> WeightsInfo:
+    """A file's own info, or what is assumed of `model`'s. Raises ValueError where neither names the model asked for."""
+    if info is None and model is None:
+        raise ValueError(
+            f"{origin} does not record which model its weights belong to; name it with --model, or model= in Python"
+        )
+    if info is None:
+        return assumed(str(model), state)
+    if model not in (None, info.model):
+        raise ValueError(f"{origin} holds weights of {info.model}, not {model}")
+    return info
+
+
+def _check(
+    info: WeightsInfo, needed: Mapping[str, Any], asked: Mapping[str, Any], origin: str
+) -> tuple[dict[str, Any], nn.Module]:
+    """The builder's arguments, and the network that they make on the meta device.
+
+    Raises ValueError where the caller asks for another network than the weights are of, where that network cannot be
+    built, or where class names or transform do not fit it.
+    """
+    for key, value in needed.items():
+        if asked.get(key, value) == value:
+            continue
+        if key == "num_classes":
+            raise ValueError(
+                f"{origin} needs num_classes={value!r}, got {asked[key]!r}; to keep the body under a new head, leave "
+                "num_classes out and call model.reset_classifier(num_classes) afterwards, or load_weights(model, file, "
+                "new_head=True)"
+            )
+        raise ValueError(f"{origin} needs {key}={value!r}, got {asked[key]!r}")
+
+    arguments = {**asked, **needed}
+    if asked:  # the caller's own arguments may be wrong, so the builder's error stands as it is
+        with torch.device("meta"):
+            return arguments, build(info.model, **arguments)
+    network = skeleton(info.model, arguments, origin)
+
+    classes, channels = len(network.get_parameter("fc.weight")), network.get_parameter("conv1.weight").shape[1]
+    if info.class_names is not None and len(info.class_names) != classes:
+        raise ValueError(f"{origin} names {len(info.class_names)} classes, and its weights have {classes}")
+    if info.transform is not None and len(info.transform.mean) != channels:
+        raise ValueError(
+            f"{origin} prepares images of {len(info.transform.mean)} channels, and its weights take {channels}"
+        )
+    return arguments, network
 
 
 def skeleton(name: str, arguments: Mapping[str, Any], origin: str) -> nn.Module:
@@ -115,35 +165,14 @@ def skeleton(name: str, arguments: Mapping[str, Any], origin: str) -> nn.Module:
         raise ValueError(f"{origin}: {error}") from error
 
 
-UNNAMED = "does not say of which model it holds the weights"
-
-
-def _file_of(source: str | Path) -> Path | None:
-    """The file of weights that a source means, None for a published set."""
-    path = Path(source)
-    if path.is_dir():
-        path /= "model.safetensors"
-        if not path.exists():
-            raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is no run's folder")
-        return path
-    return path if names_a_file(source) else None
-
-
-def _published(source: str) -> tuple[WeightSet, WeightsInfo]:
-    """The set of "resnet50" (its best) or "resnet50:IMAGENET1K_V1"."""
-    name, _, chosen = source.partition(":")
-    if name not in CATALOG:
-        raise ValueError(
-            f"{source!r} is neither a run's folder, nor a file of weights ({', '.join(SUFFIXES)}), nor a model "
-            f"with published weights; {did_you_mean(name, CATALOG)}"
-        )
-    published = find_weights(name, chosen or "DEFAULT")
-    info = WeightsInfo(model=name, transform=published.transform, class_names=imagenet_classes(), origin=published.url)
-    return published, info
+def published_info(published: WeightSet) -> WeightsInfo:
+    return WeightsInfo(
+        model=published.model, transform=published.transform, class_names=imagenet_classes(), origin=published.url
+    )
 
 
 def assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
-    """What is most likely true of weights that say nothing."""
+    """What is most likely true of weights that do not say what they are."""
     if model not in CATALOG:
         return WeightsInfo(model=model, config=classes_of(state), origin="the file says no more")
     config = classes_of(state)
@@ -170,12 +199,12 @@ def names_a_file(weights: object) -> TypeGuard[str | Path]:
 
 
 def check_config(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """The same arguments. Raises ValueError for any but plain values of the builders' own."""
+    """The same arguments. Raises ValueError unless all are plain values that a weights file may set."""
     for key, value in config.items():
         if key not in PLAIN:
-            raise ValueError(f"{origin} has the argument {key!r}, which is none that a file can give a builder")
+            raise ValueError(f"{origin} sets {key!r}, which a weights file may not set; it may set {', '.join(PLAIN)}")
         if not PLAIN[key](value):
-            raise ValueError(f"{origin} has {key}={value!r}, which no builder takes")
+            raise ValueError(f"{origin} sets {key}={value!r}, which is not a value for it")
     return dict(config)
 
 
@@ -197,28 +226,3 @@ PLAIN: dict[str, Callable[[object], bool]] = {
     "replace_stride_with_dilation": lambda value: isinstance(value, list | tuple) and all(map(_is_flag, value)),
     "shortcut": lambda value: value in ("A", "B"),
 }
-
-
-def _check_use(info: WeightsInfo, network: nn.Module, path: Path) -> None:
-    """Raises ValueError where class names or transform do not fit the network."""
-    classes, channels = len(network.get_parameter("fc.weight")), network.get_parameter("conv1.weight").shape[1]
-    if info.class_names is not None and len(info.class_names) != classes:
-        raise ValueError(f"{path} names {len(info.class_names)} classes, and its weights have {classes}")
-    if info.transform is not None and len(info.transform.mean) != channels:
-        raise ValueError(
-            f"{path} prepares images of {len(info.transform.mean)} channels, and its weights take {channels}"
-        )
-
-
-def _check_agreement(config: Mapping[str, Any], needed: Mapping[str, Any], origin: str) -> None:
-    """Raises ValueError where the caller asks for another network than the weights are of."""
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            remedy = NEW_HEAD if key == "num_classes" else ""
-            raise ValueError(f"{origin} needs {key}={value!r}, got {config[key]!r}{remedy}")
-
-
-NEW_HEAD = (
-    "; to keep the body under a new head, leave num_classes out and call model.reset_classifier(num_classes) "
-    "afterwards, or load_weights(model, file, new_head=True)"
-)

@@ -79,7 +79,7 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_done(digits_run, di
     ("arguments", "message"),
     [
         (["no-such-run/", "x.png"], "no-such-run"),
-        (["vgg16", "x.png"], "'vgg16' is neither a run's folder, nor a file of weights"),
+        (["vgg16", "x.png"], "'vgg16' is neither a run's folder, nor a weights file"),
         (["cifar_resnet20", "x.png"], "cifar_resnet20"),
         (["resnet50:IMAGENET1K_V3", "x.png"], "IMAGENET1K_V"),
         (["resnet50"], "predict needs an image"),
@@ -235,7 +235,7 @@ def test_a_head_that_is_none_is_refused(tmp_path, bias):
 def test_a_file_that_says_nothing_needs_the_models_name(tmp_path):
     path = tmp_path / "weights.safetensors"
     write_weights(path, resnet_core.resnet18(num_classes=4).state_dict())
-    with pytest.raises(ValueError, match=r"does not say of which model.*--model"):
+    with pytest.raises(ValueError, match=r"does not record which model its weights belong to; name it with --model"):
         load_model(path)
     model, info = load_model(path, model="resnet18")
     assert model.fc.out_features == 4

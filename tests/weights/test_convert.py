@@ -15,10 +15,13 @@ from parity.drop_in import calibrate, images
 from resnet_core.builders import get_model
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
+from resnet_core.weights import convert as convert_module
 from resnet_core.weights import libraries
-from resnet_core.weights.convert import convert, convert_names, identify, their_names
-from resnet_core.weights.files import WeightsError, read_info, read_weights, write_weights
+from resnet_core.weights.convert import convert, identify
+from resnet_core.weights.files import read_info, read_weights, write_weights
+from resnet_core.weights.header import WeightsError
 from resnet_core.weights.libraries import NETWORKS, SOURCES, fold_keras
+from resnet_core.weights.names import convert_names, their_names
 
 KERAS_MODELS = ("resnet50", "resnet101", "resnet152")
 CLAIMED = {"torchvision": NETWORKS, "timm": NETWORKS, "composer": NETWORKS}
@@ -189,7 +192,7 @@ def test_a_composer_checkpoint_that_would_take_memory_is_refused_before_it_is_lo
 
 def test_a_pickle_that_is_no_composer_checkpoint_is_refused(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "bare.pt")
-    with pytest.raises(WeightsError, match=r"bare\.pt is no checkpoint of Composer's Trainer"):
+    with pytest.raises(WeightsError, match=r"bare\.pt is not a checkpoint of Composer's Trainer"):
         convert(tmp_path / "bare.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
 
 
@@ -207,7 +210,7 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(weights, tmp_path
 
 
 def test_logits_that_are_no_numbers_are_refused(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("resnet_core.weights.convert.compare_logits", lambda ours, theirs: (float("nan"), 1.0))
+    monkeypatch.setattr(convert_module, "difference_on_random_images", lambda ours, theirs: (float("nan"), 1.0))
     with pytest.raises(WeightsError, match="by nan"):
         convert(weights, tmp_path / "ours.safetensors", source="torchvision")
 

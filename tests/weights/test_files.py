@@ -21,8 +21,8 @@ from torch import nn
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.errors import shortened
 from resnet_core.models.resnet import BasicBlock, ResNet
-from resnet_core.weights.files import WeightsError, load_weights, read_info, read_weights, write_weights
-from resnet_core.weights.header import DTYPES
+from resnet_core.weights.files import load_weights, read_info, read_weights, write_weights
+from resnet_core.weights.header import DTYPES, WeightsError
 from resnet_core.weights.info import WeightsInfo
 from tests.weights import hostile
 
@@ -163,7 +163,7 @@ def test_every_cut_of_a_written_file_is_refused(tmp_path):
 
 def test_broken_info_is_named(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"resnet_core": "{"})
-    with pytest.raises(WeightsError, match=r"a.safetensors its metadata 'resnet_core' cannot be read"):
+    with pytest.raises(WeightsError, match=r"a.safetensors has metadata 'resnet_core' that cannot be read"):
         read_info(tmp_path / "a.safetensors")
 
 
@@ -174,7 +174,7 @@ def test_broken_info_is_named(tmp_path):
 def test_a_pickle_is_read_only_by_choice(tmp_path, weights, ending):
     path = tmp_path / f"model.{ending}"
     torch.save(weights, path)
-    with pytest.raises(WeightsError, match=r"reading one is a choice: .*allow_pickle=True .*--allow-pickle"):
+    with pytest.raises(WeightsError, match=r"is read only on request: .*allow_pickle=True .*--allow-pickle"):
         read_weights(path)
     assert contents(read_weights(path, allow_pickle=True)) == contents(weights)
 
@@ -228,7 +228,8 @@ READ_ALL = """
 import resource, sys
 from pathlib import Path
 from tests.weights.hostile import model
-from resnet_core.weights.files import WeightsError, load_weights, read_weights
+from resnet_core.weights.files import load_weights, read_weights
+from resnet_core.weights.header import WeightsError
 
 first = Path(sys.argv[1]) / "warm up"
 for ending in (".safetensors", ".zip.pt", ".legacy.pt"):
@@ -246,13 +247,13 @@ print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
 
 
 REASONS = {  # what some are refused for, before any library sees them
-    "name twice.safetensors": "a more than once",
-    "long header.safetensors": "a header at most",
+    "name twice.safetensors": "a appears more than once",
+    "long header.safetensors": "a header may have at most",
     "hole.safetensors": "b begins at 12, and the tensor before it ends at 8",
     "overlap.safetensors": "b begins at 4",
     "shape absurd but empty.safetensors": "impossible shape",
     "shape too small.safetensors": "8 bytes for a F32",
-    "bytes left over.safetensors": "its tensors have 8 bytes, and the file 16",
+    "bytes left over.safetensors": "its tensors have 8 bytes, and the file has 16",
     "flipped bit.safetensors": "SHA-256",
     "zip os.system.pt": "names 'posix.system'",
     "legacy eval.pth": "names '__builtin__.eval'",
@@ -266,6 +267,7 @@ REASONS = {  # what some are refused for, before any library sees them
     "expanded.pt": "more bytes than it has",
     "tar.pt": "neither of torch.save's two forms",
     "pipe.pt": "is not a file",
+    "page.pt": "it is a web page saved as .pt; download it again",
 }
 
 

@@ -7,8 +7,18 @@ import torchvision
 import resnet_core
 from parity.drop_in import calibrate, images
 from resnet_core.foundation.precision import same_bits
-from resnet_core.weights import WeightsError, WeightsInfo, find_weights, load_weights, read_info, write_weights
+from resnet_core.weights import (
+    WeightsError,
+    WeightsInfo,
+    files,
+    find_weights,
+    load_weights,
+    pretrained,
+    read_info,
+    write_weights,
+)
 from resnet_core.weights.files import read_weights
+from resnet_core.weights.pretrained import load_model
 
 
 def trained(name="resnet18", **config):
@@ -150,3 +160,60 @@ def test_info_survives_its_trip_through_metadata():
     for broken in ("{", "[]", '{"model": 1, "what": 2}', '{"transform": {"resize_size": 1}, "class_names": null}'):
         with pytest.raises(ValueError, match="cannot be read"):
             WeightsInfo.from_metadata({"resnet_core": broken})
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps of the road on which weights become a network, in the order in which they are called."""
+    taken = []
+
+    def counted(module, name):
+        original = getattr(module, name)
+
+        def call(*arguments, **options):
+            taken.append(name)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(files, "read_header")
+    counted(files, "load")
+    counted(files, "read_pickle")
+    counted(files, "misfits")
+    counted(pretrained, "fetch")
+    counted(pretrained, "build")
+    return taken
+
+
+def test_a_file_is_read_checked_and_built_once_whoever_asks(tmp_path, steps):
+    model = resnet_core.resnet18(num_classes=7)
+    file = tmp_path / "model.safetensors"
+    write_weights(file, model.state_dict(), WeightsInfo(model="resnet18", config={"num_classes": 7}))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    once = ["read_header", "load", "build", "misfits", "build"]
+    for load in (load_model, lambda path: resnet_core.resnet18(weights=path)):
+        steps.clear()
+        load(file)
+        assert steps == once
+    steps.clear()
+    load_model(tmp_path)  # as a run's folder
+    assert steps == once
+    steps.clear()
+    load_model(tmp_path / "model.pth", model="resnet18", allow_pickle=True)
+    assert steps == ["read_pickle", "build", "misfits", "build"]
+
+
+def test_a_published_set_is_built_on_meta_then_fetched_and_fitted_once_whoever_asks(published, steps):
+    for load in (lambda: load_model("resnet18:IMAGENET1K_V1"), lambda: resnet_core.resnet18(weights="DEFAULT")):
+        steps.clear()
+        load()
+        assert steps == ["build", "fetch", "read_pickle", "misfits", "build"]
+
+
+def test_weights_take_as_much_randomness_as_a_network_without_them(published):
+    torch.manual_seed(0)
+    resnet_core.resnet18()
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    resnet_core.resnet18(weights="DEFAULT")
+    assert same_bits(torch.rand(1), expected)
