@@ -68,9 +68,7 @@ def locate(source: str | Path) -> Path | WeightSet:
         )
     if path.is_dir():
         if not (path / "model.safetensors").exists():
-            raise ValueError(
-                f"{source} has no model.safetensors: either its run is not finished, or it is not a run's folder"
-            )
+            raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is not a run's folder")
         return path / "model.safetensors"
     if names_a_file(source):
         return path
