@@ -39,6 +39,7 @@ from resnet_core.train import (
     stop_on_signals,
 )
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
+from resnet_core.train.metrics import scores_to_hide
 from resnet_core.train.report import Report
 from resnet_core.weights import WeightsInfo, write_weights
 from resnet_core.weights.pretrained import load_model
@@ -196,6 +197,7 @@ def run(
         report = stack.enter_context(Report(out if world.is_main else None, tensorboard=recipe.run.tensorboard))
         (signals or stack).enter_context(stop_on_signals())
         dataset = dataset_of(recipe.data)
+        report.hidden = scores_to_hide(len(dataset.class_names))
         info = WeightsInfo(
             model=recipe.model.name,
             config=builder_arguments(recipe.model, **model_arguments_for(dataset)),

@@ -1,8 +1,8 @@
-"""Checkpoints that a crash cannot halve: safetensors and JSON, hashed, written aside and then renamed.
+"""Checkpoints that are whole or absent, whatever crashes: safetensors and JSON, hashed, written aside, then renamed.
 
     checkpoints/step-00000660/  model.safetensors  optimizer.safetensors  checkpoint.json
 
-No pickle: reading a checkpoint executes nothing. What was not written by this file, to the bit, is not read.
+There is no pickle, so reading a checkpoint executes nothing. A file with one changed bit is not read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from resnet_core.foundation.atomic import sync
 
-KEEP = 3  # the newest, and two before it
+KEEP = 3  # newest checkpoints
 NAME = re.compile(r"step-\d{8,}")
 RECORD = "checkpoint.json"
 
@@ -32,7 +32,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be trusted, or does not fit."""
+    """A checkpoint is damaged, or does not fit this run."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ def save_checkpoint(
 ) -> Path:
     """Writes the state after `step` steps into `folder`, then removes all but the newest `keep` and the best.
 
-    The best is the one with the highest `state["score"]`, where there are scores. Whatever ends the process, the
-    checkpoint is either whole or not there. Raises OSError when it cannot be written, CheckpointError where that step
-    is there already; the other checkpoints stay then.
+    The best is the one with the highest `state["score"]`, if there are scores. Whatever ends the process, the
+    checkpoint is either whole or absent. Raises OSError when it cannot be written, and CheckpointError when a
+    checkpoint of that step exists; the other checkpoints then stay.
     """
     folder = Path(folder)
     path = path_of(folder, step)
     if path.exists():
-        raise CheckpointError(f"{path} is there already, and is not replaced; remove it first")
+        raise CheckpointError(f"{path} exists and is not replaced; remove it first")
     needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     aside = folder / f".{path.name}.part"
     try:
@@ -70,7 +70,7 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(
             f"the checkpoint of step {step} was not written to {folder} ({error.strerror or error}); it needs "
-            f"{needed:,} bytes{_free(folder)}. Those before it stay: make room, and the same command continues"
+            f"{needed:,} bytes{_free(folder)}. Earlier checkpoints stay: make room, and run the same command again"
         ) from error
     prune(path, keep)
     return path
@@ -87,7 +87,7 @@ def _free(folder: Path) -> str:
 
 
 def write(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
-    """A checkpoint's files, on the disk when this returns."""
+    """Writes a checkpoint's files; they are on the disk when this returns."""
     hashes = {}
     for group, values in tensors.items():
         data = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
@@ -99,26 +99,26 @@ def write(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON that ends in the SHA-256 of all before."""
+    """A record as JSON that ends in the SHA-256 of everything before it."""
     seal = hashlib.sha256(json.dumps(record).encode()).hexdigest()
     return json.dumps({**record, "seal": seal}, indent=2).encode()
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Removes all checkpoints up to `newest` but the last `keep` and the one with the best score."""
+    """Removes all checkpoints up to `newest` except the last `keep` and the one with the best score."""
     checkpoints = list_checkpoints(newest.parent)
     checkpoints = checkpoints[: checkpoints.index(newest) + 1]
     scores = {path: score for path in checkpoints if (score := _score(path)) is not None}
     best = max(scores, key=lambda path: scores[path], default=None)
     for old in checkpoints[:-keep]:
         if old != best:
-            with suppress(OSError):  # an old one too many does no harm
+            with suppress(OSError):  # one that stays does no harm
                 # Half removed, it must not look like a checkpoint.
                 shutil.rmtree(old.rename(old.with_name(f".{old.name}.part")))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a process that was killed had half written or half removed."""
+    """Removes what a killed process had half written or half removed."""
     for cut_off in folder.glob(".step-*.part"):
         shutil.rmtree(cut_off)
 
@@ -131,7 +131,7 @@ def _score(path: Path) -> float | None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint after verifying its hashes. Raises CheckpointError naming the damaged file and the remedy."""
+    """Reads a checkpoint after checking its hashes. Raises CheckpointError naming the damaged file and the remedy."""
     path = Path(path)
     record = read_record(path)
     tensors = {}
@@ -149,7 +149,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A checkpoint's JSON. Raises CheckpointError where it is not, byte for byte, what was written."""
+    """A checkpoint's JSON. Raises CheckpointError unless it is, byte for byte, what was written."""
     file = path / RECORD
     try:
         data = file.read_bytes()
@@ -170,15 +170,15 @@ def _remedy(path: Path) -> str:
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; none where there is no such folder."""
+    """The checkpoints in a folder, oldest first; none if the folder does not exist."""
     found = [path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointError]]:
-    """The newest checkpoint that is whole, None where there is none at all; and the newer ones with what is wrong.
+    """The newest whole checkpoint, or None if the folder has none, and newer damaged ones with what is wrong.
 
-    Raises CheckpointError where there are checkpoints and all are damaged: a run never starts over in silence.
+    Raises CheckpointError if there are checkpoints and all are damaged: a run never starts over silently.
     """
     damaged: dict[Path, CheckpointError] = {}
     for path in reversed(list_checkpoints(folder)):
@@ -204,7 +204,7 @@ def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointE
 
 
 def set_aside(checkpoints: Iterable[Path], why: str) -> None:
-    """Renames checkpoints that are not to be continued from: `damaged-step-00000660`."""
+    """Renames checkpoints that a run must not continue from: `damaged-step-00000660`."""
     for path in checkpoints:
         aside = path.with_name(f"{why}-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -212,7 +212,7 @@ def set_aside(checkpoints: Iterable[Path], why: str) -> None:
 
 
 class CheckpointWriter:
-    """Saves in the background: `save` returns once the state is copied to host memory. One save at a time."""
+    """Saves in the background, one checkpoint at a time: `save` returns once the state is copied to host memory."""
 
     def __init__(self, folder: str | Path, *, keep: int = KEEP) -> None:
         self.folder, self.keep = Path(folder), keep
@@ -221,15 +221,17 @@ class CheckpointWriter:
         self.pending: Future[Path] | None = None
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Begins to save as `save_checkpoint` does. Raises what the save before it raised."""
+        """Starts what `save_checkpoint` does. Raises what the save before it raised."""
         self.wait()
         self.copies = {group: self._copied(values, self.copies.get(group, {})) for group, values in tensors.items()}
         self.pending = self.thread.submit(save_checkpoint, self.folder, step, self.copies, {**state}, keep=self.keep)
 
     @torch.no_grad()
     def _copied(self, values: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On the host, in the memory of the copies before where there are some; contiguous, so that writing computes
-        nothing: torch's threads are the training's."""
+        """Copies on the host, in the memory of the copies `before` if there are any.
+
+        They are contiguous, so that writing them computes nothing: torch's threads belong to training.
+        """
         copies = {
             name: before[name]
             if name in before
@@ -243,16 +245,16 @@ class CheckpointWriter:
         return copies
 
     def failed(self) -> bool:
-        """Whether the last save has ended, and badly."""
+        """Whether the last save has ended with an error."""
         return self.pending is not None and self.pending.done() and self.pending.exception() is not None
 
     def wait(self) -> None:
-        """Returns when nothing is being written. Raises what the last save raised."""
+        """Waits for the last save. Raises what it raised."""
         pending, self.pending = self.pending, None
         if pending:
             pending.result()
 
     def finish(self) -> None:
-        """Returns when nothing is being written, whether it was written or not: where another error is on its way."""
+        """Waits for the last save and ignores its error, because another one is on its way."""
         if self.pending:
             self.pending.exception()

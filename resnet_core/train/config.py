@@ -1,4 +1,4 @@
-"""The settings of the trainer: what decides a run's result, and what does not."""
+"""The settings of the trainer: those that decide a run's result, and those that cannot change it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ class TrainConfig:
 
     epochs: int = 90
     precision: str = "float32"
-    """float32, or bf16: automatic mixed precision; weights, gradients and their averages stay float32."""
+    """float32, or bf16 for automatic mixed precision, in which weights, gradients and averages stay float32."""
     channels_last: bool = False
-    """Memory format NHWC, which many CPUs and GPUs convolve faster."""
+    """Use the memory format NHWC, in which many CPUs and GPUs convolve faster."""
     compile: bool = False
-    """torch.compile the network."""
+    """Compile the network with torch.compile."""
     accumulation: int = 1
-    """Parts in which each process computes its batch, one after the other: less memory, the same mean gradient. As
-    many as it has samples at most."""
+    """Split each process's batch into this many parts (gradient accumulation): less memory, the same mean gradient."""
     sync_batchnorm: bool = False
-    """BatchNorm over the batches of all processes; on GPUs alone."""
+    """Compute BatchNorm over the batches of all processes; needs GPUs."""
     deterministic: bool = False
-    """Only algorithms that give the same bits each time; slower on GPUs."""
+    """Use only algorithms that give the same bits every time; slower on GPUs."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation"):
@@ -37,7 +36,7 @@ class TrainConfig:
             )
 
     def smallest_part(self, batch: int) -> int:
-        """Samples in the smallest part of a process's batch. Raises ValueError where there are more parts."""
+        """Samples in the smallest part of a process's batch. Raises ValueError for more parts than samples."""
         if self.accumulation > batch:
             raise ValueError(
                 f"train.accumulation {self.accumulation} is more parts than the {batch} samples that each process has "
@@ -46,33 +45,33 @@ class TrainConfig:
         return batch // self.accumulation
 
     def check_device(self, device_type: str) -> None:
-        """Raises ValueError where this cannot be computed there."""
+        """Raises ValueError if a device of this type cannot compute what is configured."""
         if self.sync_batchnorm and device_type != "cuda":
             raise ValueError(
-                "train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave it out on the CPU, or make "
+                "train.sync_batchnorm: torch synchronizes BatchNorm only on GPUs; leave it out on the CPU, or make "
                 "each process's batch large enough for statistics of its own"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run computes and how often it reports: what cannot change the weights."""
+    """Where a run computes, and how often it reports and saves. None of this can change its weights."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPUs where there is one for each process of this machine, else the CPU."""
+    """auto uses GPUs if there is one for each process of this machine, else the CPU."""
     log_every_steps: int = 10
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int = 0
-    """Checkpoints within an epoch as well, every so many steps; 0: none."""
+    """Also save a checkpoint every this many steps within an epoch; 0 saves none."""
     keep_checkpoints: int = 3
-    """The newest that are kept, besides the best."""
+    """How many of the newest checkpoints to keep; the best one is always kept."""
     timeout_seconds: float = 300.0
-    """How long a process may give no sign of life before the others end."""
+    """Stop the run when a process has been silent for this long."""
     compare_replicas_every_steps: int = 0
-    """How often the processes compare their weights, which must be equal to the bit; 0: never."""
+    """Check every this many steps that all processes hold the same weights, to the bit; 0 never does."""
     tensorboard: bool = False
-    """Write the record for TensorBoard, too."""
+    """Also write the metrics for TensorBoard."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints"):

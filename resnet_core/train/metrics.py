@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 def classification_sums(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Sums of a batch, `logits [N, K]` and `targets [N]`: correct within the 1 and the 5 highest, cross entropy, count.
+    """Sums over a batch, `logits [N, K]` and `targets [N]`: hits in the top 1 and top 5, cross entropy, count.
 
-    Counts are int64, so that their sums are exact; the cross entropy is summed in float64.
+    Counts are int64, so that their sums are exact. The cross entropy is summed in float64.
     """
     highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = highest == targets[:, None]
@@ -24,6 +24,11 @@ def classification_sums(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     }
 
 
+def scores_to_hide(num_classes: int) -> tuple[str, ...]:
+    """Scores that say nothing: among five classes or fewer the five highest are always right."""
+    return ("top5",) if num_classes <= 5 else ()
+
+
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Each sum over the count, and the count itself."""
+    """Each sum divided by the count, and the count itself."""
     return {key: value / sums["count"] for key, value in sums.items() if key != "count"} | {"count": sums["count"]}

@@ -1,4 +1,4 @@
-"""Optimizers, what they decay and how fast each part learns, and clipping.
+"""Optimizers, which parameters they decay, how fast each part learns, and gradient clipping.
 
 Two readings of "weight decay" (Loshchilov & Hutter 2019, arXiv:1711.05101). *Coupled*, as in `torch.optim.SGD`: decay
 joins the gradient, so it is multiplied by the learning rate and summed up by momentum, and a constant learning rate
@@ -28,11 +28,11 @@ class OptimizerConfig:
     """The rule that turns gradients into new weights."""
 
     name: str = "sgd"
-    """sgd (coupled weight decay, torch's), decoupled_sgd, or lamb."""
+    """sgd (torch's, with coupled weight decay), decoupled_sgd, or lamb."""
     lr: float = 0.1
     """Peak learning rate, after warm-up."""
     momentum: float = 0.9
-    """Share of the last direction that is kept; lamb's beta1."""
+    """Share of the last direction that a step keeps; lamb's beta1."""
     weight_decay: float = 1e-4
     nesterov: bool = False
     decay_norms: bool = True
@@ -40,9 +40,9 @@ class OptimizerConfig:
     decay_biases: bool = True
     """Whether weight decay reaches the biases of all other layers."""
     head_lr_factor: float = 1.0
-    """Learning rate of the last layer over that of the others: above 1 where only that layer starts from nothing."""
+    """Multiply the last layer's learning rate by this: above 1 if only that layer starts untrained."""
     max_grad_norm: float = math.inf
-    """Gradients are scaled down to this norm, over all parameters together, where theirs is greater; inf: never."""
+    """Scale the gradients down to this norm, over all parameters together, if theirs is greater; inf never does."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -56,13 +56,13 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.name == "decoupled_sgd" and self.weight_decay >= 1:
             raise ValueError(
-                f"optimizer.weight_decay of decoupled_sgd is the share of a weight that a step takes away and must be "
+                f"optimizer.weight_decay of decoupled_sgd is the share of a weight that a step removes and must be "
                 f"below 1, got {self.weight_decay}; 5e-4 is usual"
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs a positive optimizer.momentum, got 0")
         if self.nesterov and self.name == "lamb":
-            raise ValueError("optimizer.nesterov is sgd's and decoupled_sgd's; leave it false for lamb")
+            raise ValueError("optimizer.nesterov works with sgd and decoupled_sgd only; leave it false for lamb")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm must be positive (inf: no clipping), got {self.max_grad_norm}")
 
@@ -89,7 +89,7 @@ class DecoupledSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; the closure's loss where there is one."""
+        """Does one update; returns the closure's loss, if there is a closure."""
         loss = _loss(closure)
         for group in self.param_groups:
             parameters, gradients = _with_gradients(group)
@@ -132,7 +132,7 @@ class Lamb(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; the closure's loss where there is one."""
+        """Does one update; returns the closure's loss, if there is a closure."""
         loss = _loss(closure)
         for group in self.param_groups:
             parameters, gradients = _with_gradients(group)
@@ -189,8 +189,8 @@ def _loss(closure: Callable[[], float] | None) -> float | None:
         return closure()
 
 
-# Name -> optimizer of parameter groups. Where the parameters lie on a GPU, torch's SGD updates them all in few kernels
-# (its "foreach" form) by itself, as the two of this file do.
+# Name -> optimizer of parameter groups. For parameters on a GPU torch's SGD chooses its "foreach" form, a few kernels
+# for all parameters; the two of this file always have it.
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimizer]] = {
     "sgd": lambda groups, config: SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov),
     "decoupled_sgd": lambda groups, config: DecoupledSGD(
@@ -201,16 +201,16 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimize
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None) -> Optimizer:
-    """The optimizer of that name over `parameter_groups(model, config, head)`. Raises as that."""
+    """The named optimizer over `parameter_groups(model, config, head)`. Raises what that raises."""
     return OPTIMIZERS[config.name](parameter_groups(model, config, head), config)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Groups for an optimizer: each parameter once, those with the same weight decay and learning rate together.
+    """Groups for an optimizer: each parameter once, grouped by weight decay and learning rate.
 
-    In the order of `model.parameters()`, and the groups in that of their first member. Each has `params`,
+    Parameters keep the order of `model.parameters()`, and groups that of their first member. Each group has `params`,
     `weight_decay`, `lr_scale` (its learning rate over the schedule's) and `lr`, the peak. `head` is the part of the
-    model that `head_lr_factor` speaks of. Raises ValueError where that factor is not 1 and there is no head.
+    model to which `head_lr_factor` applies. Raises ValueError if that factor is not 1 and there is no head.
     """
     if head is None and config.head_lr_factor != 1:
         raise ValueError(
@@ -230,7 +230,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, head: nn.Module 
 
 
 def exempt_from_decay(model: nn.Module, config: OptimizerConfig) -> dict[nn.Parameter, str]:
-    """Parameters that weight decay leaves alone, with their names: those of norms, other layers' biases, or both."""
+    """Parameters without weight decay, with their names: those of norms, the biases of other layers, or both."""
     exempt = {}
     for path, module in model.named_modules():
         is_norm = isinstance(module, NORMS)
@@ -242,10 +242,10 @@ def exempt_from_decay(model: nn.Module, config: OptimizerConfig) -> dict[nn.Para
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float = math.inf) -> Tensor:
-    """The gradients' norm over all parameters together, before they are scaled down to `max_norm` in place.
+    """Scales gradients down to `max_norm` in place; returns their norm before that, over all parameters together.
 
-    Pascanu et al. 2013, arXiv:1211.5063. With the default nothing is scaled. The norm of gradients that are not all
-    finite is not finite, and then they are not worth a step.
+    Pascanu et al. 2013, arXiv:1211.5063. The default scales nothing. If any gradient is not finite, neither is the
+    norm, and the step should not be done.
     """
     parameters = list(parameters)
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -266,9 +266,9 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave, in the memory format of the parameters.
+    """Restores what `optimizer_tensors` returned, in the memory format of the parameters.
 
-    A checkpoint holds all tensors as contiguous, and a norm over one is summed in the order in which it lies.
+    A checkpoint holds contiguous tensors, and the sum in a norm follows the order in memory.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

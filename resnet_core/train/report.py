@@ -1,6 +1,6 @@
-"""What a run tells: `metrics.jsonl` is the record, one object a line; a bar or plain lines are for people.
+"""What a run reports: `metrics.jsonl` is the record, one object a line; people see a progress bar or plain lines.
 
-TensorBoard (the extra `tensorboard`) is shown the same record.
+TensorBoard (the extra `tensorboard`) shows the same record.
 """
 
 from __future__ import annotations
@@ -8,58 +8,66 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from resnet_core.foundation.atomic import replace_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+# How people see a value. On a narrow terminal the bar shows the first ones of this table.
 FORMATS = {
-    "epoch": "{:.4g}",
-    "loss": "{:.4f}",
-    "lr": "{:.4f}",
-    "top1": "{:.2%}",
-    "top5": "{:.2%}",
-    "gradient_norm": "{:.3g}",
-    "samples_per_second": "{:,.0f}",
-    "data_wait": "{:.0%}",
-    "communication_wait": "{:.0%}",
-    "peak_memory_gib": "{:.2f}",
+    "loss": "loss {:.4f}",
+    "samples_per_second": "images/s {:,.0f}",
+    "top1": "top1 {:.2%}",
+    "epoch": "epoch {:.4g}",
+    "lr": "lr {:.4f}",
+    "gradient_norm": "gradient_norm {:.3g}",
+    "data_wait": "data_wait {:.0%}",
+    "communication_wait": "communication_wait {:.0%}",
+    "peak_memory_gib": "peak_memory_gib {:.2f}",
+    "top5": "top5 {:.2%}",
 }
 SECONDS_BETWEEN_LINES = 30
+NARROWEST_BAR = 10
+TIME_LEFT = len("100:00:00")
 
 
 class Report:
-    """The record of one run, kept by rank 0; with `folder=None` (the other ranks) everything here does nothing.
+    """The record of one run, kept by rank 0. With `folder=None`, as on other ranks, nothing is recorded or shown.
 
-    Use as a context manager. On a terminal a bar shows the progress; elsewhere there is a line for each evaluation
-    and, between distant evaluations, one every 30 seconds. With `tensorboard` the record is in that folder's
-    `tensorboard/`, too.
+    Use it as a context manager. A terminal gets a progress bar; anything else gets a line for each evaluation and, if
+    evaluations are far apart, one every 30 seconds. With `tensorboard` the record is also written to the folder's
+    `tensorboard/`. Values of `hidden` keys are recorded but not shown.
     """
 
-    def __init__(self, folder: str | Path | None, *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: str | Path | None, *, tensorboard: bool = False, hidden: Collection[str] = ()) -> None:
         self.path = Path(folder) / "metrics.jsonl" if folder else None
         self.events = open_events(self.path.parent / "tensorboard") if self.path and tensorboard else None
+        self.hidden = hidden
         self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            ValuesColumn(self.console),
             console=self.console,
             transient=True,
+            expand=True,
             disable=folder is None or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("")
+        self.task = self.bar.add_task("", values={})
+        self.latest: dict[str, Mapping[str, float]] = {}  # event -> its last record
         self.last_line = time.monotonic()
 
     def __enter__(self) -> Report:
@@ -72,9 +80,9 @@ class Report:
             self.events.close()
 
     def start(self, step: int, total_steps: int, *, evaluated: bool = True) -> None:
-        """Goes on after `step`; records of what will be done again, by a run that was cut off, are dropped.
+        """Continues after `step`; drops what the record has of later steps, which an interrupted run had done.
 
-        These are those of later steps and, where it was not `evaluated`, of this step's evaluation.
+        Unless `evaluated`, this step's evaluation is dropped as well: it is made again.
         """
         if self.path:
             done = {"train": step, "eval": step if evaluated else step - 1}
@@ -96,11 +104,17 @@ class Report:
                 f"{self.path} cannot be written ({error.strerror}); make room, and the same command continues the run"
             ) from error
         self._show_tensorboard(event, step, **values)
-        text = "  ".join(f"{key} {FORMATS.get(key, '{}').format(value)}" for key, value in values.items())
-        self.bar.update(self.task, completed=step, description=text)
-        due = self.bar.disable and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
-        if event == "eval" or due:
+
+        shown = {key: value for key, value in values.items() if key not in self.hidden}
+        self.latest[event] = shown
+        # After an evaluation its scores join the last values of training, whose loss stays.
+        values = {**self.latest.get("eval", {}), **self.latest.get("train", {})}
+        self.bar.update(self.task, completed=step, values=values)
+
+        line_due = self.bar.disable and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
+        if event == "eval" or line_due:
             total = f"{self.bar.tasks[self.task].total:.0f}"
+            text = "  ".join(formatted(key, value) for key, value in shown.items())
             self.say(f"{event:<5}  step {step:>{len(total)}}/{total}  {text}")
 
     def _show_tensorboard(self, event: str, step: float, **values: float) -> None:
@@ -109,43 +123,69 @@ class Report:
                 self.events.add_scalar(f"{event}/{key}", value, step)
 
     def say(self, text: str) -> None:
-        """One line to people."""
+        """Prints one line."""
         self.last_line = time.monotonic()
-        with suppress(SystemExit):  # what rich makes of a reader that has gone, as in `| head -1`: training goes on
+        # rich raises SystemExit when a reader is gone, as in `| head -1`; training goes on.
+        with suppress(SystemExit):
             self.console.print(text, markup=False)
             sys.stdout.flush()
 
 
+class ValuesColumn(ProgressColumn):
+    """The values of a task that fit into the terminal beside step, bar and time left, the important ones first."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.console = console
+
+    def render(self, task: Task) -> Text:
+        """One line of text."""
+        steps = len(f"step {task.total:.0f}/{task.total:.0f}")
+        room = self.console.width - steps - NARROWEST_BAR - TIME_LEFT - len("    ")
+        values = task.fields["values"]
+        text = ""
+        for key in [*FORMATS, *(key for key in values if key not in FORMATS)]:
+            longer = f"{text}  {formatted(key, values[key])}" if key in values else text
+            if len(longer.strip()) > room:
+                break
+            text = longer
+        return Text(text.strip())
+
+
+def formatted(key: str, value: float) -> str:
+    return FORMATS.get(key, f"{key} {{}}").format(value)
+
+
 def check_tensorboard() -> None:
-    """Raises ValueError with the remedy where TensorBoard's library is missing."""
+    """Raises ValueError if TensorBoard's library is missing."""
     if find_spec("tensorboard") is None:
         raise ValueError("run.tensorboard needs TensorBoard: pip install 'resnet-core[tensorboard]', or leave it out")
 
 
 def open_events(folder: Path) -> SummaryWriter:
-    """A writer of new event files in `folder`, in place of those that are there: they are written from the record."""
+    """A writer of new event files in `folder`. Old ones are deleted: all events are written again from the record."""
     check_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    # The purge tells a TensorBoard that has read the old files to forget them.
+    # With this purge step a TensorBoard that has read the old files forgets them.
     return SummaryWriter(str(folder), purge_step=0, flush_secs=10)
 
 
 def read_records(path: Path, keys: Collection[str] = ("event", "step")) -> Iterable[dict[str, Any]]:
-    """The records of a metrics.jsonl, which have those keys; a last line that a crash cut short is passed over.
+    """The records of a metrics.jsonl, each of which has these keys. A last line that a crash cut short is skipped.
 
-    Raises ValueError naming any other line that is no record.
+    Raises ValueError naming any other line that is not a record.
     """
     lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not record.keys() >= set(keys):
-                raise ValueError(f"it has not {' and '.join(keys)}")
+                raise ValueError(f"it lacks {' or '.join(keys)}")
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is no record ({error}); mend or remove that line") from error
+                raise ValueError(f"{path}, line {number} is not a record ({error}); fix or remove that line") from error
         else:
             yield record

@@ -1,4 +1,4 @@
-"""Learning rates: pure functions of the step. Warm-up first, then one of four ways on."""
+"""Learning rates: pure functions of the step. Warm-up comes first, then one of four curves."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from resnet_core.foundation.suggestions import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate comes up to its peak and goes on from there, by step and not by epoch."""
+    """How the learning rate rises to its peak and continues, step by step."""
 
     name: str = "cosine"
-    """cosine (half a cosine down), milestones (down by a factor at given epochs), constant, one_cycle (a line down)."""
+    """cosine (half a cosine down), milestones (divided at given epochs), constant, or one_cycle (a line down)."""
     warmup_epochs: float = 0.0
     warmup: Literal["linear", "constant"] = "linear"
-    """linear: a line from warmup_start_factor up to the peak; constant: at warmup_start_factor until it is over."""
+    """linear rises from warmup_start_factor to the peak; constant stays at warmup_start_factor."""
     warmup_start_factor: float = 0.0
-    """Learning rate before the first step over the peak."""
+    """Learning rate at the start of warm-up, as a share of the peak."""
     final_lr: float = 0.0
-    """Where cosine and one_cycle end."""
+    """Learning rate at the end of cosine and one_cycle."""
     t_max_epochs: float = 0.0
-    """Epochs from the end of warm-up until cosine is at final_lr and stays; 0: the rest of the run."""
+    """Epochs from the end of warm-up until cosine reaches final_lr and stays there; 0 takes the rest of the run."""
     milestones: tuple[float, ...] = ()
-    """Epochs of the run, counted from its start, at which the learning rate is multiplied by gamma."""
+    """Multiply the learning rate by gamma at these epochs, counted from the start of the run."""
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
@@ -48,8 +48,8 @@ class ScheduleConfig:
         for key, names in ONLY_OF.items():
             if getattr(self, key) and self.name not in names:
                 raise ValueError(
-                    f"schedule.{key} is of schedule.name {' and '.join(names)} and would do nothing for {self.name}; "
-                    "leave it out"
+                    f"schedule.{key} works with schedule.name {' or '.join(names)} only and would do nothing for "
+                    f"{self.name}; leave it out"
                 )
         if self.name == "milestones" and not self.milestones:
             raise ValueError("schedule.milestones is empty: name the epochs, or choose schedule.name constant")
@@ -57,11 +57,11 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate of step 0, 1, .., `epochs * steps_per_epoch - 1`, when called with it.
+    """Called with a step 0, 1, .., `epochs * steps_per_epoch - 1`, returns its learning rate.
 
-    Linear warm-up (Goyal et al. 2017, arXiv:1706.02677) is at `peak` in its last step; what follows begins at `peak`,
-    and would be at its end one step after the last, so that no step is lost to a learning rate of 0.
-    Raises ValueError where the schedule does not fit in the run.
+    Linear warm-up (Goyal et al. 2017, arXiv:1706.02677) reaches `peak` in its last step, and the curve after it begins
+    at `peak`. The curve would end one step after the last one, so that no step has a learning rate of 0.
+    Raises ValueError if the schedule does not fit into the run.
     """
 
     config: ScheduleConfig
@@ -96,7 +96,7 @@ class Schedule:
 
     @property
     def steps_down(self) -> int:
-        """Steps from the end of warm-up to the end of the way down."""
+        """Steps from the end of warm-up to the end of the curve."""
         return self.steps(self.config.t_max_epochs) or self.epochs * self.steps_per_epoch - self.warmup_steps
 
     def steps(self, epochs: float) -> int:
@@ -109,7 +109,7 @@ def cosine(schedule: Schedule, step: int) -> float:
 
 
 def milestones(schedule: Schedule, step: int) -> float:
-    """He et al. 2015, section 3.4: a fraction at given moments."""
+    """He et al. 2015, section 3.4: multiplied by a factor at given epochs."""
     passed = sum(step + schedule.warmup_steps >= schedule.steps(epoch) for epoch in schedule.config.milestones)
     return schedule.config.gamma**passed
 
@@ -123,7 +123,7 @@ def one_cycle(schedule: Schedule, step: int) -> float:
     return 1 - (step + 1) / (schedule.steps_down + 1)
 
 
-# Step since the end of warm-up -> share of the way from final_lr to the peak.
+# (schedule, step since the end of warm-up) -> 0 at final_lr, 1 at the peak.
 SHAPES: dict[str, Callable[[Schedule, int], float]] = {
     "cosine": cosine,
     "milestones": milestones,
@@ -131,8 +131,8 @@ SHAPES: dict[str, Callable[[Schedule, int], float]] = {
     "one_cycle": one_cycle,
 }
 
-# Share of warm-up that is over, start factor -> share of the peak. He et al. 2015, section 4.2, warm up a ResNet-110 at
-# a constant 0.01 of 0.1; Goyal et al. 2017, section 2.2, compare both.
+# (share of warm-up that is over, start factor) -> share of the peak. He et al. 2015, section 4.2, warm up a ResNet-110
+# at a constant 0.01 of 0.1; Goyal et al. 2017, section 2.2, compare both.
 WARMUPS: dict[str, Callable[[float, float], float]] = {
     "linear": lambda done, start: start + (1 - start) * done,
     "constant": lambda done, start: start,

@@ -8,14 +8,14 @@ import torch
 
 
 def random_layers_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of dropout and the like: another one each step and rank, the same whenever that step is done again."""
+    """The seed of dropout and the like: different for each step and rank, the same whenever a step is repeated."""
     return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
 
 
 def seed_random_layers(seed: int, device: torch.device) -> None:
-    """What `torch.manual_seed` does for the generators that a step draws from: the CPU's and its own GPU's.
+    """Seeds the generators that a step draws from, the CPU's and its own GPU's, as `torch.manual_seed` does.
 
-    Torch's also looks for kinds of accelerators that are not there, which takes as long as a small network's step.
+    `torch.manual_seed` also looks for other kinds of accelerators, which takes as long as a small network's step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

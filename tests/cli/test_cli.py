@@ -99,7 +99,7 @@ def test_a_mistake_is_told_in_one_line(words, message, capsys, tmp_path, monkeyp
         ),
         ("--train.accumulation 65", "train.accumulation 65 is more parts than the 64 samples that each process has"),
         ("--train.accumulation 64 --model.name resnet18", "compute one image of 16 pixels at a time, .* lower train"),
-        ("--train.sync-batchnorm True", "torch synchronises BatchNorm on GPUs alone"),
+        ("--train.sync-batchnorm True", "torch synchronizes BatchNorm only on GPUs"),
         ("--averaging.ema-decay 0.9 --averaging.ema-every-steps 661", "661 is more than the run's 660 steps"),
         (
             "--run.device cuda",

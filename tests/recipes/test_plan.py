@@ -50,7 +50,7 @@ def test_batchnorm_over_all_processes_needs_no_two_images_in_one(monkeypatch):
     data = replace(DIGITS.data, global_batch=2)
     recipe = replace(DIGITS, model=ModelConfig(name="resnet18"), train=train, data=data)
     assert make_plan(recipe, processes=2).batch == 1
-    with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone"):
+    with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronizes BatchNorm only on GPUs"):
         make_plan(recipe, processes=3)  # more than there are GPUs
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ValueError, match="global batch of 2 cannot be split equally over 3 processes"):

@@ -69,7 +69,7 @@ def test_pruning_counts_from_the_step_that_was_saved_and_leaves_later_ones(tmp_p
 
 def test_a_checkpoint_is_never_replaced(tmp_path):
     save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"step-00000005 is there already, and is not replaced; remove it first"):
+    with pytest.raises(CheckpointError, match=r"step-00000005 exists and is not replaced; remove it first"):
         save_checkpoint(tmp_path, 5, {"model": {}}, {"step": 0})
     assert load_checkpoint(tmp_path / "step-00000005").state["step"] == 5
 

@@ -2,11 +2,14 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from resnet_core.cli.main import main
 from resnet_core.foundation.toml import to_toml
@@ -14,6 +17,7 @@ from resnet_core.recipes import RECIPES
 from resnet_core.runs.training import read_recipe
 from resnet_core.train import RunConfig
 from resnet_core.train import report as report_module
+from resnet_core.train.metrics import scores_to_hide
 from resnet_core.train.report import Report, read_records
 
 SPEAK = """
@@ -46,6 +50,37 @@ def read(descriptor):
         return os.read(descriptor, 65536)
     except OSError:  # Linux's end of a closed terminal
         return b""
+
+
+@pytest.mark.parametrize("width", [80, 100, 110, 120, 200])
+@pytest.mark.parametrize("total", [660, 450_360])
+def test_step_bar_time_left_loss_and_speed_fit_on_any_terminal_from_80_columns_on(tmp_path, monkeypatch, width, total):
+    screen = StringIO()
+    terminal = Console(width=width, file=screen, force_terminal=True, force_interactive=False, color_system=None)
+    monkeypatch.setattr(report_module, "Console", lambda **_: terminal)
+    report = Report(tmp_path)
+    report.start(0, total)
+    report.record("eval", step=total // 2, epoch=45, top1=0.75, top5=0.9, loss=0.5, count=50_000)
+    waits = {"data_wait": 0.01, "communication_wait": 0.02, "peak_memory_gib": 12.34}
+    step = {"step": total // 2 + 1, "epoch": 45.02, "loss": 12.3456, "lr": 0.1, "gradient_norm": 1.5}
+    report.record("train", **step, samples_per_second=12_345.6, **waits)
+    screen.truncate(0)
+    terminal.print(report.bar.get_renderable())
+    (line,) = screen.getvalue().strip("\0\n").splitlines()
+    assert len(line.rstrip()) <= width
+    step, bar, left = rf"step {total // 2 + 1}/{total}", r"━[━╸ ]{9,}", r"(-:--:--|\d+:\d\d:\d\d)"
+    assert re.match(f"{step} {bar} {left} loss 12.3456  images/s 12,346", line), line
+    everything = "top1 75.00%  epoch 45.02  lr 0.1000  gradient_norm 1.5  data_wait 1%  communication_wait 2%"
+    assert (everything in line) == (width == 200)
+
+
+def test_a_score_that_no_network_can_miss_is_recorded_and_not_shown(tmp_path, capsys):
+    assert scores_to_hide(num_classes=6) == ()
+    with Report(tmp_path, hidden=scores_to_hide(num_classes=5)) as report:
+        report.start(0, 10)
+        report.record("eval", step=10, epoch=1, top1=0.5, top5=1.0)
+    assert capsys.readouterr().out == "eval   step 10/10  epoch 1  top1 50.00%\n"
+    assert [record["top5"] for record in read_records(tmp_path / "metrics.jsonl")] == [1.0]
 
 
 def test_a_pipe_gets_plain_lines(tmp_path):

@@ -195,9 +195,12 @@ def test_a_schedule_travels_to_other_processes():
         ({"gamma": 0}, r"schedule.gamma must be in \(0, 1\], got 0"),
         ({"name": "milestones", "milestones": (6, 3)}, r"schedule.milestones must be positive and rise, got \[6, 3\]"),
         ({"name": "milestones"}, "schedule.milestones is empty: name the epochs, or choose schedule.name constant"),
-        ({"milestones": (3,)}, "schedule.milestones is of schedule.name milestones and would do nothing for cosine"),
-        ({"name": "constant", "final_lr": 0.1}, "final_lr is of schedule.name cosine and one_cycle and would do noth"),
-        ({"name": "one_cycle", "t_max_epochs": 3}, "schedule.t_max_epochs is of schedule.name cosine"),
+        (
+            {"milestones": (3,)},
+            "schedule.milestones works with schedule.name milestones only and would do nothing for cosine",
+        ),
+        ({"name": "constant", "final_lr": 0.1}, "final_lr works with schedule.name cosine or one_cycle only and"),
+        ({"name": "one_cycle", "t_max_epochs": 3}, "schedule.t_max_epochs works with schedule.name cosine only"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message):

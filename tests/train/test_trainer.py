@@ -360,7 +360,7 @@ def test_the_same_algorithms_each_time_are_asked_of_torch():
 
 
 def test_batchnorm_over_all_processes_is_refused_on_the_cpu():
-    with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronises BatchNorm on GPUs alone; leave"):
+    with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronizes BatchNorm only on GPUs; leave"):
         trainer(sync_batchnorm=True)
 
 
