@@ -390,7 +390,7 @@ def test_without_a_limit_the_norm_is_told_and_no_bit_changes():
         ({"head_lr_factor": -1}, "optimizer.head_lr_factor must be positive and finite, got -1"),
         ({"momentum": 1}, r"optimizer.momentum must be in \[0, 1\), got 1"),
         ({"weight_decay": -1}, "optimizer.weight_decay must be at least 0 and finite, got -1"),
-        ({"name": "decoupled_sgd", "weight_decay": 1}, "share of a weight that a step takes away .* got 1; 5e-4"),
+        ({"name": "decoupled_sgd", "weight_decay": 1}, "share of a weight that a step removes .* got 1; 5e-4"),
         ({"nesterov": True, "momentum": 0}, "optimizer.nesterov needs a positive optimizer.momentum, got 0"),
         ({"nesterov": True, "name": "lamb"}, "leave it false for lamb"),
         ({"max_grad_norm": 0}, "optimizer.max_grad_norm must be positive"),
