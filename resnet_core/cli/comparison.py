@@ -78,18 +78,18 @@ class Compare:
 
 @dataclass(frozen=True)
 class Exercise:
-    """List the broken ResNets to mend, by number and symptom, the easiest first; or write one of them."""
+    """List the broken ResNets to fix, the easiest first, with what one sees of each mistake; or write one of them."""
 
     number: tyro.conf.Positional[int | None] = None
-    """Which to write."""
+    """The exercise to write."""
     out: Path | None = None
-    """The file to write: exercise_07.py for number 7 when left out."""
+    """The file to write. By default exercise_07.py for number 7."""
 
     def __call__(self) -> None:
         if self.number is None:
             if self.out is not None:
                 raise ValueError(f"--out {self.out} needs the exercise's number before it")
-            print(f"{'':<4}{'block':<12}what is seen")
+            print(f"{'':<4}{'block':<12}what one sees")
             for number, exercise in enumerate(EXERCISES.values(), 1):
                 block = exercise.blocks[0] if len(exercise.blocks) == 1 else "both"
                 print(f"{number:>2}  {block:<12}{exercise.symptom}")
@@ -101,27 +101,27 @@ class Exercise:
             with out.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError as error:
-            raise ValueError(f"{out} is there already, perhaps mended; choose another file with --out") from error
-        print(f"{out}: mend it, then `resnet-core grade {out}`")
+            raise ValueError(f"{out} already exists and may hold your work; choose another file with --out") from error
+        print(f"{out}: fix its mistake, then run `resnet-core grade {out}`")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """Say whether an exercise is mended or, if not, where its networks first differ from ours.
+    """Say whether an exercise is fixed and, if not, where its networks first differ from ours.
 
-    It runs the file: it is your own code.
+    This runs the file.
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """The mended exercise, a Python file with ResNet, BasicBlock, Bottleneck and TABLE_1."""
+    """The exercise: a Python file with ResNet, BasicBlock, Bottleneck and TABLE_1."""
     tell: bool = False
-    """Name the mistake; this takes up to a minute for each block."""
+    """Name the mistake. This takes up to a minute for each of the two blocks."""
 
     def __call__(self) -> int:
         differences = grade(self.file, tell=self.tell)
         if not differences:
-            print(f"{self.file} is mended: its networks compute what ours do, from the same seed with the same weights")
+            print(f"{self.file} is fixed: its networks compute what ours do, and the same seed gives the same weights")
             return 0
-        print(f"{self.file} is not mended yet; it first differs at")
+        print(f"{self.file} is not fixed yet; it first differs at")
         print("\n".join(map(str, differences)))
         return DIFFERENT

@@ -1,7 +1,7 @@
 """Broken ResNets to repair: `resnet.py` with one known mistake each, and the grade of a repair.
 
 print(handout(7, "mine.py"))  # the source of exercise 7, to be repaired in mine.py
-grade(Path("mine.py"))        # () where it is repaired, else where it differs from ours
+grade(Path("mine.py"))        # () once it is repaired, until then where it differs from ours
 """
 
 from resnet_core.exercises.catalog import EXERCISES, LEGEND

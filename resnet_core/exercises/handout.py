@@ -1,4 +1,4 @@
-"""What a student gets: our own source, which imports torch alone and so stands alone, with one mistake."""
+"""What a student gets: our own source with one mistake. It imports only torch, so the file works on its own."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from resnet_core.exercises.catalog import EXERCISES, LEGEND
 from resnet_core.models import resnet
 
 HEADER = """\
-# Exercise {number} of resnet_core: a ResNet with one mistake. The comments and docstrings are right, the code is not.
+# Exercise {number} of resnet_core: a ResNet with one mistake. The comments and docstrings are right; the code is not.
 #
-# What is seen, in networks of {blocks}: {symptom}.
+# Networks of {blocks} show it: {symptom}.
+#
 # {legend}
 #
-# Mend it here, keep names and the order of construction, and have it graded:
+# Fix the mistake in this file. Keep the names and the order in which layers are built. Then run
 #
 #     resnet-core grade {filename}
 #
-# That says where its networks first differ from right ones; with --tell it names the mistake.
+# It shows where the networks of this file first differ from the right ones. With --tell it names the mistake.
 
 """
 
 
 def handout(number: int, filename: str) -> str:
-    """What a student gets: the task, and below it the broken source of exercise `number` (from 1).
+    """The task of exercise `number` (from 1), and below it the broken source.
 
-    `filename` is where it will be saved. Raises ValueError for a number that is none.
+    `filename` is the file in which it will be saved. Raises ValueError for a number that is not an exercise's.
     """
     if not 1 <= number <= len(EXERCISES):
         raise ValueError(f"exercises are numbered from 1 to {len(EXERCISES)}, got {number}; choose one of these")
+
     mistake, exercise = list(EXERCISES.items())[number - 1]
     header = HEADER.format(
         number=number,
@@ -41,7 +43,7 @@ def handout(number: int, filename: str) -> str:
 
 
 def broken_source(mistake: str) -> str:
-    """Our `resnet.py` with the mistake, a name of EXERCISES."""
+    """The source of our `resnet.py` with a mistake of EXERCISES."""
     source = inspect.getsource(resnet)
     for old, new in EXERCISES[mistake].edits:
         assert source.count(old) == 1, f"{mistake}: {old!r} must occur once in resnet.py"

@@ -1,4 +1,4 @@
-"""Each exercise is broken as its name and its symptom say, without telling it; the grade knows broken from mended."""
+"""Each exercise is broken as its name and its symptoms say; the grade tells broken files from fixed ones."""
 
 import inspect
 import re
@@ -16,6 +16,17 @@ from resnet_core.exercises import grade, grader, handout
 from resnet_core.exercises.catalog import BLOCKS, EXERCISES, LEGEND
 from resnet_core.exercises.grader import images, small_network
 from resnet_core.exercises.handout import broken_source
+from resnet_core.exercises.symptoms import (
+    LastMap,
+    Logits,
+    Misshapen,
+    Missing,
+    OutputsSumToOne,
+    Parameters,
+    RandomInTraining,
+    RunningMeans,
+    Unexpected,
+)
 from resnet_core.models import resnet
 
 OURS = vars(resnet)
@@ -44,19 +55,8 @@ def last_map(space):
     return tuple(on_meta(space).forward_features(torch.empty(1, 3, 224, 224, device="meta")).shape[2:])
 
 
-def misfits(space):
-    """name -> what is wrong with it when our ResNet-50's weights are loaded."""
-    theirs, ours = on_meta(space).state_dict(), OURS_ON_META.state_dict()
-    shared = theirs.keys() & ours.keys()
-    return (
-        dict.fromkeys(theirs.keys() - ours.keys(), "lacks")
-        | dict.fromkeys(ours.keys() - theirs.keys(), "has no place")
-        | {name: "does not fit" for name in shared if ours[name].shape != theirs[name].shape}
-    )
-
-
-def shake(model):
-    """Gives the norms other scales and shifts, as training does: with 1 and 0 some mistakes do not show."""
+def vary_norms(model):
+    """Gives the norms other scales and shifts, as training does: with scale 1 and shift 0 some mistakes do not show."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -69,7 +69,7 @@ def shake(model):
 def right():
     """State dict, in float64, and logits of our small network of Bottlenecks as if trained."""
     model = small_network(OURS, "Bottleneck")
-    shake(model)
+    vary_norms(model)
     model = calibrate(model.double(), images().double())
     return model.state_dict(), model(images().double())
 
@@ -82,52 +82,45 @@ def logits(space):
     return model(images().double())
 
 
-def percent_off(space):
+def measured_percent_off(space):
     return 100 * ((logits(space) - right()[1]).norm() / right()[1].norm()).item()
 
 
-@torch.no_grad()
-def assert_random_in_training(space):
-    model = small_network(space, "Bottleneck")
-    first, second = model(images()), model(images())
-    assert not torch.allclose(first, second)
-
-
-@torch.no_grad()
-def assert_running_means(times, space):
-    theirs, ours = small_network(space, "BasicBlock"), small_network(OURS, "BasicBlock")
-    for model in (theirs, ours):
+def running_means_in_training(space):
+    """Of the first norm, after one forward pass."""
+    model = small_network(space, "BasicBlock")
+    with torch.no_grad():
         model(images())
-    torch.testing.assert_close(theirs.bn1.running_mean, float(times) * ours.bn1.running_mean)
+    return model.bn1.running_mean
 
 
-def assert_equal(stated, measured):
-    assert stated == measured
-
-
-# What a part of a symptom may say -> how it is measured, from the groups of the pattern and the names in the source.
-MEASURED = {
-    r"([\d,]+) parameters": lambda stated, space: assert_equal(stated, f"{parameters(space):,}"),
-    r"the last map is (\d+)x(\d+)": lambda h, w, space: assert_equal((int(h), int(w)), last_map(space)),
-    r"our checkpoint lacks (\S+)": lambda name, space: assert_equal(misfits(space)[name], "lacks"),
-    r"our (\S+) (has no place|does not fit)": lambda name, how, space: assert_equal(misfits(space)[name], how),
-    r"our checkpoint loads, but logits are ([\d.]+)% off": lambda percent, space: assert_equal(
-        float(percent), pytest.approx(percent_off(space), rel=0.05)
-    ),
-    r"our checkpoint loads, but the outputs of each image sum to 1": lambda space: torch.testing.assert_close(
-        logits(space).sum(1), torch.ones(2).double()
-    ),
-    r"right in evaluation": lambda space: assert_equal(percent_off(space), 0),
-    r"in training, the same images give other logits each time": assert_random_in_training,
-    r"after one forward pass in training, running means are (\d+) times ours": assert_running_means,
-}
-
-
-def measure(claim, space):
-    for pattern, check in MEASURED.items():
-        if found := re.fullmatch(pattern, claim):
-            return check(*found.groups(), space=space)
-    raise AssertionError(f"nothing measures {claim!r}")
+def assert_seen(symptom, space):
+    """Measures a symptom in the networks of a broken source."""
+    match symptom:
+        case Parameters(count):
+            assert parameters(space) == count
+        case LastMap(side):
+            assert last_map(space) == (side, side)
+        case Missing(tensor):
+            assert tensor in on_meta(space).state_dict().keys() - OURS_ON_META.state_dict().keys()
+        case Unexpected(tensor):
+            assert tensor in OURS_ON_META.state_dict().keys() - on_meta(space).state_dict().keys()
+        case Misshapen(tensor):
+            assert on_meta(space).state_dict()[tensor].shape != OURS_ON_META.state_dict()[tensor].shape
+        case Logits(percent_off):
+            assert measured_percent_off(space) == pytest.approx(percent_off, rel=0.05)
+        case OutputsSumToOne():
+            torch.testing.assert_close(logits(space).sum(1), torch.ones(2).double())
+        case RandomInTraining():
+            assert measured_percent_off(space) == 0
+            model = small_network(space, "Bottleneck")
+            assert not torch.allclose(model(images()), model(images()))
+        case RunningMeans(times):
+            assert measured_percent_off(space) == 0
+            means, ours = running_means_in_training(space), running_means_in_training(OURS)
+            torch.testing.assert_close(means, float(times) * ours)
+        case _:
+            raise AssertionError(f"nothing measures {symptom!r}")
 
 
 @pytest.mark.parametrize("mistake", EXERCISES)
@@ -139,10 +132,10 @@ def test_the_doctor_names_the_mistake_of_a_broken_source(mistake):
 
 
 @pytest.mark.parametrize("mistake", EXERCISES)
-def test_a_symptom_is_what_is_measured(mistake):
+def test_each_symptom_is_measured(mistake):
     space = run_source(broken_source(mistake))
-    for claim in EXERCISES[mistake].symptom.split("; "):
-        measure(claim, space)
+    for symptom in EXERCISES[mistake].symptoms:
+        assert_seen(symptom, space)
 
 
 def test_the_legend_says_what_is_right():
@@ -151,7 +144,7 @@ def test_the_legend_says_what_is_right():
 
 
 @pytest.mark.parametrize("mistake", EXERCISES)
-def test_an_exercise_is_one_small_edit_that_does_not_tell_the_mistake(mistake):
+def test_an_exercise_is_a_small_edit_and_does_not_name_the_mistake(mistake):
     text = handout(NUMBERS[mistake], "exercise.py")
     assert mistake in MISTAKES
     assert mistake.lower() not in " ".join(text.lower().replace("#", "").split())
@@ -186,10 +179,10 @@ def student(tmp_path):
     return write
 
 
-def test_our_own_source_is_graded_as_mended(student, capsys):
+def test_our_own_source_is_graded_as_fixed(student, capsys):
     path = student()
     assert main(["grade", str(path)]) == 0
-    assert capsys.readouterr().out.startswith(f"{path} is mended: ")
+    assert capsys.readouterr().out.startswith(f"{path} is fixed: ")
 
 
 def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeypatch, capsys):
@@ -202,13 +195,13 @@ def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeyp
     assert not [mistake for mistake in EXERCISES if mistake in listed]
     assert main(["exercise", str(NUMBERS[mistake])]) == 0
     name = f"exercise_{NUMBERS[mistake]:02}.py"
-    assert capsys.readouterr().out == f"{name}: mend it, then `resnet-core grade {name}`\n"
+    assert capsys.readouterr().out == f"{name}: fix its mistake, then run `resnet-core grade {name}`\n"
 
     assert main(["grade", name]) == 1
     hint = capsys.readouterr().out
     number = r"mean \S+, norm \S+"
     values = [rf"  {whose}: +layer1\.0\.conv1 reads \[2, 64, 16, 16\], {number}\n" for whose in ("yours", "ours")]
-    assert re.fullmatch(f"{name} is not mended yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
+    assert re.fullmatch(f"{name} is not fixed yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
     assert main(["grade", name, "--tell"]) == 1
     assert capsys.readouterr().out == f"{hint}  {mistake}: with that, the reference computes just what it does\n"
 
@@ -233,7 +226,7 @@ def test_a_mistake_that_float32_hides_is_found(mistake, place, tmp_path, monkeyp
     assert found.evidence
 
 
-def test_what_shows_only_in_trained_norms_is_placed(student, monkeypatch):
+def test_a_mistake_that_shows_only_with_trained_norms_is_found(student, monkeypatch):
     monkeypatch.setattr(grader, "BLOCKS", ("BasicBlock",))
     (found,) = grade(
         student(
@@ -259,7 +252,7 @@ def test_a_wrong_row_of_the_table_is_found(student, monkeypatch):
         (("self.fc", "self.head"), "state dict, fc.weight"),
     ],
 )
-def test_right_networks_with_other_weights_or_names_are_not_yet_ours(edit, place, student, monkeypatch):
+def test_other_initial_weights_and_names_are_found(edit, place, student, monkeypatch):
     monkeypatch.setattr(grader, "BLOCKS", ("BasicBlock",))
     (found,) = grade(student(edit))
     assert found.where == f"BasicBlock: {place}"
@@ -281,24 +274,24 @@ def test_right_networks_with_other_weights_or_names_are_not_yet_ours(edit, place
         ("TABLE_1 = {", "raise SystemExit(0)\nTABLE_1 = {", "raise SystemExit", "SystemExit: 0"),
     ],
 )
-def test_a_file_that_fails_is_told_in_one_line_with_its_line(old, new, line_of, message, student, capsys):
+def test_a_file_that_fails_is_reported_in_one_line_with_its_line(old, new, line_of, message, student, capsys):
     path = student((old, new))
     line = next(number for number, text in enumerate(path.read_text().split("\n"), 1) if line_of in text)
     assert main(["grade", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"resnet-core: {path}, line {line}: {message}")
-    assert told.endswith("; mend that and grade it again\n")
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith(f"resnet-core: {path}, line {line}: {message}")
+    assert reported.endswith("; fix that and grade the file again\n")
+    assert reported.count("\n") == 1
 
 
-def test_other_errors_are_told_in_one_line(student, tmp_path, monkeypatch, capsys):
+def test_other_errors_are_reported_in_one_line(student, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exercise_01.py").write_text("kept")
     lacking = student(("Bottleneck", "BottleNeck"))
     for words, message in {
         f"grade {lacking}": f"{lacking} lacks Bottleneck; did you mean BottleNeck?",
-        "grade nowhere.py": "there is no file nowhere.py; `resnet-core exercise NUMBER` writes one",
-        "exercise 1": "exercise_01.py is there already, perhaps mended; choose another file with --out",
+        "grade nowhere.py": "nowhere.py does not exist; `resnet-core exercise NUMBER` writes an exercise",
+        "exercise 1": "exercise_01.py already exists and may hold your work; choose another file with --out",
         "exercise 0": f"exercises are numbered from 1 to {len(EXERCISES)}, got 0; choose one of these",
         "exercise --out here.py": "--out here.py needs the exercise's number before it",
     }.items():
