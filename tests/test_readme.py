@@ -43,7 +43,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def workplace(digits_run, tmp_path_factory):
-    """A folder in which runs/digits is the finished run, digit.png one of its test images, mended.py our ResNet.
+    """A folder in which runs/digits is the finished run, digit.png one of its test images, fixed.py our ResNet.
 
     imagenet holds as many classes as ImageNet, of files that are named and empty.
     """
@@ -52,7 +52,7 @@ def workplace(digits_run, tmp_path_factory):
     (folder / "runs" / "digits").symlink_to(digits_run[0])
     pixels = resnet_core.data.load_digits().test.images[0]
     to_pil_image(pixels).save(folder / "digit.png")
-    (folder / "mended.py").write_text(inspect.getsource(resnet_core.models.resnet))
+    (folder / "fixed.py").write_text(inspect.getsource(resnet_core.models.resnet))
     for part, images in (("train", 3), ("val", 1)):
         for number in range(1000):
             images_of_class = folder / "imagenet" / part / f"n{number:08d}"
@@ -139,7 +139,7 @@ def test_command_works_and_prints_what_is_shown(command, shown, workplace, digit
         assert words[0] == "resnet-core"
         monkeypatch.chdir(workplace)
         finished = cli(*words[1:])
-        assert finished.returncode == (DIFFERENT if "is not mended yet" in shown else 0), finished.stderr
+        assert finished.returncode == (DIFFERENT if "is not fixed yet" in shown else 0), finished.stderr
         printed = finished.stdout
     lines = [as_pattern(line) for line in shown.splitlines() if line != "..."]
     assert [line for line in lines if line not in map(as_pattern, printed.splitlines())] == []
