@@ -22,23 +22,23 @@ from resnet_core.inference.predict import predict
 from resnet_core.recipes import Recipe
 from resnet_core.runs.training import read_recipe
 from resnet_core.train import TrainConfig, join_world
-from resnet_core.weights.pretrained import load_model
+from resnet_core.weights.pretrained import load_model, locate
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Name what is on images: the likeliest classes with their probabilities."""
+    """Classify images: print the most likely classes and their probabilities."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
+    """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
-    """Image files, or folders of them."""
+    """Image files, or folders that contain images at any depth."""
     top: int = 5
-    """How many classes of each image."""
+    """How many classes to print for each image."""
     model: str | None = None
-    """The model of a file of weights that does not say it."""
+    """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
-    """Read .pth and .pt files, with torch's weights_only=True."""
+    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
     json: bool = False
     """Print JSON."""
 
@@ -52,10 +52,11 @@ class Predict:
         model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
         if info.transform is None:
             raise ValueError(
-                f"{self.weights} does not say how to prepare an image for {info.model}; "
-                "`resnet-core convert` writes it with --resize-size and --crop-size"
+                f"{self.weights} does not record how to prepare an image for {info.model}; `resnet-core convert` "
+                "records it with --resize-size and --crop-size"
             )
         print(f"{info.model}, {info.origin}", file=sys.stderr)
+
         records: list[dict[str, Any]] = []
         for argument in self.images:
             try:
@@ -74,32 +75,33 @@ class Predict:
                     print(image)
                     for guess in guesses:
                         print(f"  {guess.probability:7.2%}  {guess.name or guess.index}")
+
         if self.json:
             print(json.dumps(records, indent=2))
         return SOME_FAILED if any("error" in record for record in records) else 0
 
 
 def failed(image: Path, error: ImageError) -> dict[str, Any]:
-    """The record of an image that was not predicted, after telling it."""
+    """Reports an image that could not be classified, and returns its record."""
     print(f"resnet-core: {error}", file=sys.stderr)
     return {"image": str(image), "error": str(error)}
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a finished run again on its test data, or any weights on data of yours."""
+    """Evaluate a finished run again on its test data, or any weights on your own data."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
+    """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     data: str = ""
-    """Folder to evaluate on, of images as DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE; a run's own
-    data when left out."""
+    """Folder of images to evaluate on: DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE. Without it, a run
+    is evaluated on its own data."""
     dataset: str = ""
-    """What lies in that folder: image_folder when left out, cifar10, fashion_mnist; digits need no folder."""
+    """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
     model: str | None = None
-    """The model of a file of weights that does not say it."""
+    """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
-    """Read .pth and .pt files, with torch's weights_only=True."""
+    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
     json: bool = False
     """Print JSON."""
 
@@ -121,15 +123,14 @@ class Evaluate:
     def _data(self, recipe: Recipe | None) -> DataConfig:
         if not self.data and not self.dataset:
             if recipe is None:
-                reason = "it has no recipe.toml" if Path(self.weights).exists() else "it is not there"
+                locate(self.weights)  # what does not exist, or is a checkpoint, is named as such
                 raise ValueError(
-                    f"{self.weights} is not a run's folder: {reason}; say on which data to evaluate other weights, "
-                    "with --data DIR"
+                    f"{self.weights} does not record its test data, as a run's folder does; name the data with --data DIR"
                 )
             return recipe.data
         name = self.dataset or "image_folder"
         if not self.data and name in IN_FOLDERS:
-            raise ValueError(f"--dataset {name} is read from a folder; say which with --data DIR")
+            raise ValueError(f"--dataset {name} is read from a folder; name it with --data DIR")
         if recipe is None:
             return DataConfig(name=name, path=self.data, global_batch=1, eval_batch=64, workers=2)
         return replace(recipe.data, name=name, path=self.data)
@@ -137,20 +138,20 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model for other runtimes, after comparing its outputs there with ours."""
+    """Export a model to run without this package, after comparing the file's outputs with the model's."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """Folder of a run, a file of weights, or published weights: resnet50, resnet50:IMAGENET1K_V1."""
+    """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     out: tyro.conf.Positional[Path]
-    """The file to write: .onnx, or .pt2 for the others."""
+    """The file to write: .onnx for the format onnx, .pt2 for the other formats."""
     format: Format = "onnx"
     """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
     image_size: int | None = None
-    """Height and width in pixels; those of the weights' evaluation when left out."""
+    """Height and width of the input in pixels. The default is the size at which the weights were evaluated."""
     model: str | None = None
-    """The model of a file of weights that does not say it."""
+    """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
-    """Read .pth and .pt files, with torch's weights_only=True."""
+    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
 
     def __call__(self) -> None:
         find_exporter(self.out, self.format)

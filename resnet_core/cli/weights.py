@@ -13,26 +13,26 @@ from resnet_core.weights.convert import convert
 
 @dataclass(frozen=True)
 class Convert:
-    """Bring another library's weights into a file of ours, after comparing both models' outputs."""
+    """Convert another library's weights to ours, after comparing the outputs of both models."""
 
     src: tyro.conf.Positional[Path]
-    """File (or transformers folder) that holds the weights."""
+    """The file that holds the weights, or a transformers folder."""
     dst: tyro.conf.Positional[Path]
     """The .safetensors file to write."""
     source: str
-    """Whose weights they are: timm, transformers, keras, composer or torchvision."""
+    """The library that the weights come from: timm, transformers, keras, composer or torchvision."""
     model: str | None = None
-    """The model, where the shapes alone do not tell."""
+    """The model that the weights must be of. By default it is found from the shapes."""
     resize_size: int | None = None
-    """Of the images in their evaluation, the shorter side's pixels; recorded in the file for `predict`."""
+    """Size in pixels to which `predict` resizes an image's shorter side. Recorded in the file."""
     crop_size: int | None = None
-    """Of the images in their evaluation, height and width in pixels."""
+    """Height and width in pixels of the crop that `predict` then takes. Recorded in the file."""
     allow_pickle: bool = False
-    """Read .pth, .pt and .bin files, with torch's weights_only=True."""
+    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
 
     def __post_init__(self) -> None:
         if (self.resize_size is None) != (self.crop_size is None):
-            raise ValueError("--resize-size and --crop-size go together")
+            raise ValueError("--resize-size and --crop-size go together: give both or neither")
 
     def __call__(self) -> None:
         transform = None

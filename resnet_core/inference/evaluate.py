@@ -1,4 +1,4 @@
-"""How often trained weights are right, on their run's test data or any other."""
+"""The accuracy of trained weights, on their run's test data or any other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.data import DataConfig, EvalLoader, load_test
+from resnet_core.foundation.errors import shortened
 from resnet_core.train import TrainConfig, World
 from resnet_core.train.evaluate import evaluate
 from resnet_core.train.forward import prepare_model
@@ -18,22 +19,24 @@ from resnet_core.train.metrics import classification_sums
 from resnet_core.weights import WeightsInfo, imagenet_classes
 
 WNID = re.compile(r"n\d{8}")  # as ImageNet's folders are named
-SHOWN = 3  # names of those that differ
 
 
 def evaluate_weights(
     model: nn.Module, info: WeightsInfo, data: DataConfig, train: TrainConfig, world: World
 ) -> dict[str, float]:
-    """top1, top5 (0..1), loss and count over the test images of `data`, prepared as the weights say.
+    """top1, top5 (0..1), loss and count over the test images of `data`, prepared as `info.transform` says.
 
-    `model` and `info` are `load_model`'s; precision and memory format are those of `train`. Each rank takes its part.
-    Raises ValueError where the classes are others, or the data or the weights cannot be used.
+    `model` and `info` come from `load_model`; precision and memory format are those of `train`. Each rank takes its
+    share of the images. Raises ValueError where the data's classes differ from the weights', or where the data or the
+    weights cannot be used.
     """
     if info.transform is None:
         raise ValueError(
-            f"the weights do not say how to prepare an image for {info.model}; "
-            "`resnet-core convert` writes it with --resize-size and --crop-size"
+            f"the weights do not record how to prepare an image for {info.model}; "
+            "`resnet-core convert` records it with --resize-size and --crop-size"
         )
+
+    # The data's labels become the weights' class numbers.
     images, names = load_test(data.name, data.path)
     numbers = torch.tensor(class_numbers(names, info, len(model.get_parameter("fc.weight"))), device=world.device)
 
@@ -49,7 +52,7 @@ def evaluate_weights(
         workers=data.workers,
         pin_memory=world.device.type == "cuda",
     )
-    train = replace(train, sync_batchnorm=False)  # of training alone, and of GPUs
+    train = replace(train, sync_batchnorm=False)  # only for training, and only on GPUs
     scores = evaluate(prepare_model(model, train, world).eval(), loader, score, train, world)
     if not all(map(math.isfinite, scores.values())):
         raise ValueError(f"the evaluation gives {scores}: the weights are damaged or diverged")
@@ -59,9 +62,9 @@ def evaluate_weights(
 def class_numbers(names: Sequence[str], info: WeightsInfo, num_classes: int) -> list[int]:
     """The weights' number of each class of the data.
 
-    Classes go by their names, in any order. Where one side has no words for them, they go by position: weights that
-    name none, and folders of ImageNet, whose sorted wnids (n01440764 ..) are the order of its 1000 classes. Raises
-    ValueError where the names or their number differ.
+    Classes are matched by name, in any order. Where one side has no names, they are matched by position: for weights
+    that name no classes, and for ImageNet's folders, whose sorted wnids (n01440764 ..) are the order of its 1000
+    classes. Raises ValueError where the names or their number differ.
     """
     known = info.class_names
     by_position = known is None or (known == imagenet_classes() and all(map(WNID.fullmatch, names)))
@@ -71,14 +74,10 @@ def class_numbers(names: Sequence[str], info: WeightsInfo, num_classes: int) -> 
         return [known.index(name) for name in names]
     differences = "" if by_position or known is None else _differences(names, known)
     raise ValueError(
-        f"the data has {len(names)} classes and the weights {num_classes}, and they must be the same{differences}"
+        f"the data has {len(names)} classes and the weights have {num_classes}; they must be the same{differences}"
     )
 
 
 def _differences(ours: Sequence[str], theirs: Sequence[str]) -> str:
     only = {"the data": sorted(set(ours) - set(theirs)), "the weights": sorted(set(theirs) - set(ours))}
-    return "".join(
-        f"; only in {where}: {', '.join(names[:SHOWN])}{' ..' if len(names) > SHOWN else ''}"
-        for where, names in only.items()
-        if names
-    )
+    return "".join(f"; only in {where}: {shortened(names)}" for where, names in only.items() if names)

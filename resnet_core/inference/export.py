@@ -1,4 +1,4 @@
-"""A model as one file that runs without this package, checked against the model before it takes its name."""
+"""A model as one file that runs without this package. The file is compared with the model before it takes its name."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CHECKED_BATCHES = (1, 5)  # not the example's, so that a batch that became a con
 
 
 class ExportError(ValueError):
-    """A format that cannot be written here, a model that it does not take, or a file that computes something else."""
+    """A format that cannot be written here, that does not support the model, or whose file computes something else."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """An exported file, and how near its logits came to the model's on random images."""
+    """An exported file, and how close its logits are to the model's on random images."""
 
     path: Path
     format: str
@@ -43,7 +43,7 @@ class Export:
     largest_difference: float
     """Between the file's logits and the float32 model's."""
     largest_logit: float
-    """The largest magnitude, to judge the others by."""
+    """The largest magnitude of a logit; the other numbers are relative to it."""
     error: float
     """Largest difference of the file's logits from a float64 run of the model."""
     allowed_error: float
@@ -57,30 +57,33 @@ class Export:
 
 
 def export(model: nn.Module, out: str | Path, *, format: Format, image_size: int = 224, channels: int = 3) -> Export:
-    """The file `out`: `[N, channels, image_size, image_size]` -> logits in float32 on the CPU, for any N.
+    """Writes the file `out`: `[N, channels, image_size, image_size]` -> logits in float32 on the CPU, for any N.
 
-    The model goes in as it evaluates, and stays as it is. The file takes its name only if its logits are as near to a
-    float64 run of the model as the float32 model's, within a factor of FACTOR, on random images.
-    Raises ExportError if not, or if the format cannot be written; ValueError or OSError for arguments that do not fit.
+    The model is exported in evaluation mode, and is itself not changed. The file takes its name only if its error
+    against a float64 run of the model, on random images, is at most FACTOR times the float32 model's own.
+    Raises ExportError if it is larger, or if the format cannot be written; ValueError or OSError for arguments that do
+    not fit.
     """
     path = Path(out)
     exporter = find_exporter(path, format)
     network = copy.deepcopy(model).cpu().float().eval()
     example, *batches = seeded_images(image_size, channels)
+
     with torch.no_grad(), beside(path) as folder:
         logits = run_model(network, batches)
         exact = run_model(copy.deepcopy(network).double(), [images.double() for images in batches])
+
         file = Path(folder, path.name)
         try:
             opset = exporter.write(capture(network, example), file)
             written = torch.cat([exporter.load(file)(images) for images in batches])
-            comparison = compare_logits(written, logits, exact)
+            measured = measure_errors(written, logits, exact)
         except OSError:
             raise
         except Exception as error:  # exporters and runtimes have no family of errors in common
-            reason = f"{format} failed on this model ({first_line(error)})"
-            raise ExportError(f"{path}: not written, since {reason}") from error
-        result = Export(path, format, file.stat().st_size, opset, *comparison)
+            raise ExportError(f"{path} was not written: {format} failed on this model ({first_line(error)})") from error
+
+        result = Export(path, format, file.stat().st_size, opset, *measured)
         check(result)
         with replacing(path) as aside:
             file.replace(aside)
@@ -94,13 +97,13 @@ def find_exporter(path: Path, format: str) -> Exporter:
     exporter = EXPORTERS[format]
     if path.suffix != exporter.suffix:
         raise ValueError(
-            f"{path}: a file of format {format} ends in {exporter.suffix}; name it {path.stem}{exporter.suffix}, or "
+            f"{path} must end in {exporter.suffix} for the format {format}; name it {path.stem}{exporter.suffix}, or "
             f"choose another --format of {', '.join(EXPORTERS)}"
         )
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it or choose another name")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a folder; make it, or choose another place for {path.name}")
+        raise FileNotFoundError(f"{path.parent} is not a folder; create it, or choose another place for {path.name}")
     lacking = exporter.lacks()
     if lacking:
         raise ExportError(f"format {format} needs {lacking}")
@@ -122,13 +125,13 @@ def seeded_images(image_size: int, channels: int) -> list[Tensor]:
 
 
 def run_model(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """The logits of all batches, one row an image. Raises ValueError where there are none, or they are not finite."""
+    """The logits of all batches, one row per image. Raises ValueError where the model fails or they are not finite."""
     try:
         logits = torch.cat([model(images) for images in batches])
     except RuntimeError as error:
         shape = " x ".join(map(str, batches[0].shape[1:]))
         raise ValueError(
-            f"the model does not take images of {shape} ({first_line(error)}); give its own channels and image_size"
+            f"the model does not take images of {shape} ({first_line(error)}); pass its own channels and image_size"
         ) from error
     if not logits.isfinite().all():
         raise ExportError("the model's logits on random images are not finite: its weights are damaged or diverged")
@@ -145,7 +148,7 @@ def capture(network: nn.Module, example: Tensor) -> ExportedProgram:
     return program
 
 
-def compare_logits(written: Tensor, logits: Tensor, exact: Tensor) -> tuple[float, float, float, float]:
+def measure_errors(written: Tensor, logits: Tensor, exact: Tensor) -> tuple[float, float, float, float]:
     """Largest difference and logit, error and allowed error, as in `Export`. Raises RuntimeError for unlike shapes."""
     written, logits, exact = torch.stack([written.double(), logits.double(), exact])
     error, model_error = float_errors(written, logits, exact)
@@ -156,9 +159,9 @@ def check(result: Export) -> None:
     """Raises ExportError for logits further from the float64 run than is allowed, or not finite."""
     if not result.error <= result.allowed_error:  # also where the error is nan
         raise ExportError(
-            f"{result.path}: not written, since the {result.format} file computes something else: at logits up to "
-            f"{result.largest_logit:.3g} it is {result.error:.1e} from a float64 run of the model, "
-            f"{result.allowed_error:.1e} allowed; choose another format"
+            f"{result.path} was not written: the {result.format} file computes something else. With logits up to "
+            f"{result.largest_logit:.3g} it differs from a float64 run of the model by {result.error:.1e}, and "
+            f"{result.allowed_error:.1e} is allowed; choose another format"
         )
 
 
@@ -220,7 +223,7 @@ def lacks_aoti() -> str:
 
 @dataclass(frozen=True)
 class Exporter:
-    """How a format is written and run, and what is lacking for that on this machine, in words, with its remedy."""
+    """How a format is written and run, and what this machine lacks for it: a text with the remedy, or an empty one."""
 
     suffix: str
     write: Callable[[ExportedProgram, Path], int | None]

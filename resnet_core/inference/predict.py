@@ -1,4 +1,4 @@
-"""Images in, the likeliest classes out."""
+"""Images in, the most likely classes out."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def predict(
     class_names: Sequence[str] | None = None,
     top: int = 5,
 ) -> list[Guess]:
-    """The `top` likeliest classes of an image file, the likeliest first.
+    """The `top` most likely classes of an image file, the most likely first.
 
-    Raises ImageError for a file that is not a whole image, ValueError where the model gives no probabilities.
+    Raises ImageError for a file that is not a whole image, ValueError where the logits are not finite.
     """
     pixels = transform(read_image(image))
     probabilities = model(pixels[None])[0].softmax(0)

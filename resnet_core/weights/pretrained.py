@@ -71,6 +71,8 @@ def locate(source: str | Path) -> Path | WeightSet:
             raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is not a run's folder")
         return path / "model.safetensors"
     if names_a_file(source):
+        if not path.exists():
+            raise ValueError(f"{source} does not exist")
         return path
 
     name, _, chosen = str(source).partition(":")

@@ -67,7 +67,7 @@ def test_recipes_are_listed_and_shown(capsys):
         ("describe resnet5", "unknown model 'resnet5'; did you mean resnet50"),
         ("describe resnet50 --image-size 0", "image_size must be at least 1 pixel and at most 32768, got 0"),
         ("models vgg*", "no model matches 'vgg\\*'"),
-        ("evaluate nowhere", "nowhere is not a run's folder: it is not there; say on which data"),
+        ("evaluate nowhere", "'nowhere' is neither a run's folder, nor a weights file"),
         ("plot nowhere", "nowhere is not a run's folder"),
         ("train digits --schedule.warmup-epochs 30", r"warmup_epochs \(30\) must be less than train.epochs \(30\)"),
         ("train digits --processes 3", "64 cannot be split equally over 3 processes; use 1 or 2 or 4"),

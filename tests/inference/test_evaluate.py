@@ -99,17 +99,17 @@ def test_what_is_evaluated_is_told_beside_the_result(weights, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("classes", "words", "message"),
     [
-        (IMAGES, ["--dataset", "cifar10"], "--dataset cifar10 is read from a folder; say which with --data DIR"),
+        (IMAGES, ["--dataset", "cifar10"], "--dataset cifar10 is read from a folder; name it with --data DIR"),
         (IMAGES, ["--dataset", "cifar"], "unknown dataset 'cifar'; did you mean cifar10"),
-        (IMAGES, [], "is not a run's folder: .*; say on which data to evaluate other weights, with --data DIR"),
+        (IMAGES, [], "does not record its test data, as a run's folder does; name the data with --data DIR"),
         (IMAGES, ["--data", "nowhere"], "nowhere is no folder"),
         ({}, ["--data", "."], "has no class folders"),
         (
             {"bird": 1, "cow": 1, "dog": 1},
             ["--data", "."],
-            "3 classes and the weights 3, and they must be the same; only in the data: cow; only in the weights: cat",
+            "3 classes and the weights have 3; they must be the same; only in the data: cow; only in the weights: cat",
         ),
-        ({"cat": 1, "dog": 1}, ["--data", "."], "2 classes and the weights 3, .*; only in the weights: bird"),
+        ({"cat": 1, "dog": 1}, ["--data", "."], "2 classes and the weights have 3; .*; only in the weights: bird"),
         (
             dict.fromkeys(("n01440764", "n01443537", "n01484850"), 1),
             ["--data", "."],
@@ -132,10 +132,10 @@ def test_classes_go_by_name_and_imagenets_folders_by_their_order():
     imagenet = WeightsInfo(model="resnet50", class_names=words)
     wnids = [f"n{number:08}" for number in range(1000)]
     assert class_numbers(wnids, imagenet, 1000) == list(range(1000))
-    with pytest.raises(ValueError, match="the data has 10 classes and the weights 1000"):
+    with pytest.raises(ValueError, match="the data has 10 classes and the weights have 1000"):
         class_numbers(wnids[:10], imagenet, 1000)
     with pytest.raises(
-        ValueError, match=r"only in the data: n00000000, n00000001, n00000002 \.\.; only in the weights: A"
+        ValueError, match=r"only in the data: n00000000, n00000001, n00000002 and 997 more; only in the weights: A"
     ):
         class_numbers(wnids, WeightsInfo(model="resnet50", class_names=("A", *words[1:])), 1000)
 
@@ -144,7 +144,7 @@ def test_classes_go_by_name_and_imagenets_folders_by_their_order():
 
     nameless = WeightsInfo(model="resnet18")
     assert class_numbers(["cat", "dog"], nameless, 2) == [0, 1]
-    with pytest.raises(ValueError, match=r"has 2 classes and the weights 3, and they must be the same$"):
+    with pytest.raises(ValueError, match=r"has 2 classes and the weights have 3; they must be the same$"):
         class_numbers(["cat", "dog"], nameless, 3)
 
 
@@ -154,8 +154,23 @@ def test_weights_that_cannot_be_used_are_told(weights, capsys, tmp_path):
     path = tmp_path / "other.safetensors"
     write_weights(path, model.state_dict(), replace(info, transform=None))
     assert main(["evaluate", str(path), "--data", str(tmp_path / "data")]) == 2
-    assert "do not say how to prepare an image for cifar_resnet20; `resnet-core convert`" in capsys.readouterr().err
+    assert "do not record how to prepare an image for cifar_resnet20; `resnet-core convert`" in capsys.readouterr().err
     model.bn1.running_var.fill_(-1)
     write_weights(path, model.state_dict(), info)
     assert main(["evaluate", str(path), "--data", str(tmp_path / "data")]) == 2
     assert "'loss': nan" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_exist_are_named(capsys):
+    assert main(["evaluate", "missing.safetensors"]) == 2
+    assert "missing.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_named_with_what_to_give_instead(digits_run, capsys):
+    checkpoint = next((digits_run[0] / "checkpoints").glob("step-*"))
+    for words in (["evaluate", checkpoint], ["predict", checkpoint, "x.png"]):
+        assert main([*map(str, words)]) == 2
+        assert (
+            "is a checkpoint, from which `resnet-core train` continues; give the run's folder"
+            in capsys.readouterr().err
+        )

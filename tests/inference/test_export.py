@@ -122,7 +122,7 @@ SPOILED = {
 def test_a_file_that_disagrees_is_not_left(spoil, tmp_path, monkeypatch):
     model = tiny().eval()
     replaced(monkeypatch, write=lambda _, file: file.touch(), load=lambda _: lambda batch: spoil(model(batch)))
-    with pytest.raises(ExportError, match=r"model\.pt2: not written"):
+    with pytest.raises(ExportError, match=r"model\.pt2 was not written"):
         export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
     assert list(tmp_path.iterdir()) == []
 
@@ -160,8 +160,8 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Branching(), r"model\.pt2: not written, since torch-export failed on this model \(.*data-dependent"),
-        (tiny(in_channels=1), r"does not take images of 3 x 32 x 32 \(.*channels.*\); give its own channels"),
+        (Branching(), r"model\.pt2 was not written: torch-export failed on this model \(.*data-dependent"),
+        (tiny(in_channels=1), r"does not take images of 3 x 32 x 32 \(.*channels.*\); pass its own channels"),
     ],
     ids=["branching", "grey"],
 )
@@ -194,11 +194,11 @@ def test_a_model_of_zeros_is_no_division_by_zero(tmp_path):
             "model.pt",
             {"format": "aoti"},
             ValueError,
-            r"model\.pt: a file of format aoti ends in \.pt2; name it model\.pt2",
+            r"model\.pt must end in \.pt2 for the format aoti; name it model\.pt2",
         ),
-        ("model.pt2", {"format": "onnx"}, ValueError, r"ends in \.onnx; name it model\.onnx"),
+        ("model.pt2", {"format": "onnx"}, ValueError, r"must end in \.onnx for the format onnx; name it model\.onnx"),
         ("here.pt2", {"format": "aoti"}, OSError, r"here\.pt2 exists; remove it or choose another name"),
-        ("no/model.pt2", {"format": "aoti"}, OSError, r"no is not a folder; make it"),
+        ("no/model.pt2", {"format": "aoti"}, OSError, r"no is not a folder; create it"),
         ("model.pt2", {"format": "aoti", "image_size": 0}, ValueError, "at least 1, got 0 and 3"),
     ],
 )
