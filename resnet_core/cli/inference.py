@@ -125,7 +125,7 @@ class Evaluate:
             if recipe is None:
                 locate(self.weights)  # what does not exist, or is a checkpoint, is named as such
                 raise ValueError(
-                    f"{self.weights} does not record its test data, as a run's folder does; name the data with --data DIR"
+                    f"{self.weights} does not record its test data, as a run's folder does; name it with --data DIR"
                 )
             return recipe.data
         name = self.dataset or "image_folder"

@@ -11,9 +11,9 @@ from secrets import token_hex
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields the name to write under; when the block ends well, that file takes the place of `path`.
+    """Yields the path to write to; when the block ends without an exception, that file replaces `path`.
 
-    Whatever ends the process, `path` is the old file or the new one; an exception removes what was written.
+    Whatever ends the process, `path` is the old file or the new one. An exception removes what was written.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{token_hex(4)}.part")

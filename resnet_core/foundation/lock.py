@@ -1,4 +1,4 @@
-"""One job at a time in a folder: a lock that the kernel lets go of when its owner ends, however it ends."""
+"""One job at a time in a folder: a lock that the kernel releases when its owner ends, however it ends."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class FolderInUseError(OSError):
     """Another process owns the folder."""
 
 
-_held: set[Path] = set()  # by this process: a record lock keeps out others alone
+_held: set[Path] = set()  # by this process: a record lock keeps out only other processes
 
 
 @contextmanager
 def owning(folder: Path) -> Iterator[None]:
-    """Within it this process owns the folder. Raises FolderInUseError naming the process that does.
+    """Inside this context, this process owns the folder. Raises FolderInUseError, naming the owner, if another does.
 
-    A POSIX record lock: processes that this one forks do not hold it, and other machines see it where the folder is on
-    a network filesystem that keeps locks, as NFS does. Raises OSError where it is on one that does not.
+    The lock is a POSIX record lock. Forked processes do not inherit it. Other machines see it if the folder is on a
+    network filesystem that supports locks, such as NFS; on one that does not, OSError is raised.
     """
     place = folder.resolve()
-    if place in _held:  # opened and closed again, the file would lose its lock
+    if place in _held:  # opening and closing the file again would release the lock
         raise FolderInUseError(_refusal(folder, "this process"))
     with (folder / NAME).open("a+") as file:
         try:
@@ -36,7 +36,9 @@ def owning(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise FolderInUseError(_refusal(folder, file.read().strip() or "another process")) from error
         except OSError as error:
-            raise OSError(f"{folder} is on a filesystem without locks ({error.strerror}); choose another") from error
+            raise OSError(
+                f"{folder} is on a filesystem without locks ({error.strerror}); choose a folder on another"
+            ) from error
         _held.add(place)
         try:
             file.truncate(0)
@@ -48,4 +50,4 @@ def owning(folder: Path) -> Iterator[None]:
 
 
 def _refusal(folder: Path, owner: str) -> str:
-    return f"{folder} is in use by {owner}; wait for its end, or choose another folder with --out"
+    return f"{folder} is in use by {owner}; wait until it ends, or choose another folder with --out"

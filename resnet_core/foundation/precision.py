@@ -12,14 +12,14 @@ FACTOR = 10.0
 
 
 def float_errors(ours: Tensor, theirs: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Largest errors of two tensors; half a float32 step of the largest value is granted to the second."""
+    """Largest errors of two tensors. The second is taken as at least half a float32 step of the largest value."""
     floor = exact.abs().max().item() * torch.finfo(torch.float32).eps / 2
     error, reference = ((each.double() - exact).abs().max().item() for each in (ours, theirs))
     return error, max(reference, floor)
 
 
 def ratio(error: float, reference: float) -> float:
-    """How many times larger the error is; infinite where it is no number."""
+    """How many times larger the error is; infinite where it is not a number."""
     if not (error < float("inf") and reference < float("inf")):
         return float("inf")
     return error / reference if reference else float(error > 0)
@@ -33,10 +33,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def same_distribution(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors can be samples of one distribution; wrongly no about once in a billion tensors.
+    """Whether two tensors can be samples of one distribution. It says no wrongly about once in a billion tensors.
 
-    Kolmogorov and Smirnov's test, and, since that says nothing of few values, the distance of the means. Constants are
-    told apart exactly, single values not at all. Large tensors are thinned out to about 10,000 values.
+    The Kolmogorov-Smirnov test and, since that says little about few values, the distance of the means. Constants are
+    compared exactly, single values not at all. Large tensors are thinned out to about 10,000 values.
     """
     first, second = (each.detach().double().flatten()[:: 1 + each.numel() // 10_000] for each in (a, b))
     if a.numel() == b.numel() == 1:

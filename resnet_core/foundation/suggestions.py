@@ -1,4 +1,4 @@
-"""What to propose where a name is not known."""
+"""What to suggest for an unknown name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: names that end with it, else the nearest, else all of them."""
+    """The remedy of an error about an unknown name: names that end with it, else the nearest, else all known ones."""
     spelled = {each.lower(): each for each in known}
     written = str(name).lower()
     longer = [each for each in spelled if each.endswith(f"_{written}")]

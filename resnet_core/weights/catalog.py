@@ -14,7 +14,7 @@ from resnet_core.foundation.suggestions import did_you_mean
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One published file of weights: where it lies, how well it does, and how it saw its images."""
+    """One published set of weights: its file, its accuracy, and how its images are prepared."""
 
     model: str
     name: str
@@ -71,8 +71,9 @@ CATALOG = _catalog()  # model -> set -> what is published; a model's last set is
 def find_weights(model: str, name: str | Enum) -> WeightSet:
     """The set of `model` that `name` stands for: "DEFAULT" (the best), "IMAGENET1K_V1", or torchvision's own name.
 
-    The last is text, "ResNet50_Weights.IMAGENET1K_V1", or the enum member itself. Raises ValueError for a model or a
-    set that is not published, with the nearest that is, and for another model's; TypeError for anything but a name.
+    torchvision's name is the text "ResNet50_Weights.IMAGENET1K_V1" or the enum member itself. Raises ValueError for a
+    model or a set that is not published, with the nearest one that is, and for a set of another model; TypeError for
+    anything that is not a name.
     """
     if model not in CATALOG:
         raise ValueError(f"no weights are published for {model!r}; {did_you_mean(model, CATALOG)}")

@@ -1,4 +1,4 @@
-"""Files from the network that arrive whole and right, or not at all."""
+"""Downloads that arrive complete and verified, or leave no file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import torch
 
 from resnet_core.foundation.atomic import replacing
 
-STALL_SECONDS = 30.0  # a server that sends nothing for so long is given up
+STALL_SECONDS = 30.0  # the download fails when the server sends nothing for this long
 MOST_BYTES = 2 << 30  # the largest published file has 485 MiB
 CHUNK_BYTES = 1 << 16
 
 
 class DownloadError(OSError):
-    """Why a file could not be had, and the remedy, in one line; nothing of a download is left behind."""
+    """A file that could not be fetched: the reason and the remedy in one line. Nothing of a download is left behind."""
 
 
 def fetch(url: str, *, sha256_prefix: str, folder: Path | None = None, progress: bool = True) -> Path:
-    """Where the file of `url` lies in `folder`: downloaded if it is not there yet, its SHA-256 verified either way.
+    """The path of the file of `url` in `folder`: downloaded if it is missing, its SHA-256 verified in any case.
 
     `folder` is torch's hub cache unless given, so that files fetched by torchvision are found. `sha256_prefix` holds
-    the hash's first hex digits, at least 8. With `progress` there is a bar on a terminal, elsewhere one line (stderr).
+    the hash's first hex digits, at least 8. `progress` shows a bar on a terminal, elsewhere one line, on stderr.
     Raises DownloadError, and ValueError for a URL that is not https or a prefix that is too short.
     """
     if urlsplit(url).scheme != "https":
-        raise ValueError(f"weights come over https alone, got {url}: give a URL that starts with https://")
+        raise ValueError(f"weights are fetched only over https, got {url}; give a URL that starts with https://")
     if not re.fullmatch("[0-9a-f]{8,64}", sha256_prefix):
         raise ValueError(f"sha256_prefix must be 8 to 64 hex digits in lower case, got {sha256_prefix!r}")
     path = (folder or Path(torch.hub.get_dir(), "checkpoints")) / PurePosixPath(urlsplit(url).path).name
@@ -51,8 +51,11 @@ def fetch(url: str, *, sha256_prefix: str, folder: Path | None = None, progress:
                 "remove it, and it is fetched again"
             )
     except URLError as error:
+        # The server may have written some of it: no control characters, and not more than a line.
         reason = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error.reason))[:300]
-        raise DownloadError(f"{url}: {reason}; try again, or copy the file to {path} by hand") from error
+        raise DownloadError(
+            f"{url} could not be fetched: {reason}; try again, or copy the file to {path} by hand"
+        ) from error
     return path
 
 
@@ -63,10 +66,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(url: str, path: Path, sha256_prefix: str, progress: bool) -> None:
-    """Puts the file of `url` at `path`. Raises URLError for what the network or the server does, else DownloadError."""
+    """Puts the file of `url` at `path`. Raises URLError for faults of network and server, else DownloadError."""
     sha256 = hashlib.sha256()
     with _network_errors():
         response = build_opener(_HttpsRedirects).open(url, timeout=STALL_SECONDS)
+
     size = response.length
     with response, _disk_errors(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +86,8 @@ def _download(url: str, path: Path, sha256_prefix: str, progress: bool) -> None:
                 advance(len(chunk))
             if not sha256.hexdigest().startswith(sha256_prefix):
                 raise URLError(
-                    f"sent another file than the published one, SHA-256 {sha256.hexdigest()[:8]} for {sha256_prefix}"
+                    f"the server sent another file than the published one: its SHA-256 starts with "
+                    f"{sha256.hexdigest()[:8]}, not {sha256_prefix}"
                 )
 
 
@@ -94,7 +99,7 @@ def _chunks(response: HTTPResponse) -> Iterator[bytes]:
             chunk = response.read(CHUNK_BYTES)
         received += len(chunk)
         if received > MOST_BYTES:
-            raise URLError(f"sent more than {MOST_BYTES:,} bytes, which no published file has")
+            raise URLError(f"the server sent more than {MOST_BYTES:,} bytes, which no published file has")
         yield chunk
     if promised is not None and received != promised:
         raise URLError(f"the connection was cut after {received:,} of {promised:,} bytes")
@@ -111,7 +116,7 @@ class _HttpsRedirects(HTTPRedirectHandler):
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme != "https":
-            raise URLError(f"redirects to {newurl}, which is not https")
+            raise URLError(f"the server redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -120,11 +125,11 @@ def _check_size(size: int | None, path: Path) -> None:
     if size is None:
         return
     if size > MOST_BYTES:
-        raise URLError(f"promised {size:,} bytes, and no published file has more than {MOST_BYTES:,}")
+        raise URLError(f"the server promised {size:,} bytes, and no published file has more than {MOST_BYTES:,}")
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise DownloadError(
-            f"{path} needs {size:,} bytes and the disk has {free:,} left: make room, or set TORCH_HOME to a folder on "
+            f"{path} needs {size:,} bytes and the disk has {free:,} left; make room, or set TORCH_HOME to a folder on "
             "another disk"
         )
 
@@ -136,8 +141,8 @@ def _network_errors() -> Iterator[None]:
         yield
     except HTTPError as error:
         error.close()
-        why = "redirects in circles or away from https" if error.code < 400 else f"the server answered {error.code}"
-        raise URLError(why) from error
+        circles = "the server redirects in circles or away from https"
+        raise URLError(circles if error.code < 400 else f"the server answered {error.code}") from error
     except URLError:
         raise
     except (OSError, HTTPException, ValueError) as error:
@@ -152,19 +157,20 @@ def _disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
     except (URLError, DownloadError):
         raise
     except OSError as error:
-        needed = "" if size is None else f", which needs {size:,} bytes"
+        needed = "" if size is None else f" of {size:,} bytes"
         raise DownloadError(
-            f"{path}{needed}: {error.strerror or error}; mend that, or set TORCH_HOME to another folder, with room"
+            f"{path}{needed} cannot be read or written ({error.strerror or error}); fix that, or set TORCH_HOME to "
+            "another folder, on a disk with room"
         ) from error
 
 
 @contextmanager
 def _shown(url: str, path: Path, size: int | None, progress: bool) -> Iterator[Callable[[int], object]]:
-    """Yields what to call with each number of bytes that came, which moves the bar where there is one."""
+    """Yields a function to call with each number of bytes received; it moves the bar where there is one."""
     if not progress or not sys.stderr.isatty():
         if progress:
-            told = "" if size is None else f", {size:,} bytes,"
-            print(f"fetching {url}{told} to {path}", file=sys.stderr)
+            length = "" if size is None else f", {size:,} bytes,"
+            print(f"fetching {url}{length} to {path}", file=sys.stderr)
         yield lambda count: None
         return
 

@@ -1,6 +1,6 @@
-"""Weights in files: read without executing anything or believing a size, written whole or not at all.
+"""Weights in files: read without executing code or trusting a claimed size, written whole or not at all.
 
-safetensors is the format. A pickle is read only where the caller says `allow_pickle=True`, never as a fallback, and
+safetensors is the format. A pickle is read only if the caller says `allow_pickle=True`, never as a fallback, and
 only as tensors in dicts. Memory stays in proportion to the file: a header, a pickle or a zip's directory has at most
 INDEX_LIMIT bytes, and tensors have no more bytes than the file.
 """
@@ -35,7 +35,11 @@ WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.com
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How many tensors were loaded, and the names left out: the head's, the model's without any, the file's unused."""
+    """How many tensors were loaded, and which names were left out.
+
+    `dropped` are the file's head where the model keeps its own, `missing` the model's names that the file lacks,
+    `unexpected` the file's names that the model lacks.
+    """
 
     loaded: int
     dropped: tuple[str, ...]
@@ -61,7 +65,7 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
 
 
 def read_info(path: str | Path) -> WeightsInfo | None:
-    """What a safetensors file says of itself, from its header alone, unverified; None where it says nothing.
+    """What a safetensors file says about itself, from its header and unverified; None if it says nothing.
 
     A pickle says nothing. Raises WeightsError.
     """
@@ -95,9 +99,9 @@ def read_file(path: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: WeightsInfo | None = None) -> None:
-    """Writes tensors, to the bit, and what is known of them as a safetensors file with a SHA-256 of both.
+    """Writes tensors, bit for bit, and what is known about them as a safetensors file with a SHA-256 of both.
 
-    A crash leaves the old file or the new one. Tensors that share memory are written once for each name.
+    A crash leaves the old file or the new one. Tensors that share memory are written once per name.
     Raises WeightsError for what the format cannot hold, OSError where the file cannot be written.
     """
     path = Path(path)
@@ -118,7 +122,7 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Weights
 
 
 def in_order(data: bytes) -> bytes:
-    """The same file with its metadata sorted, which the library writes in any order: one content, one file."""
+    """The same file with its metadata sorted, since the library writes it in any order: one content, one file."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -191,7 +195,7 @@ def fit(
 
 
 def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: set[str]) -> Iterator[str]:
-    """What keeps tensors from becoming the model's of the same name, one text for each kind of fault."""
+    """Why tensors cannot become the model's of the same name: one text for each kind of fault."""
     foreign = [name for name, value in matched.items() if not is_plain(value)]
     kinds = [name for name in matched if name not in foreign and not same_kind(matched[name], own[name])]
     shapes = [name for name in matched if name not in foreign and matched[name].shape != own[name].shape]
@@ -230,7 +234,7 @@ def head_prefix(model: nn.Module) -> str | None:
 
 
 def batch_counts(model: nn.Module) -> set[str]:
-    """Names of the BatchNorms' counts of batches, which files from before torch 0.4.1 lack."""
+    """Names of the BatchNorms' `num_batches_tracked`, which files from before torch 0.4.1 lack."""
     norms = (name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
     return {f"{name}.num_batches_tracked".lstrip(".") for name in norms}
 
@@ -243,14 +247,14 @@ def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-# safetensors: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
+# A safetensors file: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata, verified where the file carries a SHA-256. Raises WeightsError."""
     _, metadata = read_header(path)
     try:
-        tensors = load(path.read_bytes())  # not mapped: who cuts a mapped file short kills its readers
+        tensors = load(path.read_bytes())  # not mapped: truncating a mapped file kills its readers
     except SafetensorError as error:
         raise WeightsError(
             f"{path} is refused by safetensors ({first_line(error)}); fetch or write it again"
@@ -261,7 +265,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of everything that a file says: metadata, names, dtypes, shapes and values, in the names' order."""
+    """SHA-256 of everything in a file: metadata, names, dtypes, shapes and values, in the order of the names."""
     said = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
     sha = hashlib.sha256(json.dumps(said).encode())
     for name in sorted(tensors):

@@ -42,7 +42,7 @@ class HubResNet(  # type: ignore[call-arg]
 
     @classmethod
     def _load_as_safetensor(cls, model: HubResNet, model_file: str, map_location: str, strict: bool) -> HubResNet:
-        # Always strict: the mixin's default would leave out what does not fit without a word.
+        # Always strict: by default the mixin silently leaves out what does not fit.
         load_weights(model, model_file)
         return model.to(map_location)
 

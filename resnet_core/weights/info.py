@@ -1,4 +1,4 @@
-"""What a file of weights says about itself, as JSON in its safetensors header."""
+"""What a weights file says about itself, as JSON in its safetensors header."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WeightsInfo:
     """Where the weights come from, in words."""
 
     def to_metadata(self) -> dict[str, str]:
-        """As safetensors keeps it: text under text keys."""
+        """The form in which safetensors stores it: text under text keys."""
         return {"format": "pt", KEY: json.dumps(asdict(self))}
 
     @classmethod
@@ -50,5 +50,5 @@ class WeightsInfo:
 
 
 def frozen(value: Any) -> Any:
-    """JSON's list as the tuple that it was written from."""
+    """JSON's list as the tuple that it was before."""
     return tuple(value) if isinstance(value, list) else value

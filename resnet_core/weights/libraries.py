@@ -28,8 +28,8 @@ NETWORKS = (*TABLE_1, *WIDER)
 IMAGE_SIZE = 64  # of the random images by which two networks are compared
 KERAS_EPSILON, EPSILON = 1.001e-5, 1e-5  # added to the variance: keras.applications' ResNets, torch's BatchNorm
 
-# What a Composer checkpoint calls beside tensors -> with how many arguments. It is read as `Ignored`, so that nothing
-# of it comes to life.
+# What a Composer checkpoint calls, other than for tensors -> with how many arguments. All of it is read as `Ignored`:
+# none of these objects is ever built.
 COMPOSER_CALLS = {
     "datetime timedelta": (3,),
     "numpy dtype": (3,),
@@ -51,7 +51,7 @@ class Original:
     network: Callable[[str, int], Network]
     """A name of NETWORKS and the number of classes -> the network, in evaluation mode."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Arguments of our builder that shapes do not tell."""
+    """Arguments of our builder that cannot be found from the shapes."""
     class_names: tuple[str, ...] | None = None
 
 
@@ -70,7 +70,7 @@ def library(name: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise WeightsError(
-            f"its own network is needed to compare with, and {error.name} is not installed: "
+            f"the library's own network is needed for the comparison, and {error.name} is not installed: "
             "pip install 'resnet-core[interop]'"
         ) from error
 
@@ -89,11 +89,13 @@ def torchvision_network(name: str, classes: int, tensors: Mapping[str, Tensor]) 
 
 
 def read_timm(path: Path, allow_pickle: bool) -> Original:
-    """A bare file, or one with the Hub's `config.json` beside it, whose architecture is then checked."""
+    """A bare file, or one with the Hub's `config.json` beside it. The architecture in that file is checked."""
     file = weights_file(path)
     architecture = config_beside(file).get("architecture", "resnet50")
     if architecture not in NETWORKS:  # resnetblur50 has resnet50's tensors, and other logits
-        raise WeightsError(f"{file.with_name('config.json')} has architecture {architecture!r}, not one of ours")
+        raise WeightsError(
+            f"{file.with_name('config.json')} has architecture {architecture!r}, which is not one of ours"
+        )
     tensors = read_weights(file, allow_pickle=allow_pickle)
 
     def network(name: str, classes: int) -> Network:
@@ -109,25 +111,23 @@ def read_transformers(path: Path, allow_pickle: bool) -> Original:
     file = weights_file(path)
     values = config_beside(file)
     if values.get("model_type") != "resnet":
-        raise WeightsError(f"{file.with_name('config.json')} must be there and have model_type 'resnet'")
+        raise WeightsError(f"{file.with_name('config.json')} must exist and have model_type 'resnet'")
     tensors = read_weights(file, allow_pickle=allow_pickle)
     transformers = library("transformers")
     try:
         config = transformers.ResNetConfig.from_dict(values)
-    except Exception as error:  # of any type: the library checks what is anyone's
+    except Exception as error:  # of any type: anyone may have written the file
         raise WeightsError(
             f"{file.with_name('config.json')} is refused by transformers ({first_line(error)})"
         ) from error
 
     def network(name: str, classes: int) -> Network:
+        # What its config says has to be the model that its shapes were taken for.
         expected = {"num_channels": 3, "embedding_size": 64, "hidden_act": "relu", "num_labels": classes}
         odd = [f"{key}={getattr(config, key)!r}" for key, value in expected.items() if getattr(config, key) != value]
         expansion, depths = 4 if config.layer_type == "bottleneck" else 1, TABLE_1[name][1]
-        if (
-            odd
-            or list(config.depths) != [*depths]
-            or list(config.hidden_sizes) != [width * expansion for width in (64, 128, 256, 512)]
-        ):
+        sizes = [width * expansion for width in (64, 128, 256, 512)]
+        if odd or list(config.depths) != [*depths] or list(config.hidden_sizes) != sizes:
             raise WeightsError(f"{file.with_name('config.json')} is not {name}'s ({', '.join(odd) or 'depths, sizes'})")
         model = transformers.ResNetForImageClassification(config)
         load_weights(model, tensors)
@@ -152,7 +152,7 @@ def weights_file(path: Path) -> Path:
     known = [path / "model.safetensors", path / "pytorch_model.bin"]
     found = [file for file in known if file.exists()]
     if not found:
-        raise WeightsError(f"{path} holds neither {known[0].name} nor {known[1].name}; name the file of weights")
+        raise WeightsError(f"{path} holds neither {known[0].name} nor {known[1].name}; name the weights file")
     return found[0]
 
 
@@ -168,7 +168,7 @@ def config_beside(file: Path) -> dict[str, Any]:
 
 
 class Ignored:
-    """Stands where a checkpoint holds something that is no tensor."""
+    """Stands where a checkpoint holds something other than a tensor."""
 
     def __init__(self, *values: object) -> None: ...
 
@@ -196,9 +196,11 @@ def read_composer(path: Path, allow_pickle: bool) -> Original:
 
 
 def read_keras(path: Path, allow_pickle: bool) -> Original:
-    """`.weights.h5`, `.h5` or `.keras` of keras.applications' ResNet50, 101 or 152; a saved model's code is not run."""
+    """A `.weights.h5`, `.h5` or `.keras` file of keras.applications' ResNet50, 101 or 152. Its code is not run."""
     os.environ.setdefault("KERAS_BACKEND", "torch")  # read at keras' first import
     keras = library("keras")
+
+    # Which of the three it is, before Keras reads it.
     convolutions, classes = count_keras(path)
     builders = {
         53: keras.applications.ResNet50,
@@ -210,6 +212,7 @@ def read_keras(path: Path, allow_pickle: bool) -> Original:
     )
     if convolutions not in builders or len(classes) != 1:
         raise WeightsError(f"{path} has {convolutions} convolutions and {len(classes)} heads; {known}")
+
     with keras.device("cpu:0"), warnings.catch_warnings(action="ignore"):
         shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
         network = builders[convolutions](
@@ -217,7 +220,7 @@ def read_keras(path: Path, allow_pickle: bool) -> Original:
         )
         try:
             network.load_weights(path)
-        except Exception as error:  # of any type: Keras meets what anyone wrote
+        except Exception as error:  # of any type: anyone may have written the file
             raise WeightsError(f"{path} does not fit Keras' {network.name} ({first_line(error)}); {known}") from error
 
     def to_torch(value: Any) -> Tensor:
@@ -232,7 +235,7 @@ def read_keras(path: Path, allow_pickle: bool) -> Original:
 
 
 def count_keras(path: Path) -> tuple[int, list[int]]:
-    """The number of convolutions in Keras' HDF5, and the number of classes of each dense layer: from shapes alone."""
+    """The number of convolutions in Keras' HDF5, and the number of classes of each dense layer: from their shapes."""
     shapes = []
 
     def note(name: str, item: Any) -> None:
@@ -253,8 +256,11 @@ def count_keras(path: Path) -> tuple[int, list[int]]:
 
 
 def fold_keras(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keras' variables as torch's tensors, under Keras' layer names: HWIO becomes OIHW, and the two differences go
-    into the BatchNorm's statistics: a convolution's bias moves the mean, the larger epsilon the variance."""
+    """Keras' variables as torch's tensors, under Keras' layer names.
+
+    Kernels go from HWIO to OIHW. The two differences between the libraries go into the BatchNorm's statistics: a
+    convolution's bias is subtracted from the mean, and the larger epsilon is added to the variance.
+    """
     folded = {}
     for name, value in variables.items():
         layer, _, variable = name.rpartition("/")

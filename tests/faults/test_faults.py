@@ -207,7 +207,7 @@ def test_a_second_job_in_the_folder_is_refused_and_names_the_first(images, undis
     started = training.start(slow)
     started.wait_for("eval")
     second = Training(tmp_path / "run", images).start()
-    second_said = f"{tmp_path / 'run'} is in use by process {started.pid} on {socket.gethostname()}; wait for its end"
+    second_said = f"{tmp_path / 'run'} is in use by process {started.pid} on {socket.gethostname()}; wait until it ends"
     assert second.wait() == 2
     assert second_said in second.said()
     started.kill()

@@ -50,7 +50,7 @@ def test_draws_of_another_distribution_are_not(other):
 def test_constants_are_told_apart_exactly():
     assert same_distribution(torch.ones(64), torch.ones(64))
     assert not same_distribution(torch.ones(64), torch.full((64,), 1 + 1e-6))
-    assert same_distribution(torch.zeros(1), torch.ones(1))  # of which a single draw tells nothing
+    assert same_distribution(torch.zeros(1), torch.ones(1))  # a single draw proves nothing
 
 
 def test_few_values_far_away_are_not_alike():

@@ -101,7 +101,7 @@ def test_what_is_evaluated_is_told_beside_the_result(weights, capsys, tmp_path):
     [
         (IMAGES, ["--dataset", "cifar10"], "--dataset cifar10 is read from a folder; name it with --data DIR"),
         (IMAGES, ["--dataset", "cifar"], "unknown dataset 'cifar'; did you mean cifar10"),
-        (IMAGES, [], "does not record its test data, as a run's folder does; name the data with --data DIR"),
+        (IMAGES, [], "does not record its test data, as a run's folder does; name it with --data DIR"),
         (IMAGES, ["--data", "nowhere"], "nowhere is no folder"),
         ({}, ["--data", "."], "has no class folders"),
         (
@@ -117,7 +117,7 @@ def test_what_is_evaluated_is_told_beside_the_result(weights, capsys, tmp_path):
         ),
     ],
 )
-def test_data_that_is_not_the_weights_is_told_in_one_line(
+def test_data_that_does_not_fit_the_weights_is_named_in_one_line(
     weights, classes, words, message, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_classes_go_by_name_and_imagenets_folders_by_their_order():
         class_numbers(["cat", "dog"], nameless, 3)
 
 
-def test_weights_that_cannot_be_used_are_told(weights, capsys, tmp_path):
+def test_weights_that_cannot_be_used_are_named(weights, capsys, tmp_path):
     images(tmp_path / "data")
     model, info = load_model(weights)
     path = tmp_path / "other.safetensors"

@@ -86,11 +86,11 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_done(digits_run, di
         (["resnet50", "x.png", "--top", "0"], "--top must be at least 1"),
     ],
 )
-def test_mistakes_are_told_in_one_line(cli, arguments, message):
+def test_mistakes_are_reported_in_one_line(cli, arguments, message):
     finished = cli("predict", *arguments)
     assert finished.returncode == 2
     assert message in finished.stderr
-    assert len(finished.stderr.splitlines()) == 1 or "--top" in message  # tyro tells its own in a frame
+    assert len(finished.stderr.splitlines()) == 1 or "--top" in message  # tyro frames its own
 
 
 def test_folders_are_searched_at_any_depth(tmp_path):

@@ -80,13 +80,13 @@ def test_the_default_is_the_most_accurate_set():
         ("cifar_resnet20", "DEFAULT", "no weights are published for 'cifar_resnet20'"),
     ],
 )  # fmt: skip
-def test_an_unknown_name_is_told_with_the_nearest(model, name, message):
+def test_an_unknown_name_is_reported_with_the_nearest(model, name, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         find_weights(model, name)
 
 
 @pytest.mark.parametrize("name", [True, 1, None, b"DEFAULT"])
-def test_what_is_no_name_is_told(name):
+def test_anything_that_is_not_a_name_is_refused(name):
     with pytest.raises(TypeError, match=f"weights are chosen by name, .* got {name!r}"):
         find_weights("resnet50", name)
 

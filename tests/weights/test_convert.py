@@ -273,11 +273,15 @@ def test_a_library_that_is_not_installed_is_named_with_its_remedy(source, weight
 @pytest.mark.parametrize(
     ("source", "config", "message"),
     [
-        ("timm", '{"architecture": "resnetblur50"}', r"config\.json has architecture 'resnetblur50', not one of ours"),
+        (
+            "timm",
+            '{"architecture": "resnetblur50"}',
+            r"json has architecture 'resnetblur50', which is not one of ours",
+        ),
         ("timm", "[1]", r"config\.json is not a JSON object"),
         ("transformers", "{", r"config\.json is not a JSON object"),
-        ("transformers", '{"model_type": "vit"}', r"config\.json must be there and have model_type 'resnet'"),
-        ("transformers", None, r"config\.json must be there"),
+        ("transformers", '{"model_type": "vit"}', r"config\.json must exist and have model_type 'resnet'"),
+        ("transformers", None, r"config\.json must exist"),
     ],
 )
 def test_the_config_beside_the_weights_is_believed(source, config, message, weights, tmp_path):

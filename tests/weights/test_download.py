@@ -109,7 +109,7 @@ MISBEHAVIOURS = {
     "redirects to a closed port": ([redirect("https://127.0.0.1:1/x")], "Connection refused"),
 }
 
-# What other servers do, and what is no reason to refuse a file.
+# What other servers do, which is not a reason to refuse a file.
 ODDITIES = {
     "as it should": [answer()],
     "slowly": [slow],
@@ -144,7 +144,7 @@ class Server(socketserver.ThreadingTCPServer):
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
         if self.rfile.read(4) != b"GET ":
-            self.wfile.write(b"HTTP alone is spoken here")
+            self.wfile.write(b"Only HTTP is spoken here")
             return
         key = self.rfile.readline().decode().split("/")[1]
         while self.rfile.readline().strip():
@@ -248,7 +248,9 @@ def test_a_wrong_file_in_the_cache_is_named_and_kept(server, tmp_path):
 
 def test_only_https_and_a_hash_of_at_least_8_digits_are_taken(server, tmp_path):
     for scheme in ("http", "ftp", "file"):
-        with pytest.raises(ValueError, match=f"https alone, got {scheme}://.*: give a URL that starts with https://"):
+        with pytest.raises(
+            ValueError, match=f"only over https, got {scheme}://.*; give a URL that starts with https://"
+        ):
             fetch(server.url("as it should").replace("https", scheme), sha256_prefix=SHA256, folder=tmp_path)
     for prefix in ("", "0676ba6", "0676BA61", SHA256 + "0"):
         with pytest.raises(ValueError, match="sha256_prefix must be 8 to 64 hex digits in lower case, got"):
@@ -302,7 +304,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(server, tmp_path
     usage = namedtuple("usage", "total used free")(10**6, 10**6 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     line = refused(server.url("as it should"), tmp_path)
-    assert f"{tmp_path / NAME} needs 307,200 bytes and the disk has 1,000 left: make room, or set TORCH_HOME" in line
+    assert f"{tmp_path / NAME} needs 307,200 bytes and the disk has 1,000 left; make room, or set TORCH_HOME" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +314,10 @@ def test_a_disk_that_fills_up_at_the_end_is_told(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     line = refused(server.url("as it should"), tmp_path)
-    assert f"{NAME}, which needs 307,200 bytes: No space left on device; mend that, or set TORCH_HOME to" in line
+    assert (
+        f"{NAME} of 307,200 bytes cannot be read or written (No space left on device); fix that, or set TORCH_HOME"
+        in line
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,7 +336,7 @@ def test_a_disk_that_fills_up_half_way_is_told(server, tmp_path):
         line = refused(server.url("as it should"), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert f"{NAME}, which needs 307,200 bytes: File too large; mend that, or set TORCH_HOME to" in line
+    assert f"{NAME} of 307,200 bytes cannot be read or written (File too large); fix that, or set TORCH_HOME to" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,11 +1,17 @@
 """`resnet50(weights=...)`: published sets from a cache laid out by hand, and files."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load_file
 
 import resnet_core
 from parity.drop_in import calibrate, images
+from resnet_core.data import load_digits
+from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import (
     WeightsError,
@@ -217,3 +223,30 @@ def test_weights_take_as_much_randomness_as_a_network_without_them(published):
     torch.manual_seed(0)
     resnet_core.resnet18(weights="DEFAULT")
     assert same_bits(torch.rand(1), expected)
+
+
+# A digits run's weights in half precision, written by the version before the package was sorted into rooms.
+OLD_FILE = Path(__file__).parent / "fixtures" / "digits-float16.safetensors"
+OLD_HASH = "5c76d5dabb3d93a408e373779621017974e5d80854f5f64f6553e9ff6194e912"
+
+
+def test_a_file_of_an_earlier_version_is_read_to_the_bit_and_classifies_digits():
+    sha256 = hashlib.sha256()
+    for name, value in sorted(load_file(OLD_FILE).items()):
+        sha256.update(name.encode() + str(value.dtype).encode() + value.numpy().tobytes())
+    assert sha256.hexdigest() == OLD_HASH
+
+    tensors = read_weights(OLD_FILE)
+    assert all(same_bits(value, tensors[name]) for name, value in load_file(OLD_FILE).items())
+    model, info = load_model(OLD_FILE)
+    assert info == WeightsInfo(
+        model="cifar_resnet20",
+        config={"num_classes": 10, "in_channels": 1},
+        transform=ImageTransform(resize_size=16, crop_size=16, mean=(0.5,), std=(0.5,)),
+        class_names=tuple("0123456789"),
+        origin="resnet_core 0.1.0, trained on digits",
+    )
+    digits = load_digits()
+    with torch.no_grad():
+        guessed = model(info.transform.of_images(digits.test.images)).argmax(1)
+    assert (guessed == digits.test.labels).float().mean() > 0.99
