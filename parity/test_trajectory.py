@@ -1,4 +1,4 @@
-"""The trainer with our ResNet against a loop written out by hand with torchvision's: the same losses and weights."""
+"""The trainer with our ResNet against the loop of docs/by_hand.py with torchvision's: the same losses and weights."""
 
 import math
 
@@ -8,9 +8,10 @@ import torchvision
 from torch.nn import functional as F
 
 import resnet_core
+from docs.by_hand import train
 from resnet_core.data import EvalLoader, Split, TrainLoader
 from resnet_core.foundation.precision import same_bits
-from resnet_core.models.resnet import Bottleneck, ResNet
+from resnet_core.models.resnet import BasicBlock, ResNet
 from resnet_core.train import TrainConfig, Trainer, World
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import OptimizerConfig, build_optimizer
@@ -26,10 +27,10 @@ def seeded(network, block, norm_layer=None):
     return network(block, LAYERS, num_classes=CLASSES, norm_layer=norm_layer)
 
 
-def trainer(model, accumulation=1):
+def trainer(model, *, accumulation=1, size=40):
     generator = torch.Generator().manual_seed(1)
-    samples = STEPS * BATCH + 3  # three sit an epoch out
-    images = torch.randn(samples, 3, 40, 40, generator=generator).to(model.conv1.weight.dtype)
+    samples = STEPS * BATCH + 3  # three fill no batch
+    images = torch.randn(samples, 3, size, size, generator=generator).to(model.conv1.weight.dtype)
     split = Split(images, torch.arange(samples) % CLASSES)
     return Trainer(
         TrainConfig(epochs=EPOCHS, accumulation=accumulation),
@@ -45,20 +46,14 @@ def trainer(model, accumulation=1):
 
 
 def by_hand(model, batches):
-    """Linear warm-up for STEPS steps, then half a cosine down to 0."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=PEAK, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for step, (images, labels) in enumerate(batches):
+    """The losses of the loop in docs/by_hand.py; linear warm-up for STEPS steps, then half a cosine down to 0."""
+
+    def learning_rate(step):
         down = (step - STEPS) / (len(batches) - STEPS)
-        lr = PEAK * (step + 1) / STEPS if step < STEPS else PEAK * (1 + math.cos(math.pi * down)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+        return PEAK * (step + 1) / STEPS if step < STEPS else PEAK * (1 + math.cos(math.pi * down)) / 2
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=PEAK, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    return list(train(model, optimizer, batches, learning_rate))
 
 
 def batches_of(one):
@@ -82,21 +77,24 @@ def test_twenty_steps_are_those_of_a_loop_by_hand_with_torchvisions_resnet_bitwi
 
 
 def frozen(network, block):
-    """The network with the statistics of random images, which stay: each sample is then computed by itself."""
+    """The network in float64 with BatchNorm statistics that stay: each sample is then computed by itself."""
     model = seeded(network, block)
     with torch.no_grad():
-        model.train()(torch.randn(16, 3, 40, 40, generator=torch.Generator().manual_seed(2)))
+        model.train()(torch.randn(16, 3, SMALL, SMALL, generator=torch.Generator().manual_seed(2)))
     still = seeded(network, block, torchvision.ops.FrozenBatchNorm2d)
     still.load_state_dict(model.state_dict(), strict=False)
     return still.double()
 
 
+SMALL = 16  # pixels: torch's convolutions in float64 are slow
+
+
 def test_accumulation_is_the_whole_batch_in_float64():
     """In float32 training multiplies each rounding, by how much depends on the machine: 2e-7 here, 4e-6 there."""
-    one = trainer(frozen(ResNet, Bottleneck), accumulation=2)
+    one = trainer(frozen(ResNet, BasicBlock), accumulation=2, size=SMALL)
     losses = [step.loss for step in one.steps()]
     theirs = torchvision.models.resnet
-    expected = by_hand(frozen(theirs.ResNet, theirs.Bottleneck), batches_of(one))
+    expected = by_hand(frozen(theirs.ResNet, theirs.BasicBlock), batches_of(one))
     furthest = max(abs(loss - other) for loss, other in zip(losses, expected, strict=True))
     print(f"accumulation 2: losses {losses[0]:.6f} .. {losses[-1]:.6f}, at most {furthest:.1e} apart")
     assert furthest <= 1e-6

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import resnet_core
+from docs.by_hand import train
 from parity.benchmarks.speed import Medians, compare, print_heading, seconds
 from resnet_core.train import TrainConfig, Trainer, World, join_world, launch
 from resnet_core.train.metrics import classification_sums
@@ -28,7 +29,7 @@ ROUNDS, STEPS, BATCH = 5, 8, 64  # of the comparison of processes
 
 @dataclass(frozen=True)
 class InMemory:
-    """One batch of `(images [N, 3, H, W], labels [N])` at every step: nothing but the step takes time."""
+    """The same `(images [N, 3, H, W], labels [N])` at every step, so that only the step takes time."""
 
     images: Tensor
     labels: Tensor
@@ -73,19 +74,9 @@ def by_trainer(model: nn.Module, batches: InMemory, world: World | None = None) 
 
 
 def by_hand(model: nn.Module, batches: InMemory) -> Iterator[float]:
-    """The loss of each step of the loop that a person would write."""
-    optimizer, schedule, device, step = sgd(model), lr_fn(), torch.device("cpu"), 0
-    model.to(device).train()
-    for epoch in range(EPOCHS):
-        for images, labels in batches.epoch(epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule(step)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
-            loss.backward()
-            optimizer.step()
-            step += 1
-            yield loss.item()
+    """The loss of each step of the loop in docs/by_hand.py."""
+    every_batch = (batch for epoch in range(EPOCHS) for batch in batches.epoch(epoch))
+    return train(model, sgd(model), every_batch, lr_fn())
 
 
 def tiny() -> nn.Module:
@@ -111,8 +102,8 @@ def overhead(what: str, build: Callable[[], nn.Module], *, batch: int, size: int
 
 
 def rank(path: Path, threads: int) -> int:
-    """One of the processes that train together; rank 0 writes down the seconds of STEPS steps."""
-    torch.set_num_threads(threads)  # also where OMP_NUM_THREADS says otherwise
+    """One of the processes that train together; rank 0 writes the seconds of STEPS steps to `path`."""
+    torch.set_num_threads(threads)  # OMP_NUM_THREADS does not count here
     with join_world("cpu") as world:
         torch.manual_seed(0)
         steps = by_trainer(resnet_core.cifar_resnet20(), in_memory(BATCH, 32, world.size), world)
@@ -124,7 +115,7 @@ def rank(path: Path, threads: int) -> int:
 
 
 def images_per_second(processes: int, threads: int) -> float:
-    """Of `processes` new processes with so many threads each, together. Raises RuntimeError where one fails."""
+    """Of `processes` new processes together, with this many threads each. Raises RuntimeError if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "seconds"
         status = launch(rank, (path, threads), processes)
@@ -147,7 +138,7 @@ def processes_and_threads() -> None:
 
 
 def main() -> int:
-    torch.set_num_threads(1)  # what waits for threads is not the loop's
+    torch.set_num_threads(1)  # waiting for threads is not the loop's time
     print_heading("the trainer : a loop by hand")
     bounded = [
         overhead("cifar_resnet20", resnet_core.cifar_resnet20, batch=128, size=32, steps=1, runs=60),

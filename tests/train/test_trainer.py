@@ -1,6 +1,5 @@
-"""The trainer on one process: against a hand-written loop, interrupted, and with a loss that is lost."""
+"""The trainer on one process: interrupted, with a loss that is lost, and with each of its settings."""
 
-import copy
 import time
 
 import pytest
@@ -67,27 +66,6 @@ def assert_same_state(one, other):
     ):
         assert name == other_name
         assert torch.equal(value, expected), name
-
-
-def test_the_loop_is_the_one_a_person_would_write():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-    ours, losses = trainer(model=copy.deepcopy(model)), []
-    losses = [step.loss for step in ours.steps()]
-
-    optimizer, step, expected = sgd(model), 0, []
-    for epoch in range(EPOCHS):
-        for inputs, targets in ours.train_loader.epoch(epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step)
-            loss = F.cross_entropy(model(inputs), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            expected.append(loss.item())
-            step += 1
-    assert losses == expected
-    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), model.parameters(), strict=True))
 
 
 def optimizer_of(name):
