@@ -31,11 +31,13 @@ class Predict:
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
+    ]
     """Image files, or folders that contain images at any depth."""
     top: int = 5
     """How many classes to print for each image."""
-    model: str | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
     """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
@@ -94,11 +96,10 @@ class Evaluate:
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     data: str = ""
-    """Folder of images to evaluate on: DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE. Without it, a run
-    is evaluated on its own data."""
+    """Folder of DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE. A run needs none: it has its own data."""
     dataset: str = ""
     """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
-    model: str | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
     """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
@@ -142,13 +143,13 @@ class Export:
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write: .onnx for the format onnx, .pt2 for the other formats."""
     format: Format = "onnx"
     """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
-    image_size: int | None = None
-    """Height and width of the input in pixels. The default is the size at which the weights were evaluated."""
-    model: str | None = None
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Height and width of the input. By default the size at which the weights were evaluated."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
     """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,18 +16,18 @@ from resnet_core.weights.convert import convert
 class Convert:
     """Convert another library's weights to ours, after comparing the outputs of both models."""
 
-    src: tyro.conf.Positional[Path]
+    src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
     """The file that holds the weights, or a transformers folder."""
-    dst: tyro.conf.Positional[Path]
+    dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """The .safetensors file to write."""
     source: str
     """The library that the weights come from: timm, transformers, keras, composer or torchvision."""
-    model: str | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that the weights must be of. By default it is found from the shapes."""
-    resize_size: int | None = None
-    """Size in pixels to which `predict` resizes an image's shorter side. Recorded in the file."""
-    crop_size: int | None = None
-    """Height and width in pixels of the crop that `predict` then takes. Recorded in the file."""
+    resize_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Size to which `predict` resizes an image's shorter side. Recorded in the file."""
+    crop_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Height and width of the crop that `predict` then takes. Recorded in the file."""
     allow_pickle: bool = False
     """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
 
