@@ -12,7 +12,6 @@ The exercises edit the text of this file, so a change here may need one in exerc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +206,7 @@ def make_stage(
 
     # Built before its block, as in torchvision, so that the same seed gives the same weights.
     projection = make_shortcut(inplanes, outplanes, stride, norm_layer)
-    v1: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}  # torchvision's blocks do not take it
+    v1: dict[str, bool] = {"stride_in_1x1": True} if stride_in_1x1 else {}  # torchvision's blocks do not take it
     blocks = [block(inplanes, planes, stride, projection, groups, base_width, first, norm_layer, **v1)]
     for _ in range(num_blocks - 1):
         blocks.append(block(outplanes, planes, 1, None, groups, base_width, rest, norm_layer))
