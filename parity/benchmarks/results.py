@@ -18,7 +18,7 @@ from parity.report import table_line
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.recipes import RECIPES
 from resnet_core.recipes.recipe import Recipe
-from resnet_core.runs.training import differences_of, read_environment, read_recipe, read_result
+from resnet_core.runs.folder import RunFolder, differences_of
 from resnet_core.train.report import read_records
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "runs.jsonl"
@@ -29,10 +29,11 @@ UNTOLD = ("seed", "data.path")  # settings that a row does not tell
 
 def record_of(folder: Path) -> dict[str, Any]:
     """What a finished run's folder says, as one flat line. Raises ValueError for any other folder."""
-    recipe, result = read_recipe(folder), read_result(folder)
+    run = RunFolder(folder)
+    recipe, result = run.read_recipe(), run.read_result()
     if result is None:
         raise ValueError(f"{folder} holds no result.json: its run is not finished")
-    environment = read_environment(folder)
+    environment = run.read_environment()
     program = "python -m parity.benchmarks.results_peer" if Path(environment["command"][0]).stem == "peer" else None
     return {
         "command": program or command_of(recipe),

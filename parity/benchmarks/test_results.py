@@ -10,7 +10,8 @@ import pytest
 from parity.benchmarks.results import KEYS, RECORD, command_of, main, table
 from resnet_core.cli.main import parse_train
 from resnet_core.recipes import RECIPES, SOURCES
-from resnet_core.runs.training import differences_of, run
+from resnet_core.runs.folder import differences_of
+from resnet_core.runs.training import run
 from resnet_core.train.report import read_records
 
 PAGE = RECORD.parent.parent / "results.md"
