@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
         return Recipes()() or 0
-    command: Callable[[], int | None]
-    command = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
-    return command() or 0
+    call: Callable[[], int | None]
+    call = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
+    return call() or 0
 
 
 def run_program() -> NoReturn:
@@ -121,16 +121,17 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
 
 
 def in_one_line(framed: str) -> str:
-    """What tyro says in a frame: the mistake, and the nearest options. What else it says is left to the help."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", framed)  # colours
-    inside = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    message, *others = re.split(r"─{3,}", "\n".join(inside))
-    message = " ".join(message.split()).removesuffix(".")
-    message = re.sub(r"^Error parsing recipe[^:]*: ", "", message)  # a whole sentence of ours follows
+    """The mistake and the nearest options, from the frame that tyro prints: title, mistake, suggestions, help."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", framed)  # colours, sides and corners
+    blocks = [block.strip() for block in re.split(r"[─-]{3,}", text)]
+    if len(blocks) < 2:  # a frame of another form
+        return " ".join(framed.split())
 
-    suggested = "".join(block for block in others if block.strip().startswith("Perhaps you meant"))
-    nearest = re.findall(r"^(--[\w.-]+)", suggested, flags=re.MULTILINE)
-    return f"{message}; did you mean {' or '.join(nearest[:3])}?" if nearest else message
+    mistake = " ".join(blocks[1].split()).removesuffix(".")
+    mistake = re.sub(r"^Error parsing (?!--)\S+: ", "", mistake)  # a sentence of our own follows
+    suggestions = "".join(block for block in blocks[2:] if block.startswith("Perhaps you meant"))
+    nearest = re.findall(r"^ *(--[\w.-]+)", suggestions, flags=re.MULTILINE)
+    return f"{mistake}; did you mean {' or '.join(nearest[:3])}?" if nearest else mistake
 
 
 def last_value_of(option: str, words: Sequence[str]) -> str | None:

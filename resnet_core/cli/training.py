@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -128,7 +127,7 @@ def _train(recipe: Recipe, out: Path, allow_changes: bool, note: str | None, sig
 def print_ending(folder: RunFolder, was_finished: bool) -> None:
     """Prints what a finished run has reached."""
     result = folder.read_result() or {}
-    classes = folder.read_environment()["data"]["classes"]
+    classes = folder.read_environment().get("data", {}).get("classes", 1000)  # if unknown, all scores are shown
     ending = "was finished before" if was_finished else "is finished"
     print(f"{folder.path} {ending}: {describe_scores(result, classes)}")
     print(f"{result['steps']:,} steps in {result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s")

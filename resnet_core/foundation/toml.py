@@ -30,7 +30,7 @@ def from_mapping(config: type[Any], values: Mapping[str, Any], where: str) -> An
 
         arguments[key] = value
         if is_dataclass(types[key]):
-            arguments[key] = from_mapping(types[key], value, f"{where}: {key}")  # type: ignore[arg-type]
+            arguments[key] = from_mapping(types[key], value, f"{where}: {key}")
         elif get_origin(types[key]) is tuple:
             arguments[key] = tuple(value)
 

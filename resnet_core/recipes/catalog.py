@@ -17,7 +17,7 @@ from resnet_core.train.schedules import ScheduleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a recipe comes from, and two figures that are easily confused: what others published, what was reached here."""
+    """Where a recipe comes from, what its source published, and, which is another thing, what was reached here."""
 
     name: str
     """Whose recipe it is."""

@@ -35,8 +35,8 @@ def check(experiment: Experiment, processes: int = 1) -> None:
     steps = recipe.train.epochs * len(train_loader)
     if recipe.averaging.ema_decay and recipe.averaging.ema_every_steps > steps:
         raise ValueError(
-            f"averaging.ema_every_steps {recipe.averaging.ema_every_steps} is more than the run's {steps} steps, so the "
-            "weights would never be averaged; lower it, or set averaging.ema_decay to 0"
+            f"averaging.ema_every_steps {recipe.averaging.ema_every_steps} is more than the run's {steps} steps, so "
+            "the weights would never be averaged; lower it, or set averaging.ema_decay to 0"
         )
 
     # The network, and the weights that it starts from.

@@ -100,7 +100,9 @@ def make_trainer(
         model = build(**experiment.fitting_arguments)
     optimizer = build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc"))
 
-    about = {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__} if folder else None
+    about = (
+        {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__} if folder else None
+    )
     return Trainer(
         recipe.train,
         model,
@@ -155,8 +157,8 @@ def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int
     info = info_of(config.weights)
     if info.model != config.name:
         raise ValueError(
-            f"model.weights {config.weights} belong to {info.model}, and model.name is {config.name}; set model.name to "
-            f"{info.model}, or choose other weights"
+            f"model.weights {config.weights} belong to {info.model}, and model.name is {config.name}; set model.name "
+            f"to {info.model}, or choose other weights"
         )
     weights_channels = info.config.get("in_channels", 3)
     if weights_channels != in_channels:

@@ -21,8 +21,8 @@ class LossConfig:
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     target_threshold: float = 0.0
-    """For binary_cross_entropy of mixed images: the target is 1 for a class whose share of the image is larger than this,
-    else 0. With 0 the shares themselves are the targets."""
+    """For binary_cross_entropy of mixed images: a class is a target of 1 if its share of the image is larger than this,
+    and of 0 otherwise. At 0, the shares themselves are the targets."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

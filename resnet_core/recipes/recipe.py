@@ -50,8 +50,8 @@ class Recipe:
         growing = self.data.train_size_epochs
         if growing > self.train.epochs:
             raise ValueError(
-                f"data.train_size_epochs {growing} is more than train.epochs {self.train.epochs}, so images would never "
-                "reach data.train_size; set it to at most that, or to 0, which means all epochs"
+                f"data.train_size_epochs {growing} is more than train.epochs {self.train.epochs}, so images would "
+                "never reach data.train_size; set it to at most that, or to 0, which means all epochs"
             )
         self.lr_fn(steps_per_epoch=1)  # raises if the schedule does not fit; its rules count in epochs
 
@@ -67,7 +67,7 @@ def overlay(recipe: Recipe, path: str | Path) -> Recipe:
 
 
 def scaling_advice(named: Recipe, recipe: Recipe) -> str | None:
-    """Which learning rate linear scaling gives, if only the global batch was changed (Goyal et al. 2017, arXiv:1706.02677)."""
+    """What linear scaling would change, if only the global batch was changed (Goyal et al. 2017, arXiv:1706.02677)."""
     factor = recipe.data.global_batch / named.data.global_batch
     lr = recipe.optimizer.lr
     if factor == 1 or lr != named.optimizer.lr or recipe.optimizer.name == "lamb":

@@ -104,7 +104,9 @@ class RunFolder:
             if there != data_here.get(key)
         ]
         if data:
-            raise ValueError(f"{self.path} holds a run on other data ({'; '.join(data)}); correct data.path, or {remedy}")
+            raise ValueError(
+                f"{self.path} holds a run on other data ({'; '.join(data)}); correct data.path, or {remedy}"
+            )
 
     def recorded_recipe(self) -> tuple[Recipe, dict[str, Any]]:
         """The recipe of the folder's run and the identity of its data, from the newest checkpoint with a whole record.
