@@ -10,6 +10,8 @@ import pytest
 from filelock import FileLock
 
 from resnet_core.cli.main import main
+from resnet_core.recipes.experiment import load
+from resnet_core.runs.folder import RunFolder
 from resnet_core.train.checkpoint import list_checkpoints
 
 COMMAND = (sys.executable, "-m", "resnet_core")
@@ -63,6 +65,12 @@ def train_once(tmp_path_factory, worker_id):
 def digits_run(train_once):
     """The folder of `resnet-core train digits --processes 2`, and what the command printed."""
     return train_once("digits")
+
+
+def claim(recipe, out, processes=1):
+    """Makes `out` the folder of the recipe's run, as the launcher does before it starts processes."""
+    with RunFolder(out) as folder:
+        folder.claim(load(recipe), processes)
 
 
 SHORT = ("--train.epochs", 3, "--schedule.warmup-epochs", 1)

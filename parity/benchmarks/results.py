@@ -1,7 +1,7 @@
 """`python -m parity.benchmarks.results RUN...`: finished runs as a table, one row for runs that differ only in seed.
 
-docs/results/runs.jsonl holds the runs that docs/results.md tells of: `--add` puts runs there, and without any run the
-command prints that file's table.
+docs/results/runs.jsonl holds the runs that docs/results.md reports: `--add` adds runs to it, and without any run the
+command prints that file's table. `--recipes` prints what the recipes' sources published beside what was reached here.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ from typing import Any
 
 from parity.report import table_line
 from resnet_core.foundation.atomic import replace_file
-from resnet_core.recipes import RECIPES
+from resnet_core.recipes import RECIPES, SOURCES
 from resnet_core.recipes.recipe import Recipe
-from resnet_core.runs.training import differences_of, read_environment, read_recipe, read_result
+from resnet_core.runs.folder import RunFolder, differences_of
 from resnet_core.train.report import read_records
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "runs.jsonl"
-KEYS = ("command", "seed", "device", "cpu_capability")  # that make a run one of its own
+KEYS = ("command", "seed", "device", "cpu_capability")  # that distinguish one run from another
 HEADER = ("command", "seeds", "top-1 of each, %", "mean", "spread", "minutes", "images/s", "computed on")
-UNTOLD = ("seed", "data.path")  # settings that a row does not tell
+NOT_SHOWN = ("seed", "data.path")  # settings that a row leaves out
 
 
 def record_of(folder: Path) -> dict[str, Any]:
     """What a finished run's folder says, as one flat line. Raises ValueError for any other folder."""
-    recipe, result = read_recipe(folder), read_result(folder)
+    run = RunFolder(folder)
+    recipe, result = run.read_recipe(), run.read_result()
     if result is None:
         raise ValueError(f"{folder} holds no result.json: its run is not finished")
-    environment = read_environment(folder)
-    program = "python -m parity.benchmarks.results_peer" if Path(environment["command"][0]).stem == "peer" else None
+    environment = run.read_environment()
+    program = (
+        "python -m parity.benchmarks.results_peer" if Path(environment["command"][0]).stem == "results_peer" else None
+    )
     return {
         "command": program or command_of(recipe),
         "seed": recipe.seed,
@@ -43,9 +46,9 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def command_of(recipe: Recipe) -> str:
-    """The command that trains this recipe: the named one that it is nearest to, and the settings that differ."""
+    """The command that trains this recipe: the nearest named one, and the settings that differ from it."""
     changes = {
-        name: [change for change in differences_of(recipe, named) if change[0] not in UNTOLD]
+        name: [change for change in differences_of(recipe, named) if change[0] not in NOT_SHOWN]
         for name, named in RECIPES.items()
     }
     name = min(changes, key=lambda name: len(changes[name]))
@@ -85,8 +88,25 @@ def row(command: str, machine: str, runs: list[dict[str, Any]]) -> tuple[str, ..
 
 
 def table(records: Iterable[dict[str, Any]]) -> str:
-    lines = [HEADER, *rows(records)]
-    return "\n".join([table_line(lines[0]), "|---" * len(HEADER) + "|", *map(table_line, lines[1:])])
+    return as_table(HEADER, rows(records))
+
+
+def recipes_table() -> str:
+    """For each recipe its source, what that published, and what was reached here."""
+    lines = [
+        (
+            f"`{name}`",
+            source.name,
+            source.published or "none",
+            f"{source.reached}, `{source.command}`" if source.reached else "not run here",
+        )
+        for name, source in SOURCES.items()
+    ]
+    return as_table(("recipe", "source", "published top-1", "reached here"), lines)
+
+
+def as_table(header: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join([table_line(header), "|---" * len(header) + "|", *map(table_line, lines)])
 
 
 def main() -> int:
@@ -94,12 +114,19 @@ def main() -> int:
         prog="python -m parity.benchmarks.results", description="Print finished runs as a table."
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs")
-    parser.add_argument("--add", action="store_true", help="put them into docs/results/runs.jsonl, and print that")
+    parser.add_argument("--add", action="store_true", help="add them to docs/results/runs.jsonl, and print all")
+    parser.add_argument("--recipes", action="store_true", help="print the recipes, what was published and reached")
     arguments = parser.parse_args()
+    if arguments.recipes:
+        print(recipes_table())
+        return 0
+
     try:
         records = [record_of(folder) for folder in arguments.runs]
     except ValueError as error:
         parser.error(str(error))
+
+    # The recorded runs, of which a new one replaces its predecessor.
     if arguments.add or not records:
         kept = [*read_records(RECORD, KEYS), *records]
         records = list({tuple(each[key] for key in KEYS): each for each in kept}.values())

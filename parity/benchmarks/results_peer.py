@@ -9,16 +9,16 @@ pool has a fixed kernel of 8x8 and cannot take the recipe's small images: the gl
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from resnet_core.foundation.atomic import replace_file
 from resnet_core.recipes import RECIPES, make_trainer
-from resnet_core.runs.training import claimed, record_environment, result_of
+from resnet_core.recipes.experiment import load
+from resnet_core.runs.folder import RunFolder
+from resnet_core.runs.training import record_environment, result_of
 from resnet_core.train import join_world
 from resnet_core.train.report import Report
 
@@ -44,15 +44,14 @@ def main() -> int:
     arguments = parser.parse_args()
     recipe = RECIPES["cifar10_fast"]
     recipe = replace(recipe, seed=arguments.seed, data=replace(recipe.data, path=arguments.data))
-    with (
-        join_world("cpu") as world,
-        claimed(recipe, arguments.out),
-        Report(arguments.out) as report,
-    ):
-        trainer = make_trainer(recipe, world, build=network, report=report, folder=arguments.out)
-        record_environment(recipe, arguments.out, world, report, continues=False)
+
+    experiment = load(recipe)
+    with join_world("cpu") as world, RunFolder(arguments.out) as folder, Report(arguments.out) as report:
+        folder.claim(experiment)
+        trainer = make_trainer(experiment, world, build=network, report=report, folder=arguments.out)
+        record_environment(folder, experiment, world, report, continues=False)
         result = result_of(trainer, trainer.fit())
-    replace_file(arguments.out / "result.json", json.dumps(result, indent=2).encode())
+        folder.write_result(result)
     print(f"{arguments.out}: top-1 {result['top1']:.2%}")
     return 0
 

@@ -20,7 +20,7 @@ from resnet_core.inference.evaluate import evaluate_weights
 from resnet_core.inference.export import Format, export, find_exporter
 from resnet_core.inference.predict import predict
 from resnet_core.recipes import Recipe
-from resnet_core.runs.training import read_recipe
+from resnet_core.runs.folder import read_recipe
 from resnet_core.train import TrainConfig, join_world
 from resnet_core.weights.pretrained import load_model, locate
 
@@ -119,7 +119,7 @@ class Evaluate:
                 print(f"{info.model}, {info.origin}", file=sys.stderr)
             scores = evaluate_weights(model, info, data, recipe.train if recipe else TrainConfig(), world)
         if is_main_process():
-            print(json.dumps(scores) if self.json else describe_scores(scores))
+            print(json.dumps(scores) if self.json else describe_scores(scores, len(model.get_parameter("fc.weight"))))
 
     def _data(self, recipe: Recipe | None) -> DataConfig:
         if not self.data and not self.dataset:

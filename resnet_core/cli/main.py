@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,22 +53,26 @@ TRAIN_USAGE = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.f
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+
+    # What the program says of itself.
     if not words or words[0] in ("-h", "--help"):
         print("usage: resnet-core COMMAND ...\n")
         for name, command in COMMANDS.items():
             print(f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}")
-        print("\n`resnet-core COMMAND --help` tells more.")
+        print("\n`resnet-core COMMAND --help` explains a command.")
         return 0
     if words[0] == "--version":
         print(__version__)
         return 0
+
+    # A command.
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
-    call: Callable[[], int | None]
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
         return Recipes()() or 0
+    call: Callable[[], int | None]
     call = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
     return call() or 0
 
@@ -76,46 +80,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_program() -> NoReturn:
     """The program `resnet-core`: exits with the status of `main`, or that of an interruption."""
     training = sys.argv[1:2] == ["train"]
+
+    # SIGTERM raises, so that files that are half written are removed.
     handler = signal.default_int_handler if training else lambda number, frame: sys.exit(128 + number)
-    signal.signal(signal.SIGTERM, handler)  # nothing half written stays
+    signal.signal(signal.SIGTERM, handler)
     try:
         status = main()
     except KeyboardInterrupt:
         status = STOPPED if training else INTERRUPTED
         if is_main_process():
             print(f"resnet-core: {NOTHING_TO_SAVE if training else 'interrupted'}", file=sys.stderr)
+
     if training or "RANK" in os.environ:
         exit_rank(status)
     sys.exit(status)
 
 
 def parse_train(words: list[str]) -> Train:
-    """The recipe comes first, since the other options' defaults are its values."""
+    """The command `train` from its words. The recipe comes first: its values are the defaults of the other options."""
     if not words or words[0].startswith("-"):
-        raise ValueError(f"train needs a recipe first, of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
-    name = words[0]
+        raise ValueError(f"train needs a recipe first, one of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
+    name, options = words[0], words[1:]
     recipe = get_recipe(name)
-    if config := option("--config", words):
-        recipe = overlay(recipe, config)
-    train = parse(Train, words[1:], prog=f"resnet-core train {name}", default=Train(recipe, out=Path("runs") / name))
-    return replace(train, advice=scaling_advice(get_recipe(name), train.recipe))
+    file = last_value_of("--config", options)
+    defaults = Train(overlay(recipe, file) if file else recipe, out=Path("runs") / name)
+    train = parse(Train, options, prog=f"resnet-core train {name}", default=defaults)
+    return replace(train, advice=scaling_advice(recipe, train.recipe))
 
 
-def parse(command: type, words: Sequence[str], **options: Any) -> Any:
-    """The command with its options; rank 0 alone prints their help and what is wrong with them."""
-    # tyro prints an error of a __post_init__ whatever its console_outputs.
-    with nullcontext() if is_main_process() else redirect_stderr(StringIO()):
-        return tyro.cli(
-            command,
-            args=words,
-            config=(tyro.conf.FlagCreatePairsOff,),
-            console_outputs=is_main_process(),
-            **options,
-        )
+def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> Any:
+    """The command with its options. Raises ValueError, in one line, for a mistake in them; rank 0 prints their help."""
+    errors = StringIO()
+    try:
+        with redirect_stderr(errors), nullcontext() if is_main_process() else redirect_stdout(StringIO()):
+            return tyro.cli(command, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{in_one_line(errors.getvalue())}; `{prog} --help` explains all options") from None
 
 
-def option(name: str, words: Sequence[str]) -> str | None:
-    """The value that follows an option, `--name VALUE` or `--name=VALUE`; the last one counts."""
-    found = [value for word, value in pairwise(words) if word == name]
-    found += [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
-    return found[-1] if found else None
+def in_one_line(framed: str) -> str:
+    """The mistake and the nearest options, from the frame that tyro prints: title, mistake, suggestions, help."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", framed)  # colours, sides and corners
+    blocks = [block.strip() for block in re.split(r"[─-]{3,}", text)]
+    if len(blocks) < 2:  # a frame of another form
+        return " ".join(framed.split())
+
+    mistake = " ".join(blocks[1].split()).removesuffix(".")
+    mistake = re.sub(r"^Error parsing (?!--)\S+: ", "", mistake)  # a sentence of our own follows
+    suggestions = "".join(block for block in blocks[2:] if block.startswith("Perhaps you meant"))
+    nearest = re.findall(r"^ *(--[\w.-]+)", suggestions, flags=re.MULTILINE)
+    return f"{mistake}; did you mean {' or '.join(nearest[:3])}?" if nearest else mistake
+
+
+def last_value_of(option: str, words: Sequence[str]) -> str | None:
+    """The value of an option, written `--name VALUE` or `--name=VALUE`; if there are several, the last."""
+    value = None
+    for number, word in enumerate(words):
+        if word == option and number + 1 < len(words):
+            value = words[number + 1]
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,52 +15,61 @@ from resnet_core.cli.errors import as_exit_status
 from resnet_core.distributed.rendezvous import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES, SOURCES, Recipe, get_recipe
+from resnet_core.recipes.checks import check
+from resnet_core.recipes.experiment import load
 from resnet_core.recipes.plan import make_plan
 from resnet_core.runs.curves import plot
-from resnet_core.runs.training import prepare, read_result
+from resnet_core.runs.folder import RunFolder
 from resnet_core.runs.training import run as run_recipe
 from resnet_core.train import launch
+from resnet_core.train.metrics import scores_to_hide
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes."""
+    """List the recipes, with what their sources published and what was reached here."""
 
     def __call__(self) -> None:
         for name, recipe in RECIPES.items():
-            what = f"{recipe.model.name} on {recipe.data.name}, {recipe.train.epochs} epochs"
-            print(f"{name:<25}{what}\n{'':<25}{SOURCES[name]}")
+            print(f"{name:<25}{recipe.model.name} on {recipe.data.name}, {recipe.train.epochs} epochs")
+            for line in str(SOURCES[name]).splitlines():
+                print(f"{'':<25}{line}")
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print a recipe as TOML."""
+    """Print a recipe as TOML, below what its source published and what was reached here."""
 
     recipe: tyro.conf.Positional[str]
-    """A name of `resnet-core recipes`."""
+    """Name of a recipe; `resnet-core recipes` lists them."""
 
     def __call__(self) -> None:
-        print(to_toml(get_recipe(self.recipe)), end="")
+        recipe = get_recipe(self.recipe)
+        for line in str(SOURCES[self.recipe]).splitlines():
+            print(f"# {line}")
+        print(to_toml(recipe), end="")
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe, or continue its run where it stopped."""
+    """Train a recipe, or continue its run."""
 
     # True and False are spelled out: a switch could only turn on what a recipe has off, or the other way round.
     recipe: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     out: Path
-    """Folder of the run."""
+    """Folder of the run. The same command on the same folder continues an interrupted run."""
     processes: int = 1
-    """Processes on this machine that train together."""
+    """Number of processes on this machine that train together."""
     config: Path | None = None
-    """A TOML file with the values that differ from the recipe's, as `resnet-core show RECIPE` prints them."""
+    """A TOML file with settings that replace the recipe's; `resnet-core show RECIPE` prints all of them. Flags override
+    the file."""
     dry_run: bool = False
-    """Print what would run: model, steps, learning rates, memory."""
+    """Print what would run (model, steps, learning rates, memory), and stop."""
     allow_changes: bool = False
-    """Continue the run of the folder though its recipe or data were others: not bit for bit any more."""
+    """Continue the folder's run even if its recipe or its data have changed; the result is then no longer bit for bit
+    that of an uninterrupted run."""
     advice: tyro.conf.Suppress[str | None] = None
-    """What to say before it begins."""
+    """A note to print before training starts."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -70,65 +78,83 @@ class Train:
     def __call__(self) -> int:
         under_torchrun = "RANK" in os.environ or "WORLD_SIZE" in os.environ
         if under_torchrun and self.processes > 1:
-            raise ValueError("--processes starts processes; under torchrun leave it to --nproc-per-node")
+            raise ValueError("--processes starts processes; under torchrun use its --nproc-per-node instead")
         numbers = {name: rank_from_environment(name) for name in RANK_VARIABLES}
         processes = numbers["WORLD_SIZE"] if under_torchrun else self.processes
-        recipe = from_anywhere(self.recipe)
-        plan = make_plan(recipe, processes) if self.dry_run else None
-        if plan is None and not under_torchrun:
-            prepare(recipe, self.out, processes, allow_changes=self.allow_changes)
-        if self.advice and is_main_process():
-            print(f"resnet-core: note: {self.advice}", file=sys.stderr)
-        if plan:
+        recipe = with_absolute_data_path(self.recipe)
+        note = f"note: {self.advice}" if self.advice else None
+
+        if self.dry_run:
+            experiment = load(recipe)
+            check(experiment, processes)
             if is_main_process():
-                print(plan)
+                print(make_plan(experiment, processes), *[note] if note else [], sep="\n")
             return 0
-        if under_torchrun:
-            return train_here(recipe, self.out, self.allow_changes)
-        if self.processes == 1 or read_result(self.out):
-            return train_here(recipe, self.out, self.allow_changes)
-        return launch(train_here, (recipe, self.out, self.allow_changes), self.processes)
+
+        # The launcher refuses what is wrong before it starts any process.
+        arguments = (recipe, self.out, self.allow_changes, note)
+        if under_torchrun or processes == 1:
+            return train_here(*arguments)
+        with RunFolder(self.out) as folder:
+            folder.claim(load(recipe), processes, allow_changes=self.allow_changes)
+            if folder.is_finished:
+                print_ending(folder, was_finished=True)
+                return 0
+        return launch(train_here, arguments, processes)
 
 
-def from_anywhere(recipe: Recipe) -> Recipe:
-    """The recipe with the absolute path of its data: its run is evaluated from other folders, too."""
+def with_absolute_data_path(recipe: Recipe) -> Recipe:
+    """The same recipe, which finds its data from any folder: its run will be evaluated from others, too."""
     path = recipe.data.path and str(Path(recipe.data.path).absolute())
     return replace(recipe, data=replace(recipe.data, path=path))
 
 
-def train_here(recipe: Recipe, out: Path, allow_changes: bool) -> int:
-    """Trains as one process of the world; rank 0 says how it ended."""
-    with ExitStack() as signals:  # taken until the last word is said
-        return _train(recipe, out, allow_changes, signals)
+def train_here(recipe: Recipe, out: Path, allow_changes: bool, note: str | None) -> int:
+    """Trains as one process of the world; rank 0 prints how it ended. Returns the exit status."""
+    with ExitStack() as signals:  # handled until the last line is printed
+        return _train(recipe, out, allow_changes, note, signals)
 
 
 @as_exit_status
-def _train(recipe: Recipe, out: Path, allow_changes: bool, signals: ExitStack) -> int:
-    was_finished = read_result(out) is not None
-    result = run_recipe(recipe, out, allow_changes=allow_changes, signals=signals)
+def _train(recipe: Recipe, out: Path, allow_changes: bool, note: str | None, signals: ExitStack) -> int:
+    was_finished = RunFolder(out).is_finished
+    run_recipe(recipe, out, allow_changes=allow_changes, note=note, signals=signals)
     if is_main_process():
-        print(f"{out} {'was finished before' if was_finished else 'is finished'}: {describe_scores(result)}")
-        steps, seconds, rate = result["steps"], result["seconds"], result["images_per_second"]
-        print(f"{steps:,} steps in {seconds:.1f} s, {rate:,.0f} images/s")
+        print_ending(RunFolder(out), was_finished)
     return 0
+
+
+def print_ending(folder: RunFolder, was_finished: bool) -> None:
+    """Prints what a finished run has reached."""
+    result = folder.read_result() or {}
+    classes = folder.read_environment().get("data", {}).get("classes", 1000)  # if unknown, all scores are shown
+    ending = "was finished before" if was_finished else "is finished"
+    print(f"{folder.path} {ending}: {describe_scores(result, classes)}")
+    print(f"{result['steps']:,} steps in {result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw loss, accuracy and learning rate of a run, or of several in one picture."""
+    """Draw loss, accuracy and learning rate of one run, or of several in one picture."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
     """Folders of runs."""
     out: Path | None = None
-    """The .png, .pdf or .svg file to draw; when left out curves.png, in the run's folder or, of several runs, here."""
+    """The .png, .pdf or .svg file to write. The default is curves.png: in the run's folder for one run, in the current
+    folder for several."""
 
     def __call__(self) -> None:
         if not self.runs:
-            raise ValueError("plot needs the folder of a run, or of several")
+            raise ValueError("plot needs the folder of at least one run: resnet-core plot RUN ...")
         print(plot(self.runs, self.out))
 
 
-def describe_scores(scores: Mapping[str, float]) -> str:
+def describe_scores(scores: Mapping[str, float], num_classes: int) -> str:
+    """Top-1 and, if there are enough classes, top-5 for people."""
     count = int(scores["count"])
-    correct = {label: round(scores[key] * count) for label, key in (("top-1", "top1"), ("top-5", "top5"))}
+    labels = {key: label for key, label in LABELS.items() if key not in scores_to_hide(num_classes)}
+    correct = {label: round(scores[key] * count) for key, label in labels.items()}
     return ", ".join(f"{label} {right / count:.2%} ({right} of {count})" for label, right in correct.items())
+
+
+LABELS = {"top1": "top-1", "top5": "top-5"}

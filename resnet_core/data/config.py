@@ -1,9 +1,9 @@
-"""The data of a recipe: which, in what batches, and every change that training makes to an image."""
+"""The data of a recipe: which dataset, its batches, and everything that training does to an image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from resnet_core.data.datasets import DATASETS, Dataset, load_dataset
 from resnet_core.data.loaders import EvalLoader, TrainLoader
@@ -40,49 +40,52 @@ EXCLUSIVE = (("random_resized_crop", "crop_padding"), ("trivial_augment", "rand_
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: str
-    """digits, or from a folder: fashion_mnist, cifar10, image_folder."""
+    """The dataset: digits, or from a folder fashion_mnist, cifar10 or image_folder."""
     path: str = ""
-    """The folder; digits need none."""
+    """Folder of the dataset. The digits ship with the package and need none."""
     global_batch: int
-    """Samples of one step, over all processes."""
+    """Samples in one step, summed over all processes."""
     eval_batch: int = 256
-    """Samples that each process evaluates at once."""
+    """Samples that each process evaluates at a time."""
     random_resized_crop: float = 0.0
-    """Training sees a random part of each image, from this share of its area (0.08 is usual) to all; 0: off."""
+    """Train on a random part of each image, which covers from this share of its area to all of it; 0.08 is usual, 0
+    turns it off."""
     crop_padding: int = 0
-    """Training images move by up to so many pixels each way."""
+    """Shift each training image by up to this many pixels in each direction."""
     flip: bool = False
-    """Half of the training images are mirrored."""
+    """Mirror half of the training images."""
     trivial_augment: bool = False
-    """Each training image is changed by one of 14 operations, as strongly as chance has it (TrivialAugment Wide)."""
+    """Apply TrivialAugment Wide: one of 14 operations at a random strength."""
     rand_augment_ops: int = 0
-    """So many of those operations one after the other (RandAugment); 0: off."""
+    """Apply RandAugment: this many of those 14 operations, one after the other; 0 turns it off."""
     rand_augment_magnitude: int = 9
-    """How strongly, 0..30."""
+    """Strength of RandAugment's operations, 0 to 30."""
     random_erasing: float = 0.0
-    """Share of the training images in which a rectangle becomes the mean."""
+    """Share of the training images in which a rectangle is replaced by the mean colour."""
     mixup: float = 0.0
-    """Alpha of MixUp, which blends the images of a batch; 0: off. With cutmix, one of the two is drawn."""
+    """Alpha of MixUp, which blends pairs of images; 0 turns it off. With cutmix, each batch uses one of the two."""
     cutmix: float = 0.0
-    """Alpha of CutMix, which pastes rectangles between the images of a batch; 0: off."""
+    """Alpha of CutMix, which pastes a rectangle of one image into another; 0 turns it off."""
     repeated_augmentation: int = 1
-    """Times that an image is in a batch, each time changed otherwise; the epoch is no longer, it shows fewer images."""
+    """How many differently augmented copies of each image a batch holds. An epoch keeps its length, so it shows fewer
+    distinct images."""
     train_size: int = 0
-    """Height and width of training images in pixels; 0: that of evaluation."""
+    """Height and width of training images in pixels; 0 takes the size of evaluation."""
     train_size_start: int = 0
-    """Height and width in the first epoch, from which they grow to train_size; 0: train_size from the start."""
+    """Height and width in the first epoch, from which images grow to train_size; 0 trains at train_size throughout."""
     train_size_step: int = 32
-    """Growing sizes are multiples of it: a ResNet's stages divide a side by 32, a CIFAR ResNet's by 4."""
+    """Growing sizes are multiples of this. A ResNet divides a side by 32, a CIFAR ResNet by 4."""
     train_size_epochs: int = 0
-    """Epochs that growing takes, the last of them at train_size; 0: all."""
+    """Number of epochs in which images grow, the last of them at train_size; 0 takes all epochs."""
     eval_resize: int = 0
-    """Pixels of the shorter side before evaluation takes the middle; 0: the dataset's own."""
+    """Evaluation resizes the shorter side to this many pixels and then crops the centre; 0 takes the dataset's own."""
     eval_size: int = 0
-    """Height and width of that middle; 0: the dataset's own."""
+    """Height and width of that centre crop; 0 takes the dataset's own."""
     workers: int = 0
-    """Processes that prepare batches, for each training process; 0: itself."""
+    """Loader processes per training process; 0 loads in the training process itself."""
 
     def __post_init__(self) -> None:
+        # Each setting by itself.
         if self.name not in DATASETS:
             raise ValueError(f"data.name: unknown dataset {self.name!r}; {did_you_mean(self.name, DATASETS)}")
         for key, (low, high) in RANGES.items():
@@ -90,6 +93,8 @@ class DataConfig:
             if not low <= value <= high:
                 rule = f"at least {low}" if high == INFINITY else f"in {low}..{high}"
                 raise ValueError(f"data.{key} must be {rule}, got {value}")
+
+        # Settings that depend on each other.
         for one, other in EXCLUSIVE:
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"data.{one} and data.{other} exclude each other; set one of them to 0")
@@ -98,6 +103,8 @@ class DataConfig:
                 f"data.global_batch {self.global_batch} cannot hold each image {self.repeated_augmentation} times; "
                 f"choose one that data.repeated_augmentation divides"
             )
+
+        # Sizes.
         if bool(self.eval_resize) != bool(self.eval_size) or self.eval_resize < self.eval_size:
             raise ValueError(
                 f"data.eval_resize and data.eval_size go together, the first at least the second; "
@@ -110,24 +117,25 @@ class DataConfig:
                 f"data.train_size_start must be at most data.train_size, "
                 f"got {self.train_size_start} and {self.train_size}"
             )
+        if self.train_size_epochs == 1 or (self.train_size_epochs and not self.train_size_start):
+            raise ValueError(
+                f"data.train_size_epochs {self.train_size_epochs} changes nothing: images grow from "
+                "data.train_size_start, which must be set, over at least 2 epochs; set it to 0"
+            )
 
 
 def dataset_of(config: DataConfig) -> Dataset:
-    """The dataset, prepared for evaluation as the configuration says. Raises as `load_dataset`."""
-    dataset = loaded(config.name, config.path)
+    """The dataset, read anew, and prepared for evaluation as configured. Raises what `load_dataset` raises."""
+    dataset = load_dataset(config.name, config.path)
     if not config.eval_size:
         return dataset
     transform = replace(dataset.transform, resize_size=config.eval_resize, crop_size=config.eval_size)
     return replace(dataset, transform=transform)
 
 
-@lru_cache(maxsize=1)  # reading takes seconds, and a run asks for its dataset more than once
-def loaded(name: str, path: str) -> Dataset:
-    return load_dataset(name, path)
-
-
 def augmentation_of(config: DataConfig, dataset: Dataset, epochs: int) -> Augmentation:
     """What `epochs` epochs of training do to the images."""
+    shared = {each.name for each in fields(Augmentation)} & {each.name for each in fields(DataConfig)}
     end = config.train_size or dataset.transform.crop_size
     return Augmentation(
         mean=dataset.transform.mean,
@@ -140,13 +148,7 @@ def augmentation_of(config: DataConfig, dataset: Dataset, epochs: int) -> Augmen
             epochs=config.train_size_epochs or epochs,
             step=config.train_size_step,
         ),
-        random_resized_crop=config.random_resized_crop,
-        crop_padding=config.crop_padding,
-        flip=config.flip,
-        trivial_augment=config.trivial_augment,
-        rand_augment_ops=config.rand_augment_ops,
-        rand_augment_magnitude=config.rand_augment_magnitude,
-        random_erasing=config.random_erasing,
+        **{name: getattr(config, name) for name in shared},
     )
 
 
@@ -174,10 +176,11 @@ def loaders_of(
         workers=config.workers,
         pin_memory=pin_memory,
     )
+
     eval_loader = EvalLoader(
         dataset.test,
         batch=config.eval_batch,
-        prepare=dataset.transform.of_images,
+        transform=dataset.transform.of_images,
         rank=rank,
         world_size=world_size,
         workers=config.workers,

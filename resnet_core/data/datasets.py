@@ -1,6 +1,6 @@
-"""Datasets: images in memory or in files, their labels, and how the known ones lie in a folder.
+"""Datasets: images in memory or in files, their labels, and how the known datasets lie in a folder.
 
-What is wrong with a folder is told before any training, by a ValueError: the file, the rule, the remedy.
+Whatever is wrong with a folder raises ValueError before any training, and names the file, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images in files of any size, decoded when they are asked for; ImageError names one that cannot be."""
+    """Images in files, of any size, decoded when they are needed. ImageError names a file that cannot be decoded."""
 
     folder: Path
     names: npt.NDArray[Any]
@@ -91,7 +91,7 @@ class Dataset:
     test: LabelledImages
     class_names: tuple[str, ...]
     transform: ImageTransform
-    """Makes an image file's pixels into what the network is evaluated on."""
+    """Turns an image into what the network is evaluated on."""
 
     @property
     def in_channels(self) -> int:
@@ -99,7 +99,7 @@ class Dataset:
 
 
 def load_digits() -> Dataset:
-    """Handwritten digits: 1,437 images to train on and 360 to test, 8x8 grey pixels enlarged to 16x16 (bilinear).
+    """Handwritten digits: 1,437 training and 360 test images, 8x8 grey pixels enlarged to 16x16 (bilinear).
 
     Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository 1998,
     doi:10.24432/C50P49, licence CC BY 4.0: its test set, as in scikit-learn's `load_digits()`. The file also holds
@@ -128,9 +128,10 @@ FASHION_CLASSES = (
 
 
 def load_fashion_mnist(folder: Path) -> Dataset:
-    """Zalando's articles: 60,000 and 10,000 grey images of 28x28, in the four IDX files of Xiao et al. 2017.
+    """Zalando's articles: 60,000 training and 10,000 test images, 28x28 grey pixels (Xiao et al. 2017).
 
-    They lie in the folder itself, or in `FashionMNIST/raw` of it, where torchvision puts them; with `.gz` or without.
+    The four IDX files, packed as `.gz` or not, lie in the folder itself or in its `FashionMNIST/raw`, where torchvision
+    puts them.
     """
     inside = folder / "FashionMNIST" / "raw"
     files = inside if inside.is_dir() else folder
@@ -151,13 +152,14 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 def load_cifar10(folder: Path) -> Dataset:
-    """Krizhevsky's tiny images: 50,000 and 10,000 of 32x32 in colour, all in memory.
+    """Krizhevsky's tiny images: 50,000 training and 10,000 test images, 32x32 pixels in colour, all in memory.
 
     Read from the original's binary version (`data_batch_1.bin` .., `test_batch.bin`), or from class folders of image
-    files. The version for Python is made of pickles, which can run code, and is refused.
+    files. The version for Python consists of pickles, which can run code, and is refused.
     """
     inside = folder / "cifar-10-batches-bin"
     files = inside if inside.is_dir() else folder
+
     if (files / "test_batch.bin").exists():
         batches = [files / f"data_batch_{number}.bin" for number in range(1, 6)]
         train, test = (
@@ -176,6 +178,7 @@ def load_cifar10(folder: Path) -> Dataset:
                 "read it with --data.name image_folder"
             )
         train, test = decoded(lazy.train), decoded(lazy.test)
+
     # Mean and standard deviation of the original's training pixels.
     transform = full_size(train.images.shape[-1], mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
     return Dataset(train=train, test=test, class_names=CIFAR10_CLASSES, transform=transform)
@@ -184,23 +187,23 @@ def load_cifar10(folder: Path) -> Dataset:
 def labelled(images: Tensor, labels: Tensor, where: str) -> Split:
     """Both as a split of ten classes. Raises ValueError where they do not belong together."""
     if len(images) != len(labels):
-        raise ValueError(f"{where}: {len(images)} images and {len(labels)} labels; unpack the files anew")
+        raise ValueError(f"{where} holds {len(images)} images and {len(labels)} labels; unpack the files again")
     if len(labels) and labels.max() > 9:
-        raise ValueError(f"{where}: labels must be 0..9, found {int(labels.max())}; unpack the files anew")
+        raise ValueError(f"{where} holds the label {int(labels.max())}, labels must be 0..9; unpack the files again")
     return Split(images, labels.long())
 
 
 def decoded(files: LabelledImages) -> Split:
     """All images in memory. Raises ImageError for a damaged file, ValueError where one has another size."""
     assert isinstance(files, ImageFiles)
-    with ThreadPoolExecutor() as threads:  # decoders let go of Python's lock
+    with ThreadPoolExecutor() as threads:  # decoders release Python's lock
         images = list(threads.map(lambda index: files[index][0], range(len(files))))
     for index, image in enumerate(images):
         if image.shape != images[0].shape:
             sizes = [f"{each.shape[-1]} x {each.shape[-2]}" for each in (image, images[0])]
             raise ValueError(
-                f"{files.path(index)} has {sizes[0]} pixels, {files.path(0)} {sizes[1]}: images in memory must be "
-                "alike; read them with --data.name image_folder"
+                f"{files.path(index)} has {sizes[0]} pixels, {files.path(0)} {sizes[1]}: images in memory must "
+                "have one size; read them with --data.name image_folder"
             )
     return Split(torch.stack(images), files.labels)
 
@@ -208,18 +211,20 @@ def decoded(files: LabelledImages) -> Split:
 def load_image_folder(folder: Path) -> Dataset:
     """Your own images, `folder/train/CLASS/*` and `folder/val/CLASS/*` (or `test`), of any size, decoded by workers.
 
-    Where there is `val` and `test`, `val` is evaluated. Prepared for evaluation as torchvision's first sets of
-    ImageNet weights: shorter side 256, the middle 224 x 224.
+    If there are both `val` and `test`, `val` is evaluated. Evaluation transforms images as torchvision does for its
+    first ImageNet weights: shorter side 256, centre crop 224 x 224.
     """
     if not (folder / "train").is_dir():
         raise ValueError(f"{folder} has no folder train; put the images as {folder}/train/CLASS/IMAGE")
     part = tested_part(folder)
+
     names, test_names = class_folders(folder / "train"), class_folders(part)
     if names != test_names:
         raise ValueError(
             f"{folder / 'train'} and {part} must have the same classes; only in one of them: "
             f"{', '.join(sorted(set(names) ^ set(test_names)))}"
         )
+
     return Dataset(
         train=list_files(folder / "train", names),
         test=list_files(part, names),
@@ -236,7 +241,7 @@ def load_test_folder(folder: Path) -> tuple[ImageFiles, tuple[str, ...]]:
 
 
 def tested_part(folder: Path) -> Path:
-    """Where an image folder has what it is evaluated on. Raises ValueError for one with images to train on alone."""
+    """The part of an image folder to evaluate on. Raises ValueError for a folder that only has images to train on."""
     for name in ("val", "test"):
         if (folder / name).is_dir():
             return folder / name
@@ -248,7 +253,7 @@ def tested_part(folder: Path) -> Path:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The classes: names of the folders inside, sorted, hidden ones left out. Raises as `refuse_dangling`."""
+    """The classes: sorted names of the folders inside, without hidden ones. Raises ImageError for a dangling link."""
     shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     refuse_dangling(shown)
     names = tuple(path.name for path in shown if path.is_dir())
@@ -258,7 +263,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def list_files(folder: Path, class_names: Sequence[str]) -> ImageFiles:
-    """All image files of the class folders, without opening any. Raises ImageError for a class that has none."""
+    """All image files of the class folders, without opening any. Raises ImageError for a class without images."""
     found = [find_images(folder / name) for name in class_names]
     labels = torch.arange(len(found)).repeat_interleave(torch.tensor([len(paths) for paths in found]))
     names = [os.fsencode(path.relative_to(folder)) for paths in found for path in paths]
@@ -266,7 +271,7 @@ def list_files(folder: Path, class_names: Sequence[str]) -> ImageFiles:
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What tells a dataset from another: its numbers, and a hash of labels and images, or of files' names."""
+    """What distinguishes a dataset: how many images and classes, and a hash of the labels and images, or file names."""
     digest = hashlib.sha256("/".join(dataset.class_names).encode())
     for split in (dataset.train, dataset.test):
         digest.update(split.labels.numpy().tobytes())
@@ -292,13 +297,13 @@ DATASETS = (*BUILT_IN, *IN_FOLDERS)
 
 
 def load_dataset(name: str, path: str = "") -> Dataset:
-    """A dataset of DATASETS, from the folder `path` where it does not ship with the package.
+    """A dataset of DATASETS, from the folder `path` unless it ships with the package.
 
-    Raises ValueError in one line for a folder that is missing, incomplete, damaged or of another layout.
+    Raises ValueError with one line for a folder that is missing, incomplete, damaged or laid out differently.
     """
     if name in BUILT_IN:
         if path:
-            raise ValueError(f"data.path: {name} ships with the package; leave out {path!r}")
+            raise ValueError(f"{name} ships with the package; leave out data.path {path!r}")
         return BUILT_IN[name]()
     dataset = from_folder(IN_FOLDERS[name], name, path)
     check_classes(dataset, where=path)
@@ -306,7 +311,10 @@ def load_dataset(name: str, path: str = "") -> Dataset:
 
 
 def load_test(name: str, path: str = "") -> tuple[LabelledImages, tuple[str, ...]]:
-    """The images to evaluate on and their classes; an image folder need hold no others. Raises as `load_dataset`."""
+    """The images to evaluate on and their classes; an image folder needs no others.
+
+    Raises what `load_dataset` raises.
+    """
     if name == "image_folder":
         return from_folder(load_test_folder, name, path)
     dataset = load_dataset(name, path)
@@ -314,11 +322,13 @@ def load_test(name: str, path: str = "") -> tuple[LabelledImages, tuple[str, ...
 
 
 def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
-    """What `load` reads from the folder. Raises ValueError where it is not there or cannot be read."""
+    """What `load` reads from the folder. Raises ValueError for a folder that does not exist or cannot be read."""
     if not path:
-        raise ValueError(f"data.path: {name} is read from a folder; say which with --data.path DIR")
+        raise ValueError(f"{name} is read from a folder; name it with --data.path DIR")
+    if not Path(path).exists():
+        raise ValueError(f"data.path {path} does not exist; check the name")
     if not Path(path).is_dir():
-        raise ValueError(f"data.path: {path} is {'a file, not a' if Path(path).exists() else 'no'} folder")
+        raise ValueError(f"data.path {path} is a file; name the folder that holds {name}")
     try:
         return load(Path(path))
     except OSError as error:
@@ -326,14 +336,14 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
 
 
 def check_classes(dataset: Dataset, where: str) -> None:
-    """Raises ValueError where there is nothing to tell apart, or a class that one of the parts does not show."""
+    """Raises ValueError for a single class, and for a class without images in one of the parts."""
     names = dataset.class_names
     if len(names) < 2:
-        raise ValueError(f"{where} has one class, {names[0]}: nothing to tell apart; at least 2 are needed")
+        raise ValueError(f"{where} has only one class, {names[0]}; a classifier needs at least 2")
     for part, split in (("train", dataset.train), ("test", dataset.test)):
-        shown = set(split.labels.tolist())
-        missing = [name for number, name in enumerate(names) if number not in shown]
+        present = set(split.labels.tolist())
+        missing = [name for number, name in enumerate(names) if number not in present]
         if missing:
             raise ValueError(
-                f"{where}: the {part} images show no {', '.join(missing)}; both parts must show each class"
+                f"{where} has no {part} images of {', '.join(missing)}; both parts must have images of each class"
             )

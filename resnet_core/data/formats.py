@@ -25,6 +25,7 @@ def read_idx(path: Path, *, num_dimensions: int) -> Tensor:
     if not path.exists() and not packed.exists():
         raise ValueError(f"{path} is missing, and so is {packed.name}; put the dataset's four files into that folder")
     used = path if path.exists() else packed
+
     magic = bytes((0, 0, 8, num_dimensions))
     try:
         with used.open("rb") if used == path else gzip.open(used) as stream:
@@ -33,16 +34,15 @@ def read_idx(path: Path, *, num_dimensions: int) -> Tensor:
             if header[: len(magic)] != magic or len(sizes) != num_dimensions:
                 raise ValueError(
                     f"{used} is not an IDX file of unsigned bytes in {num_dimensions} dimensions: it begins with "
-                    f"{header[:4].hex(' ') or 'nothing'}, not {magic.hex(' ')}; fetch the file anew"
+                    f"{header[:4].hex(' ') or 'nothing'}, not {magic.hex(' ')}; download it again"
                 )
-            values = stream.read(math.prod(sizes) + 1)  # one more than there may be
+            values = stream.read(math.prod(sizes) + 1)  # one more shows a file that is too long
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{used} is not a whole gzip file ({error}); fetch it anew") from error
+        raise ValueError(f"{used} is not a whole gzip file ({error}); download it again") from error
+
     if len(values) != math.prod(sizes):
         count = "more" if len(values) > math.prod(sizes) else f"{len(values):,}"
-        raise ValueError(
-            f"{used} announces {' x '.join(map(str, sizes))} values and holds {count}; fetch the file anew"
-        )
+        raise ValueError(f"{used} announces {' x '.join(map(str, sizes))} values and holds {count}; download it again")
     return as_bytes(values).view(*sizes)
 
 
@@ -54,7 +54,7 @@ def read_cifar10_records(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         size = path.stat().st_size
         if size == 0 or size % CIFAR10_RECORD:
             raise ValueError(
-                f"{path} has {size:,} bytes, not a multiple of the {CIFAR10_RECORD:,} of a record; unpack it anew"
+                f"{path} has {size:,} bytes, not a multiple of the {CIFAR10_RECORD:,} of a record; unpack it again"
             )
     records = torch.cat([as_bytes(path.read_bytes()) for path in paths]).view(-1, CIFAR10_RECORD)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]

@@ -13,24 +13,32 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The decoded image, upright as its camera says, 16-bit grey as 8 bits. Raises ImageError for anything else.
+    """The decoded image, turned upright as its EXIF data say, 16-bit grey as 8 bits. Raises ImageError otherwise.
 
-    FORMATS alone are tried, whatever the file's ending: Pillow hands others to programs outside.
+    Only FORMATS are tried, whatever the file's ending: Pillow hands some other formats to external programs.
     """
     if not Path(path).exists():
-        raise ImageError(f"{path}: no such file")
+        raise ImageError(f"{path} does not exist; check the name")
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # of any type: decoders meet what anyone wrote
-        raise ImageError(f"{path}: not a whole image of {', '.join(FORMATS)} ({error})") from error
+    except Exception as error:  # decoders raise errors of any type at what anyone wrote
+        raise ImageError(
+            f"{path} is not a whole image in one of the formats {', '.join(FORMATS)} ({error}); replace or remove it"
+        ) from error
     if max(upright.size) > LARGEST_RATIO * min(upright.size):
-        raise ImageError(f"{path}: {upright.width} x {upright.height} pixels are too long and thin to be cropped")
+        raise ImageError(
+            f"{path} has {upright.width} x {upright.height} pixels, too long and thin to be cropped; the longer side "
+            f"may be at most {LARGEST_RATIO} times the shorter"
+        )
     if upright.mode.startswith("I;16"):
         return upright.point(lambda value: value / 257).convert("L")
     if upright.mode in ("I", "F"):
-        raise ImageError(f"{path}: values of 32 bits have no agreed white; save it with 8 or 16 bits")
+        raise ImageError(
+            f"{path} has 32 bits per channel, and 32-bit images have no standard white level; save it with 8 or 16 "
+            "bits per channel"
+        )
     return upright
 
 
@@ -39,7 +47,7 @@ LARGEST_RATIO = 100  # of the longer side to the shorter
 
 
 def find_images(path: str | Path) -> list[Path]:
-    """The file itself, or those with an image's ending in a folder, at any depth, sorted.
+    """The file itself, or all files in a folder that have an image's ending, at any depth, sorted.
 
     Raises ImageError for a folder without any, and for a link that leads nowhere.
     """
@@ -51,12 +59,14 @@ def find_images(path: str | Path) -> list[Path]:
     refuse_dangling(inside)
     found = [file for file in inside if file.suffix.lower() in endings and file.is_file()]
     if not found:
-        raise ImageError(f"{path}: no image in this folder; known endings are {', '.join(sorted(endings))}")
+        raise ImageError(f"{path} is a folder without images; known endings are {', '.join(sorted(endings))}")
     return found
 
 
 def refuse_dangling(paths: Iterable[Path]) -> None:
-    """Raises ImageError for a link that leads nowhere: images would be missed in silence."""
+    """Raises ImageError for a link that leads nowhere: its images would be missed in silence."""
     for path in paths:
         if path.is_symlink() and not path.exists():
-            raise ImageError(f"{path}: a link to {path.readlink()}, which is not there; mount it, or remove the link")
+            raise ImageError(
+                f"{path} is a link to {path.readlink()}, which does not exist; mount that disk, or remove the link"
+            )

@@ -1,7 +1,7 @@
 """Batches of `(images [N, C, H, W], labels [N])` for one rank, prepared by worker processes where asked.
 
-A worker is told the epoch and the samples of a whole batch and keeps no state, so which worker prepares what, and how
-many there are, cannot change a batch.
+A key names a batch completely: the epoch and the samples. A worker gets a key and keeps no state, so neither the
+number of workers nor the choice of the worker can change a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from resnet_core.data.datasets import LabelledImages
 from resnet_core.data.images import ImageError
 from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, repeat_samples, seed_from, steps_per_epoch
-from resnet_core.data.transforms import Images, Views
+from resnet_core.data.transforms import Images, ViewSeeds
 
 Batch = tuple[Tensor, Tensor]
 TrainKey = tuple[int, int, Sequence[tuple[int, int]]]  # epoch, position, the batch's (sample, copy)
@@ -35,22 +35,22 @@ BATCHES_AHEAD = 4  # that each worker prepares while the network computes
 START = "fork" if sys.platform == "linux" else "spawn"
 
 
-def as_they_are(images: Images) -> Tensor:
+def stacked(images: Images) -> Tensor:
     return images if isinstance(images, Tensor) else torch.stack(images)
 
 
-class Batches(Protocol):
-    """What a worker is given: the batch of a key."""
+class KeyedBatches(Protocol):
+    """Makes the batch of a key, in any process."""
 
     def __getitem__(self, key: Any, /) -> Batch: ...
 
 
 @dataclass(frozen=True)
-class TrainBatches:
-    """The augmented batch of a `TrainKey`; labels are class numbers `[N]`, after `mix` shares of classes `[N, K]`."""
+class AugmentedBatches:
+    """Makes the batch of a `TrainKey`; labels are class numbers `[N]` or, after `mix`, shares of classes `[N, K]`."""
 
     split: LabelledImages
-    augment: Callable[[Images, Views], Tensor]
+    augment: Callable[[Images, ViewSeeds], Tensor]
     mix: Callable[[Tensor, Tensor, int], Batch] | None
     repeats: int
     seed: int
@@ -61,36 +61,36 @@ class TrainBatches:
         indices = [index for index, _ in samples]
         # Each copy is a view of its own: 0 .. repeats - 1 in the first epoch, and so on.
         seeds = [seed_from(self.seed, epoch * self.repeats + copy, index) for index, copy in samples]
-        images, labels = self.augment(self.split.take(indices), Views(epoch, seeds)), self.split.labels[indices]
+        images = self.augment(self.split.take(indices), ViewSeeds(epoch, seeds))
+        labels = self.split.labels[indices]
         if self.mix is None:
             return images, labels
         return self.mix(images, labels, seed_from(self.seed, epoch, position, self.rank))
 
 
 @dataclass(frozen=True)
-class EvalBatches:
-    """The prepared batch of a list of samples."""
+class PlainBatches:
+    """Makes the batch of a list of samples, to evaluate on."""
 
     split: LabelledImages
-    prepare: Callable[[Images], Tensor]
+    transform: Callable[[Images], Tensor]
 
     def __getitem__(self, indices: list[int], /) -> Batch:
-        images = self.split.take(indices)
-        return self.prepare(images), self.split.labels[indices]
+        return self.transform(self.split.take(indices)), self.split.labels[indices]
 
 
 class TrainLoader:
     """`loader.epoch(3)` iterates over one rank's batches of epoch 3, `loader.epoch(3, start=7)` from its batch 7 on.
 
-    Order and augmentation depend on (seed, epoch, sample, copy) alone: not on workers, on other ranks or on what ran
-    before; `mix` draws once for each batch of a rank. Raises ValueError when `steps_per_epoch` does.
+    Order and augmentation depend only on (seed, epoch, sample, copy): not on the workers, on other ranks or on what ran
+    before. `mix` draws once for each batch of a rank. Raises ValueError when `steps_per_epoch` does.
     """
 
     def __init__(
         self,
         split: LabelledImages,
         *,
-        augment: Callable[[Images, Views], Tensor],
+        augment: Callable[[Images, ViewSeeds], Tensor],
         global_batch: int,
         seed: int,
         mix: Callable[[Tensor, Tensor, int], Batch] | None = None,
@@ -100,7 +100,7 @@ class TrainLoader:
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.batches = TrainBatches(split, augment, mix, repeats, seed, rank)
+        self.batches = AugmentedBatches(split, augment, mix, repeats, seed, rank)
         self.global_batch, self.world_size = global_batch, world_size
         self.steps_per_epoch = steps_per_epoch(len(split), global_batch=global_batch, repeats=repeats)
         self.loader = KeyedLoader(self.batches, workers=workers, pin_memory=pin_memory)
@@ -113,7 +113,7 @@ class TrainLoader:
 
         Raises ValueError when `batch_share` does, ImageError for a damaged file.
         """
-        return self.loader.of(self.keys(epoch)[start:])
+        return self.loader.iterate(self.keys(epoch)[start:])
 
     def samples(self, epoch: int, position: int) -> list[int]:
         """The samples of all ranks in one batch of an epoch, by number."""
@@ -141,7 +141,7 @@ class EvalLoader:
         split: LabelledImages,
         *,
         batch: int,
-        prepare: Callable[[Images], Tensor] = as_they_are,
+        transform: Callable[[Images], Tensor] = stacked,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
@@ -149,43 +149,45 @@ class EvalLoader:
     ) -> None:
         share = list(rank_share(len(split), rank=rank, world_size=world_size))
         self.keys = [share[start : start + batch] for start in range(0, len(share), batch)]
-        self.loader = KeyedLoader(EvalBatches(split, prepare), workers=workers, pin_memory=pin_memory)
+        self.loader = KeyedLoader(PlainBatches(split, transform), workers=workers, pin_memory=pin_memory)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches. Raises ImageError for a damaged file."""
-        return self.loader.of(self.keys)
+        return self.loader.iterate(self.keys)
 
 
 class KeyedLoader:
-    """Batches of keys in their order, by torch's DataLoader, whose workers stay from one list of keys to the next."""
+    """Makes the batches of keys, in their order, with torch's DataLoader. Its workers live on from list to list."""
 
-    def __init__(self, batches: Batches, *, workers: int, pin_memory: bool) -> None:
-        self.keys = Keys()
+    def __init__(self, batches: KeyedBatches, *, workers: int, pin_memory: bool) -> None:
+        self.sampler = KeySampler()
         self.loader: DataLoader[Any] = DataLoader(
-            Carrying(batches),  # type: ignore[arg-type]
-            sampler=self.keys,
+            ErrorsAsValues(batches),  # type: ignore[arg-type]
+            sampler=self.sampler,
             batch_size=None,
-            collate_fn=as_it_is,
+            collate_fn=unchanged,
             num_workers=workers,
             multiprocessing_context=START if workers else None,
             persistent_workers=workers > 0,
             prefetch_factor=BATCHES_AHEAD if workers else None,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # a seed is drawn for the workers: not from the training's own numbers
+            generator=torch.Generator(),  # DataLoader draws its workers' seed: not from training's random numbers
         )
 
-    def of(self, keys: list[Any]) -> Iterator[Batch]:
-        self.keys.keys = keys
+    def iterate(self, keys: list[Any]) -> Iterator[Batch]:
+        self.sampler.keys = keys
         self.loader.worker_init_fn = partial(begin_worker, os.getpid())
         for batch in self.loader:
-            if self.keys.keys is not keys:
-                raise RuntimeError("these batches ended when others were begun; finish an epoch before the next")
+            if self.sampler.keys is not keys:
+                raise RuntimeError(
+                    "Another epoch was started before this one was finished; iterate one epoch at a time."
+                )
             if isinstance(batch, ImageError):
                 raise batch
             yield batch
 
 
-class Keys:
+class KeySampler:
     """The list of keys that DataLoader goes through next."""
 
     def __init__(self) -> None:
@@ -199,10 +201,10 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Carrying:
-    """Batches, and ImageError as a value: raised in a worker, its one line would come with a traceback inside."""
+class ErrorsAsValues:
+    """Returns ImageError instead of raising it: DataLoader would put a worker's traceback into its one line."""
 
-    batches: Batches
+    batches: KeyedBatches
 
     def __getitem__(self, key: Any) -> Batch | ImageError:
         try:
@@ -211,28 +213,30 @@ class Carrying:
             return error
 
 
-def as_it_is(batch: Any) -> Any:
+def unchanged(batch: Any) -> Any:
     return batch
 
 
 def begin_worker(parent: int, worker: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to all, to the main process; on Linux SIGTERM too, and it dies with it.
+    """Leaves signals to the main process, and ends this worker when its parent ends.
 
-    A cluster sends SIGTERM to every process of a job, and the main process needs its workers to end the step it is in.
-    Without the last a worker outlives a killed rank by seconds, or for good where that was killed in the moment of the
-    fork, and with it the connections it was forked with: the other ranks would wait as long to see that one is gone.
+    Ignore Ctrl-C in workers, which the terminal sends to every process: the main process handles it. On Linux, ignore
+    SIGTERM as well, unless it comes from the parent: a cluster sends it to every process of a job, and the main process
+    needs its workers to finish its step. Die with the parent: a worker that outlives a killed rank would keep its
+    sockets open, and the other ranks could not see that it is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
+        if os.getppid() != parent:  # killed before the line above
             os._exit(1)
+
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=end_when_the_parent_says, daemon=True).start()
+        threading.Thread(target=exit_when_parent_says, daemon=True).start()
 
 
-def end_when_the_parent_says() -> None:
-    """Ends this process at a SIGTERM of its parent's, which is how DataLoader ends a worker that did not hear it."""
+def exit_when_parent_says() -> None:
+    """Exits at a SIGTERM from the parent: DataLoader sends it to a worker that did not end by itself."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -18,7 +18,7 @@ def seed_from(*numbers: int) -> int:
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:
-    """A permutation of `range(num_samples)`, another one each epoch."""
+    """A permutation of `range(num_samples)`, a different one in each epoch."""
     generator = torch.Generator().manual_seed(seed_from(seed, epoch))
     return torch.randperm(num_samples, generator=generator).tolist()
 
@@ -26,9 +26,9 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:
 def repeat_samples(order: Sequence[int], *, repeats: int, global_batch: int) -> list[tuple[int, int]]:
     """`(sample, copy)` for each full global batch: copy 0 of its samples, then copy 1 of the same samples, and so on.
 
-    Repeated augmentation (Hoffer et al. 2020, "Augment your batch"; Berman et al. 2019, "MultiGrain"): copies meet in
-    one global batch, and the epoch is no longer than without, so it shows only the first 1/`repeats` of `order`.
-    They lie apart in the batch, so that ranks share them out and MixUp does not mix an image with itself.
+    Repeated augmentation (Hoffer et al. 2020, "Augment your batch"; Berman et al. 2019, "MultiGrain"): all copies of a
+    sample are in one global batch. An epoch keeps its length, so it shows only the first 1/`repeats` of `order`.
+    Copies lie apart in the batch, so that ranks share them out and MixUp does not mix an image with itself.
     `repeats` must divide `global_batch`.
     """
     different = global_batch // repeats
@@ -39,10 +39,10 @@ def repeat_samples(order: Sequence[int], *, repeats: int, global_batch: int) -> 
 
 
 def steps_per_epoch(num_samples: int, *, global_batch: int, repeats: int = 1) -> int:
-    """Full global batches in an epoch: the samples of an unfilled last one sit that epoch out.
+    """Full global batches in an epoch. The samples that would only partly fill a last batch are skipped in that epoch.
 
-    The gradient of a smaller batch would weigh its samples more. Raises ValueError when the global batch is never
-    full, or cannot hold each of its samples `repeats` times.
+    The gradient of a smaller batch would weigh its samples more. Raises ValueError when the global batch is larger than
+    the dataset, or cannot hold each of its samples `repeats` times.
     """
     if global_batch % repeats:
         raise ValueError(

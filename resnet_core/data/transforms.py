@@ -1,4 +1,4 @@
-"""What happens to images before the network sees them: an augmentation for training, a preparation for evaluation.
+"""What happens to images before the network sees them: an augmentation in training, a fixed transform in evaluation.
 
 Images come as uint8 (0..255) or float32 (0..1), `[C, H, W]` each: stacked in one tensor `[N, C, H, W]`, or as a list
 where their sizes differ. torchvision's transforms are imported on first use.
@@ -24,15 +24,15 @@ CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`(images - mean) / std` of each channel, uint8 first brought to 0..1; float32."""
-    # Divided, not multiplied by 1/255: to the bit as torchvision prepared the images of its published weights.
+    """`(images - mean) / std` of each channel, float32; uint8 images are first scaled to 0..1."""
+    # Divided, not multiplied by 1/255: bit for bit what torchvision's published weights saw.
     scaled = images / 255 if images.dtype == torch.uint8 else images
     return (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """An image of any size -> `[channels, crop_size, crop_size]` float32, as weights saw images in their evaluation.
+    """An image of any size -> `[channels, crop_size, crop_size]` float32, as in the evaluation of published weights.
 
     The shorter side becomes `resize_size` pixels (bilinear, antialiased), the middle `crop_size` x `crop_size` are
     kept, and values in 0..1 are normalised with `mean` and `std`: 3 of each for RGB, 1 for grey.
@@ -62,7 +62,7 @@ class ImageTransform:
         return normalize(V.pil_to_tensor(V.center_crop(resized, [self.crop_size])), self.mean, self.std)
 
     def of_images(self, images: Images) -> Tensor:
-        """`[N, C, crop_size, crop_size]`, each the same as from its file; images of that size are only normalised."""
+        """The same for a batch, `[N, C, crop_size, crop_size]`; images that have this size are only normalised."""
         size = self.crop_size
         if isinstance(images, Tensor) and images.shape[1:] == (len(self.mean), size, size) and size == self.resize_size:
             return normalize(images, self.mean, self.std)
@@ -72,8 +72,8 @@ class ImageTransform:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Where a batch's random numbers come from: the epoch, and a seed for each image."""
+class ViewSeeds:
+    """Where the random numbers of a batch come from: the epoch, and a seed for each image."""
 
     epoch: int
     seeds: Sequence[int]
@@ -81,11 +81,12 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Images of a batch, each changed at random, -> `[N, C, size, size]` float32, normalised.
+    """Changes each image of a batch at random -> `[N, C, size, size]` float32, normalised.
 
-    What happens to an image depends on its own seed and the epoch's size alone, so a batch may be split anywhere.
-    Images are moved at `size` pixels and then brought to the epoch's size, so that a move is the same share of an
-    image in every epoch. `size_of_epoch` may be `growing_size`; `DataConfig` says what the other settings do.
+    What happens to an image depends only on its own seed and the epoch's size, so a batch may be split anywhere.
+    Images are shifted at `size` pixels and then resized to the epoch's size, so that a shift is the same share of an
+    image in every epoch. `size_of_epoch` may be `growing_size`. `DataConfig` has the other settings under the same
+    names, and explains them.
     """
 
     mean: Sequence[float]
@@ -101,16 +102,19 @@ class Augmentation:
     rand_augment_magnitude: int = 9
     random_erasing: float = 0.0
 
-    def __call__(self, images: Images, views: Views) -> Tensor:
-        # In the order of torchvision's reference recipes; each step draws from seeds of its own.
-        crop, move, recolour, erase = ([seed + step for seed in views.seeds] for step in (1, 0, 2, 3))
+    def __call__(self, images: Images, views: ViewSeeds) -> Tensor:
         size = self.size_of_epoch(views.epoch) if self.size_of_epoch else self.size
+        # Each step draws from seeds of its own.
+        crop, move, recolour, erase = ([seed + step for seed in views.seeds] for step in (1, 0, 2, 3))
+
+        # In the order of torchvision's reference recipes.
         batch = self._cropped(images, size, crop) if self.random_resized_crop else resized(images, self.size)
         if self.crop_padding or self.flip:
             batch = crop_and_flip(batch, move, padding=self.crop_padding, flip=self.flip)
         batch = resized(batch, size)
         if self.trivial_augment or self.rand_augment_ops:
             batch = each(self._policy(), batch, recolour)
+
         batch = normalize(batch, self.mean, self.std)
         if self.random_erasing:
             from torchvision.transforms import v2
@@ -132,7 +136,7 @@ class Augmentation:
 
 
 def resized(images: Images, size: int) -> Tensor:
-    """The middle square of each image, `[N, C, size, size]`; a tensor of that size as it is."""
+    """The centre square of each image, `[N, C, size, size]`; a tensor of that size is returned unchanged."""
     if isinstance(images, Tensor) and images.shape[-2:] == (size, size):
         return images
     from torchvision.transforms import v2
@@ -142,8 +146,8 @@ def resized(images: Images, size: int) -> Tensor:
 
 
 def each(transform: Callable[[Tensor], Tensor], images: Images, seeds: Sequence[int]) -> Tensor:
-    """`transform` of every image, stacked; torch's random numbers come from that image's seed and are put back."""
-    # The generator, not torch.manual_seed: that would seed the GPU's as well, which is not put back.
+    """`transform` of every image, stacked. It draws from that image's seed; torch's random state is then restored."""
+    # The generator, not torch.manual_seed: that would also seed the GPU's, which is not restored.
     with torch.random.fork_rng(devices=[]):
         changed = []
         for image, seed in zip(images, seeds, strict=True):
@@ -153,13 +157,15 @@ def each(transform: Callable[[Tensor], Tensor], images: Images, seeds: Sequence[
 
 
 def crop_and_flip(images: Tensor, seeds: Sequence[int], *, padding: int, flip: bool) -> Tensor:
-    """Same size, each moved by up to `padding` pixels each way and mirrored half of the time (He et al. 2015, 4.2).
+    """Shifts each image by up to `padding` pixels in each direction, and mirrors half of them (He et al. 2015, 4.2).
 
-    The border repeats outward. The paper pads CIFAR's normalised images with zeros, their mean; repeating the border
-    is right for any range. All images are moved at once, by the pixel each pixel comes from: some ten times as fast
-    as one after the other.
+    The border is repeated outward. The paper pads CIFAR's normalised images with zeros, their mean; repeating the
+    border is right for any range of values. All images are shifted at once, by looking up where each pixel comes from:
+    about ten times as fast as one after the other.
     """
     number, channels, height, width = images.shape
+
+    # Each image's shift and whether it is mirrored, from its own seed.
     draws = []
     generator = torch.Generator()
     for seed in seeds:
@@ -167,6 +173,8 @@ def crop_and_flip(images: Tensor, seeds: Sequence[int], *, padding: int, flip: b
         top, left = torch.randint(2 * padding + 1, (2,), generator=generator).tolist()
         draws.append((top, left, flip and bool(torch.randint(2, (), generator=generator))))
     tops, lefts, mirrored = torch.tensor(draws).T[:, :, None]
+
+    # The row and the column that each pixel comes from.
     rows = (torch.arange(height) + tops - padding).clamp(0, height - 1)
     columns = (torch.arange(width) + lefts - padding).clamp(0, width - 1)
     columns = torch.where(mirrored.bool(), columns.flip(1), columns)
@@ -177,8 +185,8 @@ def crop_and_flip(images: Tensor, seeds: Sequence[int], *, padding: int, flip: b
 def growing_size(epoch: int, *, start: int, end: int, epochs: int, step: int) -> int:
     """Pixels of a side in an epoch: from `start` in epoch 0 linearly to `end` in epoch `epochs - 1` and after.
 
-    Between them it is rounded down to a multiple of `step`. Progressive resizing (Howard, DAWNBench 2018; Tan & Le
-    2021, "EfficientNetV2", section 4.2): small images first cost less.
+    Sizes in between are rounded down to a multiple of `step`. This is progressive resizing (Howard, DAWNBench 2018; Tan
+    & Le 2021, "EfficientNetV2", section 4.2): small images cost less.
     """
     if epoch >= epochs - 1:
         return end
@@ -188,10 +196,10 @@ def growing_size(epoch: int, *, start: int, end: int, epochs: int, step: int) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """A batch whose images are mixed with each other, and how much of each class every image then shows: `[N, K]`.
+    """Mixes the images of a batch with each other, and returns each class's share of every image: `[N, K]`.
 
-    MixUp (Zhang et al. 2018) blends two images, CutMix (Yun et al. 2019) pastes a rectangle of one into another; the
-    share is drawn from Beta(alpha, alpha) for each batch. Where both have an alpha one of them is drawn.
+    MixUp (Zhang et al. 2018) blends two images, CutMix (Yun et al. 2019) pastes a rectangle of one into another. The
+    share is drawn from Beta(alpha, alpha) for each batch. If both have an alpha, one of them is drawn for each batch.
     """
 
     num_classes: int

@@ -14,26 +14,26 @@ from resnet_core.foundation.suggestions import did_you_mean
 
 
 def to_toml(config: Any) -> str:
-    """A dataclass as TOML, from which `read_toml` and `from_mapping` make it again."""
+    """A dataclass as TOML; `read_toml` and `from_mapping` turn it back."""
     return tomli_w.dumps(asdict(config))
 
 
 def from_mapping(config: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """A configuration from nested plain values. Raises ValueError for unknown or missing keys and bad values."""
     types = get_type_hints(config)
+    arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in types:
             raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(key, types)}")
         if not _fits(value, types[key]):
             raise ValueError(f"{where}: {key} should be {_words(types[key])}, got {value!r}")
-    arguments = {
-        key: from_mapping(types[key], value, f"{where}: {key}")
-        if is_dataclass(types[key])
-        else tuple(value)
-        if get_origin(types[key]) is tuple
-        else value
-        for key, value in values.items()
-    }
+
+        arguments[key] = value
+        if is_dataclass(types[key]):
+            arguments[key] = from_mapping(types[key], value, f"{where}: {key}")
+        elif get_origin(types[key]) is tuple:
+            arguments[key] = tuple(value)
+
     missing = [each.name for each in fields(config) if each.name not in arguments]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
@@ -71,6 +71,6 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name a file of TOML") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}); name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error

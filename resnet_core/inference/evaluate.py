@@ -46,7 +46,7 @@ def evaluate_weights(
     loader = EvalLoader(
         images,
         batch=data.eval_batch,
-        prepare=info.transform.of_images,
+        transform=info.transform.of_images,
         rank=world.rank,
         world_size=world.size,
         workers=data.workers,

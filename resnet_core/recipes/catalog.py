@@ -1,7 +1,8 @@
-"""The recipes by name, and what each of them reproduces."""
+"""The recipes by name, and where each of them comes from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from resnet_core.data import DataConfig
@@ -13,27 +14,77 @@ from resnet_core.train.averaging import AveragingConfig
 from resnet_core.train.optimizers import OptimizerConfig
 from resnet_core.train.schedules import ScheduleConfig
 
-# Names of recipes below; what each reproduces, and the top-1 that its source publishes.
-SOURCES: dict[str, str] = {
-    "digits": "ResNet-20 on the digits that ship with the package; at least 99.0% of 360 test images",
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a recipe comes from, what its source published, and, which is another thing, what was reached here."""
+
+    name: str
+    """Whose recipe it is."""
+    published: str | None = None
+    """Top-1 that the source published."""
+    reached: str | None = None
+    """Top-1 of the runs that docs/results.md lists."""
+    command: str | None = None
+    """The command of those runs."""
+
+    def __str__(self) -> str:
+        reached = f"{self.reached}: {self.command}" if self.reached else "not run here"
+        return f"source          {self.name}\npublished       {self.published or 'none'}\nreached here    {reached}"
+
+
+NO_SOURCE = "this project"
+
+# Recipe -> its source, in the order of the recipes below.
+SOURCES: dict[str, Source] = {
+    "digits": Source(name=NO_SOURCE, reached="99.4%", command="resnet-core train digits"),
     **{
-        f"cifar10_resnet{depth}": f"He et al. 2015, section 4.2 and table 6: {accuracy}% on CIFAR-10's original files"
+        f"cifar10_resnet{depth}": Source(
+            name="He et al. 2015 (arXiv:1512.03385), section 4.2 and table 6",
+            published=f"{accuracy}% on CIFAR-10's original files",
+        )
         for depth, accuracy in {20: 91.25, 32: 92.49, 44: 92.83, 56: 93.03, 110: 93.57}.items()
     },
-    "cifar10_fast": "ResNet-20, one cycle (Smith & Topin 2018), half an hour: 84.6% on CIFAR-10 as JPEG files",
-    "fashion_mnist": "ResNet-20 on Fashion-MNIST, one cycle: 93.5%",
-    "imagenet_card": "the model card's hyperparameters with decoupled decay, as they were run: ResNet-50 76.5%",
-    "imagenet_card_literal": "the same numbers as torch reads them, coupled: decays 16.4 times harder; none published",
-    "imagenet_nvidia90": "NVIDIA DeepLearningExamples, ResNet-50 v1.5, 90 epochs: 77.12%",
-    "imagenet_torchvision_v1": "torchvision's references for IMAGENET1K_V1: ResNet-50 76.13%",
-    "imagenet_torchvision_v2": "torchvision's references for IMAGENET1K_V2: ResNet-50 80.86%",
-    "imagenet_a3": "Wightman et al. 2021 (arXiv:2110.00476), procedure A3: ResNet-50 78.1%",
-    "finetune": "published ImageNet weights, a new head that learns ten times as fast, a folder of your own images",
+    "cifar10_fast": Source(
+        name=f"{NO_SOURCE}, with one cycle (Smith & Topin 2018)",
+        reached="84.6% on CIFAR-10 saved as JPEG files",
+        command="resnet-core train cifar10_fast",
+    ),
+    "fashion_mnist": Source(
+        name=f"{NO_SOURCE}, with one cycle (Smith & Topin 2018)",
+        reached="93.5%",
+        command="resnet-core train fashion_mnist",
+    ),
+    "imagenet_card": Source(
+        name="the model card's hyperparameters, with the decoupled decay that it was trained with",
+        published="76.5% (ResNet-50)",
+    ),
+    "imagenet_card_literal": Source(
+        name="the same hyperparameters with torch's coupled decay, which is 16.4 times stronger",
+    ),
+    "imagenet_nvidia90": Source(
+        name="NVIDIA DeepLearningExamples, ResNet-50 v1.5, 90 epochs",
+        published="77.12% (ResNet-50)",
+    ),
+    "imagenet_torchvision_v1": Source(
+        name="torchvision's references for IMAGENET1K_V1",
+        published="76.13% (ResNet-50)",
+    ),
+    "imagenet_torchvision_v2": Source(
+        name="torchvision's references for IMAGENET1K_V2",
+        published="80.86% (ResNet-50)",
+    ),
+    "imagenet_a3": Source(
+        name="Wightman et al. 2021 (arXiv:2110.00476), procedure A3",
+        published="78.1% (ResNet-50)",
+    ),
+    "finetune": Source(name=f"{NO_SOURCE}: published ImageNet weights, a new head, your own images"),
 }
 
 
 def cifar10(depth: int) -> Recipe:
-    """64,000 steps, a tenth of the learning rate from 32,000 and from 48,000 on; 390 steps are an epoch."""
+    """64,000 steps; the learning rate is divided by 10 at steps 32,000 and 48,000. An epoch has 390 steps."""
+    # The paper warms the deepest one up.
     warmup = {"warmup": "constant", "warmup_epochs": 1.0, "warmup_start_factor": 0.1} if depth == 110 else {}
     return Recipe(
         model=ModelConfig(name=f"cifar_resnet{depth}"),
@@ -45,7 +96,7 @@ def cifar10(depth: int) -> Recipe:
 
 
 def one_cycle(name: str, *, epochs: int, **data: Any) -> Recipe:
-    """Up for a fifth of the epochs and down to 0, on images of half the size at first."""
+    """The learning rate climbs for a fifth of the epochs, then falls to 0; images start at half their size."""
     return Recipe(
         model=ModelConfig(name="cifar_resnet20"),
         data=DataConfig(name=name, global_batch=128, train_size_start=16, **data),
@@ -57,7 +108,7 @@ def one_cycle(name: str, *, epochs: int, **data: Any) -> Recipe:
 
 
 def imagenet(optimizer: OptimizerConfig, schedule: ScheduleConfig, *, epochs: int, **options: Any) -> Recipe:
-    """ResNet-50 on a folder of ImageNet: random crops and flips, evaluated at 256 and 224 pixels."""
+    """ResNet-50 on a folder of ImageNet: random crops and flips; evaluation resizes to 256 and crops 224 pixels."""
     data = {"eval_resize": 256, "eval_size": 224, **options.pop("data")}
     return Recipe(
         model=ModelConfig(name="resnet50"),
@@ -70,9 +121,8 @@ def imagenet(optimizer: OptimizerConfig, schedule: ScheduleConfig, *, epochs: in
     )
 
 
+# The model card's hyperparameters.
 CARD: dict[str, Any] = {"lr": 2.048, "momentum": 0.875, "weight_decay": 5e-4}
-
-
 CARD_SCHEDULE = ScheduleConfig(warmup_epochs=8, t_max_epochs=82)
 
 
@@ -125,7 +175,7 @@ RECIPES: dict[str, Recipe] = {
             "repeated_augmentation": 4,
         },
         loss=LossConfig(label_smoothing=0.1),
-        # Its 0.99998 is for one image at a time: 1 - 2e-5 * global batch * steps between updates / epochs.
+        # Its decay of 0.99998 is adjusted to 1 - 2e-5 * global batch * steps between updates / epochs.
         averaging=AveragingConfig(ema_decay=1 - 2e-5 * 1024 * 32 / 600, ema_every_steps=32),
     ),
     "imagenet_a3": imagenet(
@@ -137,7 +187,7 @@ RECIPES: dict[str, Recipe] = {
             "eval_resize": 236,
             "train_size": 160,
             "rand_augment_ops": 2,
-            "rand_augment_magnitude": 18,  # the source's 6 of 10; it varies it, and leaves half of the changes out
+            "rand_augment_magnitude": 18,  # the source's 6 of 10, which it also varies, skipping half of the operations
             "mixup": 0.1,
             "cutmix": 1.0,
         },
@@ -154,7 +204,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises ValueError for an unknown one, with the nearest."""
+    """The recipe of that name. Raises ValueError with the nearest name for an unknown one."""
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; {did_you_mean(name, RECIPES)}")
     return RECIPES[name]

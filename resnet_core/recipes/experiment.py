@@ -1,9 +1,10 @@
-"""A recipe with its data, its model and its trainer: the one place where the three meet."""
+"""An experiment: a recipe with its data and the network that it starts from, each loaded once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +13,68 @@ from torch import nn
 
 from resnet_core.data import Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
 from resnet_core.foundation.toml import to_toml
+from resnet_core.models import registry
 from resnet_core.models.backbone import Backbone
-from resnet_core.models.registry import build
 from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import Trainer, World
 from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.report import Report
-from resnet_core.weights.pretrained import check_config, info_of, load_model
+from resnet_core.weights.pretrained import check_config, info_of, load_model, skeleton
 
 
-def make_loaders(recipe: Recipe, world: World) -> tuple[Dataset, TrainLoader, EvalLoader]:
-    """A recipe's data and this rank's batches of it. Raises ValueError for data that is not as the recipe says."""
-    dataset = dataset_of(recipe.data)
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe and its dataset; what else a run needs of them is computed once, when it is first needed."""
+
+    recipe: Recipe
+    dataset: Dataset
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What distinguishes the dataset from others."""
+        return identity(self.dataset)
+
+    @property
+    def fitting_arguments(self) -> dict[str, int]:
+        """The arguments of a builder that fit a network to the dataset."""
+        return {"num_classes": len(self.dataset.class_names), "in_channels": self.dataset.in_channels}
+
+    @cached_property
+    def model_arguments(self) -> dict[str, Any]:
+        """All arguments of the network's builder, of which some come from the weights that it starts from."""
+        return builder_arguments(self.recipe.model, **self.fitting_arguments)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The network on the meta device."""
+        model = self.recipe.model
+        return skeleton(model.name, self.model_arguments, model.weights or model.name)
+
+
+def load(recipe: Recipe) -> Experiment:
+    """The experiment of a recipe, with its dataset. Raises ValueError for data that do not fit the recipe."""
+    return Experiment(recipe, dataset_of(recipe.data))
+
+
+def make_loaders(recipe: Recipe | Experiment, world: World) -> tuple[Dataset, TrainLoader, EvalLoader]:
+    """A recipe's data and this rank's batches of it. Raises ValueError for data that do not fit the recipe."""
+    experiment = recipe if isinstance(recipe, Experiment) else load(recipe)
     train_loader, eval_loader = loaders_of(
-        recipe.data,
-        dataset,
-        epochs=recipe.train.epochs,
-        seed=recipe.seed,
+        experiment.recipe.data,
+        experiment.dataset,
+        epochs=experiment.recipe.train.epochs,
+        seed=experiment.recipe.seed,
         rank=world.rank,
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    return dataset, train_loader, eval_loader
+    return experiment.dataset, train_loader, eval_loader
 
 
 def make_trainer(
-    recipe: Recipe,
+    recipe: Recipe | Experiment,
     world: World | None = None,
     *,
     build: Callable[..., nn.Module] | None = None,
@@ -49,17 +84,29 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`.
 
-    `build(num_classes=.., in_channels=..)` makes a network of your own, whose head is `fc` where it has one, in place
-    of the recipe's. Raises as `make_loaders`.
+    A recipe's dataset is loaded here; an `Experiment` has it already. `build(num_classes=.., in_channels=..)` makes a
+    network of your own in place of the recipe's; its head is `fc` if it has one. Raises what `make_loaders` raises, and
+    ValueError for weights that do not fit.
     """
+    experiment = recipe if isinstance(recipe, Experiment) else load(recipe)
+    recipe = experiment.recipe
     world = world or World()
-    dataset, train_loader, eval_loader = make_loaders(recipe, world)
+    _, train_loader, eval_loader = make_loaders(experiment, world)
+
     torch.manual_seed(recipe.seed)
-    model = (build or partial(make_model, recipe.model))(**model_arguments_for(dataset))
+    if build is None:
+        model = initial_model(recipe.model, experiment.model_arguments)
+    else:
+        model = build(**experiment.fitting_arguments)
+    optimizer = build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc"))
+
+    about = (
+        {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__} if folder else None
+    )
     return Trainer(
         recipe.train,
         model,
-        build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc")),
+        optimizer,
         world=world,
         loss_fn=recipe.loss.of,
         lr_fn=recipe.lr_fn(len(train_loader)),
@@ -71,18 +118,24 @@ def make_trainer(
         run=recipe.run,
         report=report,
         folder=Path(folder) / "checkpoints" if folder else None,
-        about={"recipe": to_toml(recipe), "data": identity(dataset), "torch": torch.__version__} if folder else None,
+        about=about,
         stop_asked=stop_asked,
         seed=recipe.seed,
     )
 
 
 def make_model(config: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
-    """The network that a run starts from. Raises as `builder_arguments`, and where the weights cannot be had."""
-    arguments = builder_arguments(config, num_classes=num_classes, in_channels=in_channels)
+    """The network that a run starts from. Raises ValueError for weights that do not fit or cannot be had."""
+    return initial_model(config, builder_arguments(config, num_classes=num_classes, in_channels=in_channels))
+
+
+def initial_model(config: ModelConfig, arguments: dict[str, Any]) -> nn.Module:
+    """The same from all arguments of the builder; the head is new where the weights have other classes."""
     if not config.weights:
-        return build(config.name, **arguments)
+        return registry.build(config.name, **arguments)
+
     model, _ = load_model(config.weights, progress=False)
+    num_classes = arguments["num_classes"]
     outputs, features = model.get_parameter("fc.weight").shape
     if outputs != num_classes:
         if isinstance(model, Backbone):
@@ -93,21 +146,24 @@ def make_model(config: ModelConfig, *, num_classes: int, in_channels: int) -> nn
 
 
 def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int) -> dict[str, Any]:
-    """With what `build` makes a run's network. Of the weights that it starts from only the header is read.
+    """All arguments of the builder of a run's network. Only the header is read of the weights that it starts from.
 
-    Raises ValueError where these are another model's or for other images.
+    Raises ValueError for weights of another model, or for images with another number of channels.
     """
     fitting = {"num_classes": num_classes, "in_channels": in_channels}
     if not config.weights:
         return fitting
+
     info = info_of(config.weights)
     if info.model != config.name:
-        raise ValueError(f"model.weights {config.weights} are a {info.model}'s, and model.name is {config.name}")
-    if info.config.get("in_channels", 3) != in_channels:
-        raise ValueError(f"model.weights {config.weights} are not for images of {in_channels} channels")
+        raise ValueError(
+            f"model.weights {config.weights} belong to {info.model}, and model.name is {config.name}; set model.name "
+            f"to {info.model}, or choose other weights"
+        )
+    weights_channels = info.config.get("in_channels", 3)
+    if weights_channels != in_channels:
+        raise ValueError(
+            f"model.weights {config.weights} take images of {weights_channels} channels, and the data have "
+            f"{in_channels}; choose other weights or other data"
+        )
     return {**check_config(info.config, config.weights), **fitting}
-
-
-def model_arguments_for(dataset: Dataset) -> dict[str, int]:
-    """A builder's arguments that fit a network to a dataset."""
-    return {"num_classes": len(dataset.class_names), "in_channels": dataset.in_channels}

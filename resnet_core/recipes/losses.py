@@ -14,15 +14,15 @@ NAMES = ("cross_entropy", "binary_cross_entropy")  # the losses that smooth labe
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What training makes small. Targets are class numbers, or probabilities where images are mixed."""
+    """The loss that training minimizes. Targets are class numbers, or probabilities if images are mixed."""
 
     name: str = "cross_entropy"
-    """cross_entropy, or binary_cross_entropy: each class a yes or no of its own."""
+    """cross_entropy, or binary_cross_entropy, which decides each class by itself."""
     label_smoothing: float = 0.0
-    """Share of the target that goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567)."""
+    """Share of the target that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     target_threshold: float = 0.0
-    """binary_cross_entropy where images are mixed: a class with a larger share of the image is wholly there, one with
-    less is not; 0: the shares are the targets."""
+    """For binary_cross_entropy of mixed images: a class is a target of 1 if its share of the image is larger than this,
+    and of 0 otherwise. At 0, the shares themselves are the targets."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

@@ -19,10 +19,10 @@ from resnet_core.train.schedules import Schedule, ScheduleConfig
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str
-    """A name of `resnet-core models`."""
+    """Architecture, a name that `resnet-core models` lists."""
     weights: str = ""
-    """What to start from: a run's folder, a file of weights, published weights as resnet50:IMAGENET1K_V2; none: random.
-    Where the number of classes is another, the head is new."""
+    """Weights to start from: a run's folder, a weights file, or published weights such as resnet50:IMAGENET1K_V2. Empty
+    starts from random weights. If the number of classes differs, the head is new."""
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -31,7 +31,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run's result, and in `run` what does not."""
+    """All settings of an experiment. Those under `run` cannot change its result."""
 
     model: ModelConfig
     data: DataConfig
@@ -42,12 +42,18 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
-    """Of the initial weights, the order of samples and their augmentation."""
+    """Seed of the initial weights, of the order of samples and of their augmentation."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
-        self.lr_fn(steps_per_epoch=1000)  # raises where the schedule does not fit
+        growing = self.data.train_size_epochs
+        if growing > self.train.epochs:
+            raise ValueError(
+                f"data.train_size_epochs {growing} is more than train.epochs {self.train.epochs}, so images would "
+                "never reach data.train_size; set it to at most that, or to 0, which means all epochs"
+            )
+        self.lr_fn(steps_per_epoch=1)  # raises if the schedule does not fit; its rules count in epochs
 
     def lr_fn(self, steps_per_epoch: int) -> Schedule:
         """The learning rate of each step."""
@@ -56,17 +62,17 @@ class Recipe:
 
 
 def overlay(recipe: Recipe, path: str | Path) -> Recipe:
-    """The recipe with the values of a TOML file in place of its own. Raises ValueError naming the file and the key."""
+    """The recipe with the values of a TOML file in place of its own. Raises ValueError with the file and the key."""
     return from_mapping(Recipe, merged(asdict(recipe), read_toml(Path(path))), str(path))
 
 
 def scaling_advice(named: Recipe, recipe: Recipe) -> str | None:
-    """What the learning rate would be where only the global batch was changed (Goyal et al. 2017, arXiv:1706.02677)."""
+    """What linear scaling would change, if only the global batch was changed (Goyal et al. 2017, arXiv:1706.02677)."""
     factor = recipe.data.global_batch / named.data.global_batch
     lr = recipe.optimizer.lr
     if factor == 1 or lr != named.optimizer.lr or recipe.optimizer.name == "lamb":
         return None
     return (
-        f"data.global_batch is {factor:g} times the recipe's {named.data.global_batch} and optimizer.lr still its "
+        f"data.global_batch is {factor:g} times the recipe's {named.data.global_batch}, and optimizer.lr is still its "
         f"{lr:g}; linear scaling would be --optimizer.lr {lr * factor:g}"
     )

@@ -1,6 +1,7 @@
 """A run's folder: claimed, trained into, continued, read again, drawn."""
 
 from resnet_core.runs.curves import plot
-from resnet_core.runs.training import load_run, read_recipe, read_result, run
+from resnet_core.runs.folder import read_recipe, read_result
+from resnet_core.runs.training import load_run, run
 
 __all__ = ["load_run", "plot", "read_recipe", "read_result", "run"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_core.data import DATASETS, DataConfig, dataset_of, loaders_of
+from resnet_core.data import DATASETS, Augmentation, DataConfig, dataset_of, loaders_of
 
 DIGITS = DataConfig(name="digits", global_batch=64)
 
@@ -26,6 +26,8 @@ DIGITS = DataConfig(name="digits", global_batch=64)
         ({"eval_size": 16}, "go together, the first at least the second; got 0 and 16"),
         ({"eval_size": 16, "eval_resize": 12}, "got 12 and 16"),
         ({"train_size_start": 32, "train_size": 16}, "must be at most data.train_size, got 32 and 16"),
+        ({"train_size_epochs": 5}, "data.train_size_epochs 5 changes nothing"),
+        ({"train_size": 16, "train_size_start": 8, "train_size_epochs": 1}, "over at least 2 epochs; set it to 0"),
         ({"train_size_start": 8}, "data.train_size_start needs data.train_size, the size to which images grow"),
     ],
 )
@@ -42,6 +44,11 @@ def test_every_augmentation_is_off_by_default():
         whole = {image.numpy().tobytes() for image in dataset.transform.of_images(split.images)}
         assert {image.numpy().tobytes() for image in images} <= whole
         assert labels.ndim == 1
+
+
+def test_an_augmentation_has_the_settings_of_the_configuration_under_the_same_names():
+    names = {field.name for field in fields(Augmentation)} - {"mean", "std", "size", "size_of_epoch"}
+    assert len(names & {field.name for field in fields(DataConfig)}) == len(names) == 7
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,8 @@ IMAGES = "train-images-idx3-ubyte"
             "no folder val or test to",
         ),
         ("image_folder", image_folder, emptied, r"train has no class folders; put its images as .*/train/CLASS/IMAGE"),
-        ("image_folder", image_folder, without("train/dog"), "train/dog: no image in this folder; known endings are"),
-        ("image_folder", image_folder, one_class, "one class, cat: nothing to tell apart; at least 2"),
+        ("image_folder", image_folder, without("train/dog"), "train/dog is a folder without images; known endings are"),
+        ("image_folder", image_folder, one_class, "only one class, cat; a classifier needs at least 2"),
         (
             "image_folder",
             image_folder,
@@ -228,24 +228,24 @@ IMAGES = "train-images-idx3-ubyte"
             "pickles, which can run code and are not read; unpack the binary version",
         ),
         ("fashion_mnist", fashion, without(IMAGES), f"{IMAGES} is missing, and so is {IMAGES}.gz; put the dataset's"),
-        ("fashion_mnist", fashion, cut(IMAGES), "announces 30 x 28 x 28 values and holds 23,519; fetch"),
+        ("fashion_mnist", fashion, cut(IMAGES), "announces 30 x 28 x 28 values and holds 23,519; download"),
         (
             "fashion_mnist",
             fashion,
             lambda folder: (folder / IMAGES).write_bytes((folder / IMAGES).read_bytes() + b"!"),
-            "announces 30 x 28 x 28 values and holds more; fetch",
+            "announces 30 x 28 x 28 values and holds more; download",
         ),
-        ("fashion_mnist", fashion, replaced(IMAGES, b"<htm"), "begins with 3c 68 74 6d, not 00 00 08 03; fetch"),
+        ("fashion_mnist", fashion, replaced(IMAGES, b"<htm"), "begins with 3c 68 74 6d, not 00 00 08 03; download"),
         ("fashion_mnist", fashion, replaced(IMAGES, b""), "it begins with nothing, not 00 00 08 03"),
         ("fashion_mnist", fashion, replaced("t10k-labels-idx1-ubyte", bytes((0, 0, 8, 1, 0))), "is not an IDX file"),
         (
             "fashion_mnist",
             lambda folder: fashion(folder, pack=True),
             cut(f"{IMAGES}.gz", 900),
-            f"{IMAGES}.gz is not a whole gzip file .*; fetch it anew",
+            f"{IMAGES}.gz is not a whole gzip file .*; download it again",
         ),
-        ("fashion_mnist", fashion, relabelled, r"train-\*: labels must be 0\.\.9, found 10"),
-        ("fashion_mnist", fashion, two_classes_missing, "the test images show no Bag, Ankle boot; both parts"),
+        ("fashion_mnist", fashion, relabelled, r"train-\* holds the label 10, labels must be 0"),
+        ("fashion_mnist", fashion, two_classes_missing, "has no test images of Bag, Ankle boot; both parts"),
         (
             "fashion_mnist",
             fashion,
@@ -254,7 +254,7 @@ IMAGES = "train-images-idx3-ubyte"
         ),
     ],
 )
-def test_a_folder_that_is_not_right_is_told_in_one_line(tmp_path, name, make, change, message):
+def test_a_folder_that_is_not_right_is_refused_in_one_line(tmp_path, name, make, change, message):
     make(tmp_path)
     change(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
@@ -273,10 +273,10 @@ def test_images_in_memory_must_be_of_one_size(tmp_path):
 @pytest.mark.parametrize(
     ("name", "path", "message"),
     [
-        ("digits", "data", "digits ships with the package; leave out 'data'"),
-        ("cifar10", "", "cifar10 is read from a folder; say which with --data.path DIR"),
-        ("cifar10", "/nowhere/at/all", "/nowhere/at/all is no folder"),
-        ("cifar10", __file__, r"test_datasets\.py is a file, not a folder"),
+        ("digits", "data", "digits ships with the package; leave out data.path 'data'"),
+        ("cifar10", "", "cifar10 is read from a folder; name it with --data.path DIR"),
+        ("cifar10", "/nowhere/at/all", "/nowhere/at/all does not exist"),
+        ("cifar10", __file__, r"test_datasets\.py is a file; name the folder that holds"),
     ],
 )
 def test_a_path_is_needed_where_the_data_does_not_ship(name, path, message):

@@ -129,7 +129,7 @@ def test_batches_of_an_epoch_that_another_ended_are_refused():
     first = one.epoch(0)
     next(first)
     next(one.epoch(1))
-    with pytest.raises(RuntimeError, match="finish an epoch before the next"):
+    with pytest.raises(RuntimeError, match="iterate one epoch at a time"):
         next(first)
 
 
@@ -183,7 +183,7 @@ def damaged(tmp_path) -> ImageFiles:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_stops_training_with_one_line_that_names_it(damaged, workers):
-    with pytest.raises(ImageError, match=r"dog/2\.png: not a whole image of BMP") as error:
+    with pytest.raises(ImageError, match=r"dog/2\.png is not a whole image .* BMP") as error:
         list(loader(samples=damaged, workers=workers).epoch(0))
     assert "\n" not in str(error.value)
 

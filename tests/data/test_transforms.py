@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from resnet_core.data import Augmentation, ImageTransform, Mixing, load_digits
-from resnet_core.data.transforms import Views, crop_and_flip, growing_size, normalize
+from resnet_core.data.transforms import ViewSeeds, crop_and_flip, growing_size, normalize
 
 HALVES = ImageTransform(resize_size=12, crop_size=12, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -23,7 +23,7 @@ def colours(count=6, size=12):
 
 def augmented(images, seeds=range(100, 106), mean=(0.5,) * 3, std=(0.25,) * 3, size_of_epoch=None, size=12, **settings):
     augmentation = Augmentation(mean=mean, std=std, size=size, size_of_epoch=size_of_epoch, **settings)
-    return augmentation(images, Views(0, list(seeds)))
+    return augmentation(images, ViewSeeds(0, list(seeds)))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])

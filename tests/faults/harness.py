@@ -30,7 +30,7 @@ from torch.optim import SGD
 from torch.utils.data import get_worker_info
 
 from resnet_core.cli.main import main
-from resnet_core.data.loaders import EvalBatches, TrainBatches
+from resnet_core.data.loaders import AugmentedBatches, PlainBatches
 from resnet_core.distributed import world
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.runs import training as runs
@@ -41,11 +41,11 @@ from tests.forks import SERVER, fork_ranks
 
 # Phase of a training -> the function in which it is killed.
 PHASES: dict[str, tuple[object, str]] = {
-    "load": (TrainBatches, "__getitem__"),
+    "load": (AugmentedBatches, "__getitem__"),
     "forward": (trainer, "forward"),
     "backward": (torch.Tensor, "backward"),
     "update": (SGD, "step"),
-    "evaluation": (EvalBatches, "__getitem__"),
+    "evaluation": (PlainBatches, "__getitem__"),
     "checkpoint is written": (checkpoint, "sync"),
     "checkpoint is renamed": (Path, "rename"),
     "checkpoint is pruned": (checkpoint.shutil, "rmtree"),
@@ -196,7 +196,7 @@ class Started:
 # What `slow` slows down -> the function, what it says first, and for how long it then sleeps.
 SLOW: dict[str, tuple[object, str, str, float]] = {
     "steps": (trainer, "forward", "", 0.05),
-    "evaluation": (EvalBatches, "__getitem__", "evaluating\n", 1.0),
+    "evaluation": (PlainBatches, "__getitem__", "evaluating\n", 1.0),
     "start": (runs, "join_world", "starting\n", 2.0),
 }
 

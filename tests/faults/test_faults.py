@@ -16,7 +16,7 @@ import pytest
 
 from resnet_core.distributed.signals import STOPPED
 from resnet_core.recipes import make_loaders
-from resnet_core.runs.training import read_recipe
+from resnet_core.runs.folder import read_recipe
 from resnet_core.train import World
 from resnet_core.train.checkpoint import find_newest, list_checkpoints, load_checkpoint
 from tests.conftest import wait_for_checkpoint

@@ -71,7 +71,7 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_done(digits_run, di
     errors = [line for line in finished.stderr.splitlines() if line.startswith("resnet-core: ")]
     for path, error in zip((text, cut, absent), errors, strict=True):
         assert str(path) in error
-    assert "no such file" in errors[2]
+    assert "does not exist" in errors[2]
     assert "Traceback" not in finished.stderr
 
 
@@ -100,7 +100,7 @@ def test_folders_are_searched_at_any_depth(tmp_path):
     assert [path.name for path in find_images(tmp_path)] == ["b.jpg", "c.jpeg", "a.PNG"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ImageError, match="no image in this folder"):
+    with pytest.raises(ImageError, match="is a folder without images"):
         find_images(empty)
 
 
@@ -111,10 +111,12 @@ def test_a_link_to_an_image_is_followed_and_one_that_leads_nowhere_is_named(tmp_
     (folder / "a.png").symlink_to(tmp_path / "there.png")
     assert [path.name for path in find_images(folder)] == ["a.png"]
     (folder / "b.png").symlink_to("/nowhere/b.png")
-    with pytest.raises(ImageError, match=r"b.png: a link to /nowhere/b.png, which is not there; mount it, or remove"):
+    with pytest.raises(
+        ImageError, match=r"b.png is a link to /nowhere/b.png, which does not exist; mount that disk, or"
+    ):
         find_images(folder)
     (folder / "b.png").rename(tmp_path / "class")
-    with pytest.raises(ImageError, match=r"class: a link to /nowhere/b.png, which is not there"):
+    with pytest.raises(ImageError, match=r"class is a link to /nowhere/b.png, which does not exist"):
         class_folders(tmp_path)
 
 
@@ -153,7 +155,7 @@ def test_deep_grey_is_scaled_or_refused(tmp_path, mode, kept):
     if kept:
         assert np.asarray(read_image(path)).tolist() == [[0, 1], [100, 255]]
     else:
-        with pytest.raises(ImageError, match="values of 32 bits"):
+        with pytest.raises(ImageError, match="32 bits per channel"):
             read_image(path)
 
 
@@ -162,14 +164,14 @@ def test_no_program_outside_is_called_for_an_image(tmp_path, monkeypatch):
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     (tmp_path / "photo.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    with pytest.raises(ImageError, match=r"photo\.png: not a whole image"):
+    with pytest.raises(ImageError, match=r"photo\.png is not a whole image"):
         read_image(tmp_path / "photo.png")
     assert not (tmp_path / "called").exists()
 
 
 def test_a_thin_image_is_refused_before_it_grows(tmp_path):
     Image.fromarray(np.zeros((1, 600), np.uint8)).save(tmp_path / "thin.png")
-    with pytest.raises(ImageError, match="600 x 1 pixels are too long and thin"):
+    with pytest.raises(ImageError, match="600 x 1 pixels, too long and thin"):
         read_image(tmp_path / "thin.png")
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from resnet_core.recipes import RECIPES, make_trainer
+from resnet_core.recipes.checks import check
+from resnet_core.recipes.experiment import load
 from resnet_core.recipes.plan import make_plan, saved_values, state_tensors
 from resnet_core.recipes.recipe import ModelConfig
 from resnet_core.train import TrainConfig
@@ -16,8 +18,15 @@ from resnet_core.train.optimizers import OptimizerConfig
 DIGITS = RECIPES["digits"]
 
 
+def plan_of(recipe, processes=1):
+    """What `train --dry-run` prints."""
+    experiment = load(recipe)
+    check(experiment, processes)
+    return make_plan(experiment, processes)
+
+
 def test_the_plan_of_a_recipe_is_what_its_trainer_does():
-    plan, trainer = make_plan(DIGITS, processes=2), make_trainer(DIGITS)
+    plan, trainer = plan_of(DIGITS, processes=2), make_trainer(DIGITS)
     assert plan.epochs * plan.steps_per_epoch == trainer.num_steps
     assert plan.parameters == sum(parameter.numel() for parameter in trainer.model.parameters())
     assert (plan.training_samples, plan.test_samples, plan.batch) == (1437, 360, 32)
@@ -39,7 +48,7 @@ def test_the_plan_of_a_recipe_is_what_its_trainer_does():
     ],
 )
 def test_what_can_just_be_trained_is_planned(changes, processes):
-    plan = make_plan(replace(DIGITS, **changes), processes)
+    plan = plan_of(replace(DIGITS, **changes), processes)
     assert plan.processes == processes
     assert ("8 x 8 growing to 16 x 16 pixels in training" in str(plan)) == ("data" in changes)
 
@@ -49,12 +58,12 @@ def test_batchnorm_over_all_processes_needs_no_two_images_in_one(monkeypatch):
     train = TrainConfig(epochs=30, sync_batchnorm=True)
     data = replace(DIGITS.data, global_batch=2)
     recipe = replace(DIGITS, model=ModelConfig(name="resnet18"), train=train, data=data)
-    assert make_plan(recipe, processes=2).batch == 1
+    assert plan_of(recipe, processes=2).batch == 1
     with pytest.raises(ValueError, match=r"train.sync_batchnorm: torch synchronizes BatchNorm only on GPUs"):
-        make_plan(recipe, processes=3)  # more than there are GPUs
+        plan_of(recipe, processes=3)  # more than there are GPUs
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ValueError, match="global batch of 2 cannot be split equally over 3 processes"):
-        make_plan(recipe, processes=3)  # on three machines
+        plan_of(recipe, processes=3)  # on three machines
 
 
 def test_what_the_backward_needs_is_counted():
@@ -67,13 +76,13 @@ def test_what_the_backward_needs_is_counted():
 
 
 def test_half_the_batch_and_half_the_bits_take_half_the_activations():
-    whole = make_plan(DIGITS)
-    assert make_plan(DIGITS, processes=2).activation_bytes == whole.activation_bytes / 2
+    whole = plan_of(DIGITS)
+    assert plan_of(DIGITS, processes=2).activation_bytes == whole.activation_bytes / 2
     parts = replace(DIGITS, train=TrainConfig(epochs=20, accumulation=2))
-    assert make_plan(parts).activation_bytes == whole.activation_bytes / 2
-    assert "in 2 parts" in str(make_plan(parts))
+    assert plan_of(parts).activation_bytes == whole.activation_bytes / 2
+    assert "in 2 parts" in str(plan_of(parts))
     bf16 = replace(DIGITS, train=TrainConfig(epochs=20, precision="bf16"))
-    assert make_plan(bf16).activation_bytes == whole.activation_bytes / 2
+    assert plan_of(bf16).activation_bytes == whole.activation_bytes / 2
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("sgd", 1), ("decoupled_sgd", 1), ("lamb", 2)])
@@ -82,4 +91,4 @@ def test_the_optimizers_state_is_counted(name, tensors):
     assert state_tensors(replace(DIGITS, optimizer=optimizer)) == tensors
     assert state_tensors(replace(DIGITS, optimizer=OptimizerConfig(momentum=0.0))) == 0
     averaged = replace(DIGITS, averaging=AveragingConfig(ema_decay=0.9))
-    assert make_plan(averaged).weights_bytes == make_plan(DIGITS).weights_bytes * 4 / 3
+    assert plan_of(averaged).weights_bytes == plan_of(DIGITS).weights_bytes * 4 / 3

@@ -14,18 +14,18 @@ import resnet_core
 from resnet_core.builders import get_model
 from resnet_core.classifier.losses import LOSSES
 from resnet_core.data import DataConfig, identity, load_digits
-from resnet_core.data.config import loaded
 from resnet_core.foundation.toml import from_mapping, to_toml
 from resnet_core.models.registry import MODELS
 from resnet_core.recipes import RECIPES, SOURCES, LossConfig, get_recipe, make_loaders, make_model, make_trainer
 from resnet_core.recipes.losses import NAMES
 from resnet_core.recipes.recipe import ModelConfig, overlay, scaling_advice
-from resnet_core.runs.training import load_run, prepare, run
+from resnet_core.runs.training import load_run, run
 from resnet_core.train import RunConfig, TrainConfig, World
 from resnet_core.train.averaging import AveragingConfig
 from resnet_core.train.optimizers import OptimizerConfig, build_optimizer
 from resnet_core.train.schedules import ScheduleConfig
 from resnet_core.weights import WeightsInfo, load_weights, write_weights
+from tests.conftest import claim
 
 TINY = replace(RECIPES["digits"], train=TrainConfig(epochs=1), schedule=ScheduleConfig())
 
@@ -116,11 +116,11 @@ def test_linear_scaling_is_advised_where_the_batch_alone_changed():
 
 
 def test_settings_that_cannot_change_the_weights_continue_the_same_run(tmp_path):
-    prepare(TINY, tmp_path / "run")
+    claim(TINY, tmp_path / "run")
     (tmp_path / "run" / "result.json").write_text("{}")
-    prepare(replace(TINY, run=RunConfig(log_every_steps=1), data=replace(TINY.data, workers=2)), tmp_path / "run")
+    claim(replace(TINY, run=RunConfig(log_every_steps=1), data=replace(TINY.data, workers=2)), tmp_path / "run")
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
-        prepare(replace(TINY, seed=1), tmp_path / "run")
+        claim(replace(TINY, seed=1), tmp_path / "run")
 
 
 def small_images(folder, count=4, shade=0):
@@ -147,16 +147,16 @@ def on(recipe, path):
 
 def test_a_run_continues_where_its_data_lie_elsewhere_and_is_refused_where_they_differ(begun, tmp_path):
     recipe, out = begun
-    prepare(on(recipe, small_images(tmp_path / "there")), out)
+    claim(on(recipe, small_images(tmp_path / "there")), out)
     with pytest.raises(
         ValueError, match=r"run holds a run on other data \(training images: 8 there and 10 here; test im"
     ):
-        prepare(on(recipe, small_images(tmp_path / "more", count=5)), out)
+        claim(on(recipe, small_images(tmp_path / "more", count=5)), out)
     (tmp_path / "there" / "train" / "cat" / "0.png").rename(tmp_path / "there" / "train" / "cat" / "x.png")
     with pytest.raises(
-        ValueError, match=r"other data \(sha256: .* there and .* here\); mend data.path, or choose another folder"
+        ValueError, match=r"other data \(sha256: .* there and .* here\); correct data.path, or choose another folder"
     ):
-        prepare(on(recipe, str(tmp_path / "there")), out)
+        claim(on(recipe, str(tmp_path / "there")), out)
 
 
 def test_a_damaged_record_of_the_environment_is_named(begun):
@@ -341,9 +341,9 @@ def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path
     assert torch.equal(same.fc.weight, source.fc.weight)
     assert torch.equal(other.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
     assert other.fc.out_features == 10
-    with pytest.raises(ValueError, match=r"are a resnet18's, and model.name is resnet34"):
+    with pytest.raises(ValueError, match=r"belong to resnet18, and model.name is resnet34"):
         make_model(replace(config, name="resnet34"), num_classes=4, in_channels=1)
-    with pytest.raises(ValueError, match="are not for images of 3 channels"):
+    with pytest.raises(ValueError, match="take images of 1 channels, and the data have 3"):
         make_model(config, num_classes=4, in_channels=3)
 
 
@@ -371,8 +371,9 @@ def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(na
     assert run(recipe, out)["count"] == 8  # finished: it is not begun again, and asks for no weights
     for part in ("train", "test"):
         shutil.copytree(tmp_path / "images" / part / "dog", tmp_path / "images" / part / "ape")
-    loaded.cache_clear()
-    with pytest.raises(ValueError, match=r"not fit the run's recipe and data \(num_classes 2 there and 3 here\); mend"):
+    with pytest.raises(
+        ValueError, match=r"not fit the run's recipe and data \(num_classes 2 there and 3 here\); correct"
+    ):
         load_run(out)
 
 
@@ -389,8 +390,8 @@ def test_weights_that_say_of_themselves_what_cannot_be_are_named(name, config, t
     start = tmp_path / "start.safetensors"
     info = WeightsInfo(model=name, config={"num_classes": 10, "in_channels": 1, **config}, origin="a test")
     write_weights(start, get_model(name, num_classes=10, in_channels=1).state_dict(), info)
-    with pytest.raises(ValueError, match=r"start.safetensors(: .*| has .*)"):
-        prepare(replace(TINY, model=ModelConfig(name=name, weights=str(start))), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"start.safetensors(: .*| sets .*)"):
+        claim(replace(TINY, model=ModelConfig(name=name, weights=str(start))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -398,5 +399,5 @@ def test_any_number_of_processes_evaluates_but_training_is_refused_before_it_beg
     shares = [make_loaders(TINY, World(rank=rank, size=7))[2] for rank in range(7)]
     assert sum(len(labels) for share in shares for _, labels in share) == 360
     with pytest.raises(ValueError, match="global batch of 64 cannot be split equally over 7 processes"):
-        prepare(TINY, tmp_path / "run", world_size=7)
+        claim(TINY, tmp_path / "run", processes=7)
     assert not (tmp_path / "run").exists()

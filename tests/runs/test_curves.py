@@ -109,7 +109,7 @@ def test_a_picture_of_ours_is_drawn_anew_and_another_file_is_left(name, tmp_path
     folder, path = run(tmp_path / "run"), tmp_path / name
     assert plot([folder], path) == plot([folder], path) == path
     path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is there already and is no picture of ours; choose another file with --out"):
+    with pytest.raises(ValueError, match="exists and was not drawn by `plot`; choose another file with --out"):
         plot([folder], path)
     assert path.read_bytes() == b"mine"
 
@@ -117,10 +117,10 @@ def test_a_picture_of_ours_is_drawn_anew_and_another_file_is_left(name, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "plot needs the folder of a run, or of several"),
+        ("", "plot needs the folder of at least one run"),
         ("run nowhere", "nowhere is not a run's folder"),
-        ("run begun", r"begun/metrics.jsonl holds no records yet: train first"),
-        ("run --out x.jpg", r"x.jpg cannot be drawn: name a file that ends in .png, .pdf, .svg"),
+        ("run begun", r"begun/metrics.jsonl holds no records yet; train first"),
+        ("run --out x.jpg", r"x.jpg cannot be drawn; name a file that ends in .png or .pdf or .svg"),
         ("run --out no/x.png", r"no/x.png cannot be written \(No such file or directory\); choose another file with"),
         ("run --out folder.png", r"folder.png cannot be written \(Is a directory\)"),
     ],

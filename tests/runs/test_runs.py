@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 
 from resnet_core.foundation.lock import FolderInUseError, owning
-from resnet_core.recipes import RECIPES
-from resnet_core.runs import training
-from resnet_core.runs.training import prepare, read_recipe, read_result, run
+from resnet_core.recipes import RECIPES, experiment
+from resnet_core.runs.folder import read_recipe, read_result
+from resnet_core.runs.training import run
 from resnet_core.train import StoppedError, TrainConfig, Trainer, load_checkpoint
 from resnet_core.train.averaging import AveragingConfig
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.report import read_records
 from resnet_core.train.schedules import ScheduleConfig
+from tests.conftest import claim
 
 SHORT = replace(
     RECIPES["digits"],
@@ -86,9 +87,9 @@ def test_the_checkpoint_says_which_recipe_it_is_of_whatever_recipe_toml_says(sto
     (stopped / "recipe.toml").write_text(text.replace("lr = 0.1\n", "lr = 0.2\n"))
     edited = replace(SHORT, optimizer=replace(SHORT.optimizer, lr=0.2))
     with pytest.raises(ValueError, match=r"optimizer.lr is 0.1 there and 0.2 here"):
-        prepare(edited, stopped)
+        claim(edited, stopped)
     (stopped / "recipe.toml").unlink()
-    prepare(SHORT, stopped)
+    claim(SHORT, stopped)
     assert read_recipe(stopped) == SHORT
 
 
@@ -109,7 +110,7 @@ def test_weights_of_another_network_are_refused_by_the_trainer_itself(stopped, m
 
     other = replace(SHORT, model=replace(SHORT.model, name="cifar_resnet32"))
     with pytest.raises(ValueError, match=r"model.name is 'cifar_resnet20' there and 'cifar_resnet32' here"):
-        prepare(other, stopped)
+        claim(other, stopped)
     trainer = make_trainer(other, folder=stopped)
     with pytest.raises(ValueError, match=r"step-00000007 holds the weights of another network \(Missing key"):
         trainer.fit()
@@ -171,10 +172,10 @@ def test_where_all_checkpoints_were_set_aside_the_run_does_not_start_over(stoppe
 
 def test_the_checkpoint_knows_its_data_whatever_becomes_of_the_environment(stopped, monkeypatch):
     (stopped / "environment.json").unlink()
-    real = training.identity
-    monkeypatch.setattr(training, "identity", lambda dataset: {**real(dataset), "classes": 9})
+    real = experiment.identity
+    monkeypatch.setattr(experiment, "identity", lambda dataset: {**real(dataset), "classes": 9})
     with pytest.raises(ValueError, match=r"holds a run on other data \(classes: 10 there and 9 here"):
-        prepare(SHORT, stopped)
+        claim(SHORT, stopped)
 
 
 def test_settings_that_may_change_are_recorded_as_they_are_now(stopped):
@@ -187,9 +188,9 @@ def test_what_a_kill_leaves_half_written_is_removed(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / ".recipe.toml.0123abcd.part").touch()
-    prepare(SHORT, out)
+    claim(SHORT, out)
     (out / ".model.safetensors.0123abcd.part").touch()
-    prepare(SHORT, out)
+    claim(SHORT, out)
     assert sorted(path.name for path in out.iterdir()) == [".lock", "recipe.toml"]
 
 

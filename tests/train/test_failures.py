@@ -221,7 +221,7 @@ def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_
     failed = program(*words, "--processes", 2)
     assert failed.returncode == 2
     (line,) = failed.stderr.splitlines()
-    assert line.startswith(f"resnet-core: {damaged}: not a whole image of ")
+    assert line.startswith(f"resnet-core: {damaged} is not a whole image ")
     damaged.write_bytes(whole)  # the evaluation's errors are shared: rank 0 tells rank 1's
     assert main(list(map(str, words))) == 0
     told = capsys.readouterr().out

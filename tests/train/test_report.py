@@ -14,7 +14,7 @@ from rich.console import Console
 from resnet_core.cli.main import main
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES
-from resnet_core.runs.training import read_recipe
+from resnet_core.runs.folder import read_recipe
 from resnet_core.train import RunConfig
 from resnet_core.train import report as report_module
 from resnet_core.train.metrics import scores_to_hide

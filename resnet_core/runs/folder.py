@@ -1,0 +1,207 @@
+"""The folder that a run leaves: who may train into it, and its files.
+
+recipe.toml  environment.json  metrics.jsonl  checkpoints/  model.safetensors  result.json
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from resnet_core.foundation.atomic import replace_file
+from resnet_core.foundation.lock import NAME as LOCK
+from resnet_core.foundation.lock import owning
+from resnet_core.foundation.toml import from_mapping, merged, read_toml, to_toml
+from resnet_core.recipes.checks import check
+from resnet_core.recipes.experiment import Experiment
+from resnet_core.recipes.recipe import Recipe
+from resnet_core.train import CheckpointError
+from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
+
+# Settings that cannot change a run's weights: with other values the same run continues. Data may move, not differ.
+NOT_PART_OF_THE_RUN = ("run", "data.workers", "data.path")
+
+
+class RunFolder:
+    """A run's folder. Once claimed, it is closed to other jobs until the end of the `with` block."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "model.safetensors"
+        self._recipe = self.path / "recipe.toml"
+        self._environment = self.path / "environment.json"
+        self._result = self.path / "result.json"
+        self._lock = ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @property
+    def is_finished(self) -> bool:
+        return self._result.exists()
+
+    def claim(self, experiment: Experiment, processes: int = 1, *, allow_changes: bool = False) -> None:
+        """Makes this the folder of the experiment's run and keeps other jobs out. The run's files stay as they are.
+
+        Raises ValueError if a run that is not finished cannot be trained (see `check`), and for a folder that holds
+        other files, or a run of another recipe or on other data; `allow_changes` continues such a run unless it is
+        finished. Raises OSError if the folder cannot be written, or another job is at work there.
+        """
+        if not self.is_finished:
+            check(experiment, processes)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file, not a folder; choose another folder with --out")
+        if not list_checkpoints(self.checkpoints) and not self._recipe.exists() and self.foreign_files():
+            raise ValueError(f"{self.path} holds other files and no run; choose another folder with --out")
+
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(owning(self.path))
+        for half_written in self.path.glob(".*.part"):
+            half_written.unlink()
+
+        has_begun = self.is_finished or bool(list_checkpoints(self.checkpoints))
+        if self.is_finished or (has_begun and not allow_changes):
+            self._refuse_changes(experiment)
+        # With changes the recipe is written later, when the checkpoint has been found to fit.
+        if not has_begun or not allow_changes:
+            self.write_recipe(experiment.recipe)
+
+    def foreign_files(self) -> list[Path]:
+        """What lies in the folder that no run begins with."""
+        ours = (LOCK, ".recipe.toml.")  # the latter is a half-written recipe
+        return [path for path in self.path.iterdir() if not path.name.startswith(ours)] if self.path.exists() else []
+
+    def _refuse_changes(self, experiment: Experiment) -> None:
+        """Raises ValueError if the folder's run has another recipe or other data."""
+        recipe_there, data_there = self.recorded_recipe()
+        data_here = experiment.data_identity
+        remedy = (
+            f"choose another folder with --out; --model.weights {self.path} starts another run from its weights"
+            if self.is_finished
+            else "choose another folder with --out; --allow-changes continues this run all the same"
+        )
+
+        settings = [
+            f"{key} is {there!r} there and {here!r} here"
+            for key, there, here in differences_of(recipe_there, experiment.recipe)
+        ]
+        if settings:
+            raise ValueError(f"{self.path} holds the run of another recipe ({'; '.join(settings)}); {remedy}")
+
+        data = [
+            f"{key}: {there} there and {data_here.get(key)} here"
+            for key, there in data_there.items()
+            if there != data_here.get(key)
+        ]
+        if data:
+            raise ValueError(
+                f"{self.path} holds a run on other data ({'; '.join(data)}); correct data.path, or {remedy}"
+            )
+
+    def recorded_recipe(self) -> tuple[Recipe, dict[str, Any]]:
+        """The recipe of the folder's run and the identity of its data, from the newest checkpoint with a whole record.
+
+        Nobody can have edited that. Without such a checkpoint they come from recipe.toml and environment.json.
+        """
+        for path in reversed(list_checkpoints(self.checkpoints)):
+            with suppress(CheckpointError, KeyError):  # KeyError: the checkpoint of a loop of somebody's own
+                state = read_record(path)["state"]
+                return _as_recipe(tomllib.loads(state["recipe"]), str(path / RECORD)), state["data"]
+        return self.read_recipe(), self.read_environment().get("data", {})
+
+    def read_recipe(self) -> Recipe:
+        """The recipe. Raises ValueError if there is none, or it cannot be read."""
+        if not self._recipe.is_file():
+            reason = "it has no recipe.toml" if self.path.exists() else "it does not exist"
+            raise ValueError(f"{self.path} is not a run's folder: {reason}; `resnet-core train` makes one")
+        return _as_recipe(read_toml(self._recipe), str(self._recipe))
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        with write_errors(self.path):
+            replace_file(self._recipe, to_toml(recipe).encode())
+
+    def read_environment(self) -> dict[str, Any]:
+        """What the run was computed on; empty as long as that is unknown. Raises ValueError for a damaged file."""
+        try:
+            return json.loads(self._environment.read_bytes()) if self._environment.exists() else {}
+        except ValueError as error:
+            raise ValueError(f"{self._environment} is not JSON ({error}); remove it to continue") from error
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        with write_errors(self.path):
+            replace_file(self._environment, as_json(environment))
+
+    def read_result(self) -> dict[str, float] | None:
+        """The result of a finished run, None if the run is not finished. Raises ValueError for a damaged file."""
+        try:
+            return json.loads(self._result.read_bytes()) if self._result.exists() else None
+        except ValueError as error:
+            raise ValueError(f"{self._result} is not JSON ({error}); remove it, and the run ends again") from error
+
+    def write_result(self, result: Mapping[str, float]) -> None:
+        with write_errors(self.path):
+            replace_file(self._result, as_json(result))
+
+    def write_lost_batch(self, record: Mapping[str, Any]) -> Path:
+        """Writes which samples were in the batch of a step that could not be done, and returns the file's path."""
+        path = self.path / "lost_batch.json"
+        with write_errors(self.path):
+            replace_file(path, as_json(record))
+        return path
+
+
+def read_recipe(folder: str | Path) -> Recipe:
+    """The recipe of a run's folder. Raises ValueError if there is none, or it cannot be read."""
+    return RunFolder(folder).read_recipe()
+
+
+def read_result(folder: str | Path) -> dict[str, float] | None:
+    """The result of a finished run, None if the run is not finished. Raises ValueError for a damaged file."""
+    return RunFolder(folder).read_result()
+
+
+def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """`("optimizer.lr", 0.1, 0.2)` for each setting that differs, without those that are not part of the run."""
+
+    def between(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+        for key, value in first.items():
+            if prefix + key in NOT_PART_OF_THE_RUN:
+                continue
+            if isinstance(value, Mapping):
+                yield from between(value, second[key], f"{prefix}{key}.")
+            elif value != second[key]:
+                yield prefix + key, value, second[key]
+
+    return list(between(asdict(one), asdict(other), ""))
+
+
+def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    # An older version wrote fewer sections and settings of `run`: they take their defaults.
+    sections = {each.name: asdict(each.default_factory()) for each in fields(Recipe) if callable(each.default_factory)}
+    recipe: Recipe = from_mapping(Recipe, merged(sections, values), where)
+    return recipe
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=2).encode()
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Inside this context, an OSError is raised with the folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror}); make room there, or choose another folder with --out"
+        ) from error

@@ -1,0 +1,83 @@
+"""One road for an experiment: what it needs is loaded once, in a run as in a dry run."""
+
+import sys
+
+import pytest
+
+import resnet_core
+from resnet_core.cli.main import main
+from resnet_core.data import dataset_of, identity
+from resnet_core.recipes import RECIPES
+from resnet_core.recipes.experiment import load
+from resnet_core.train import Trainer
+from resnet_core.weights import WeightsInfo, write_weights
+from resnet_core.weights.pretrained import info_of, load_model
+
+SHORT = ("--train.epochs", "1", "--schedule.warmup-epochs", "0", "--data.global-batch", "256")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts the calls of functions, wherever in the package they are called from: name -> times."""
+    calls = {}
+
+    def count(function):
+        def counting(*arguments, **options):
+            calls[function.__name__] = calls.get(function.__name__, 0) + 1
+            return function(*arguments, **options)
+
+        modules = [module for name, module in sys.modules.items() if name.startswith("resnet_core")]
+        for owner in [*modules, Trainer]:
+            if vars(owner).get(function.__name__) is function:
+                monkeypatch.setattr(owner, function.__name__, counting)
+
+    for function in (dataset_of, identity, info_of, load_model, Trainer.restore):
+        count(function)
+    return calls
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A file of weights to start from."""
+    info = WeightsInfo(model="cifar_resnet20", config={"num_classes": 10, "in_channels": 1}, origin="a test")
+    path = tmp_path / "start.safetensors"
+    write_weights(path, resnet_core.cifar_resnet20(in_channels=1).state_dict(), info)
+    return path
+
+
+def test_a_run_loads_its_data_and_reads_its_first_weights_once(start, counted, tmp_path):
+    words = ["train", "digits", "--out", str(tmp_path / "run"), "--model.weights", str(start), *SHORT]
+    assert main(words) == 0
+    assert counted == {"dataset_of": 1, "identity": 1, "info_of": 1, "load_model": 1, "restore": 1}
+
+
+def test_a_finished_run_is_found_finished_without_its_first_weights(start, counted, tmp_path):
+    words = ["train", "digits", "--out", str(tmp_path / "run"), "--model.weights", str(start), *SHORT]
+    assert main(words) == 0
+    start.unlink()
+    counted.clear()
+    assert main(words) == 0
+    assert counted == {"dataset_of": 1, "identity": 1}
+
+
+def test_a_dry_run_loads_what_a_run_would_check(start, counted, tmp_path):
+    words = ["train", "digits", "--out", str(tmp_path / "run"), "--model.weights", str(start), "--dry-run", *SHORT]
+    assert main(words) == 0
+    assert counted == {"dataset_of": 1, "info_of": 1}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_loads_once_before_it_starts_processes(counted, tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr("resnet_core.cli.training.launch", lambda *arguments: launched.append(arguments) or 0)
+    assert main(["train", "digits", "--out", str(tmp_path / "run"), "--processes", "2", *SHORT]) == 0
+    assert len(launched) == 1
+    assert counted == {"dataset_of": 1}
+
+
+def test_an_experiment_computes_once_what_it_is_asked_for(counted):
+    experiment = load(RECIPES["digits"])
+    assert experiment.data_identity is experiment.data_identity
+    assert experiment.skeleton is experiment.skeleton
+    assert experiment.model_arguments == {"num_classes": 10, "in_channels": 1}
+    assert counted == {"dataset_of": 1, "identity": 1}
