@@ -13,18 +13,18 @@ import torch
 import tyro
 
 from resnet_core.cli.errors import DIFFERENT
-from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare, in_short
-from resnet_core.comparison.networks import find_network
+from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
+from resnet_core.comparison.networks import find_network, with_place
 from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
 from resnet_core.foundation.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare two networks rung by rung; where they differ, find the first place and the mistake.
+    """Compare two networks rung by rung. If they differ, find the first place and the mistake.
 
-    A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or your.module:function, which is
-    imported and called: it is your own code that runs.
+    A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or your.module:function. Your module is
+    imported and its function called, so your own code runs.
     """
 
     a: tyro.conf.Positional[str]
@@ -34,17 +34,17 @@ class Compare:
     image_size: int = 64
     """Height and width of the random images in pixels."""
     channels: int = 3
-    """Of the random images."""
+    """Channels of the random images."""
     batch: int = 2
-    """Random images, at least 2."""
+    """How many random images, at least 2."""
     all: bool = False
-    """Also torch.compile, torch.export and ONNX."""
+    """Climb the slow rungs too: torch.compile, torch.export and ONNX."""
     skip: tuple[str, ...] = ()
-    """Rungs to leave out, such as "seeded initialisation"."""
+    """Names of rungs to skip, such as "seeded initialisation"."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where both run."""
+    """Device on which both networks run."""
     diagnosis_seconds: float = 60.0
-    """How long to look for the mistake; 0: not at all."""
+    """How long to look for the mistake; 0 does not look."""
     json: bool = False
     """Print JSON."""
 
@@ -57,21 +57,23 @@ class Compare:
         for name in self.skip:
             if name not in ALL_RUNGS:
                 raise ValueError(
-                    f"--skip {name!r} is no rung; {did_you_mean(name, ALL_RUNGS)}; quote names with spaces"
+                    f"--skip {name!r} is not a rung; {did_you_mean(name, ALL_RUNGS)}; quote names with spaces"
                 )
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: torch finds no GPU here; leave it out")
+
         rungs = [name for name in (ALL_RUNGS if self.all else DEFAULT_RUNGS) if name not in self.skip]
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
-        with redirect_stdout(sys.stderr):  # what their code prints is no part of the result
+
+        with redirect_stdout(sys.stderr):  # what the user's code prints is not part of the result
             a, b = find_network(self.a), find_network(self.b)
             try:
                 result = compare(a, b, images.to(self.device), rungs=rungs, diagnosis_seconds=self.diagnosis_seconds)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(str(error)) from error
-            except Exception as error:  # whatever their networks raise
-                raise ValueError(f"{self.a} and {self.b} cannot be compared: {in_short(error)}") from error
+            except Exception as error:  # anything that the user's networks raise
+                raise ValueError(f"{self.a} and {self.b} cannot be compared: {with_place(error)}") from error
         print(result.to_json() if self.json else result)
         return 0 if result else DIFFERENT
 
@@ -95,6 +97,7 @@ class Exercise:
                 print(f"{number:>2}  {block:<12}{exercise.symptom}")
             print("\n".join(LEGEND))
             return
+
         out = self.out or Path(f"exercise_{self.number:02}.py")
         text = handout(self.number, str(out))
         try:

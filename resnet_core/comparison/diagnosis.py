@@ -1,7 +1,7 @@
 """Which known mistake a network has, found by simulation: the mistake is made in a right one, and the two agree.
 
-Nothing is guessed. The patient's weights are carried into the reference with the mistake, and both compute in float64,
-where only what is not the same function differs.
+Nothing is guessed. The reference with the mistake gets the patient's weights, and both compute in float64, where only
+different functions differ.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from resnet_core.comparison.matching import (
     Fingerprint,
     Shapes,
     align,
-    carry,
+    calibrate,
+    copy_weights,
     fingerprint,
     own_shapes,
-    shake,
+    perturb_constants,
     trace,
 )
 from resnet_core.comparison.mistakes import MISTAKES, NotApplicable
@@ -36,10 +37,10 @@ SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What is wrong with a network: nothing, one mistake, two, or something that the catalogue does not hold."""
+    """What is wrong with a network: nothing, one mistake, two, or something that is not in the catalogue."""
 
     mistakes: tuple[str, ...] | None
-    """Names of MISTAKES; empty for a healthy network, None where nothing in the catalogue explains it."""
+    """Names of MISTAKES; empty for a healthy network, None if nothing in the catalogue explains it."""
     tried: int
     """How many networks were simulated."""
     seconds: float
@@ -50,22 +51,23 @@ class Diagnosis:
 
     def __str__(self) -> str:
         if self.mistakes is None:
-            return f"unknown: none of {self.tried} simulated networks computes what it does"
+            return f"unknown: none of {self.tried} simulated networks computes what this network does"
         if self.healthy:
             return "healthy: it computes what the reference does on these images, in evaluation and in training"
-        return f"{' and '.join(self.mistakes)}: with that, the reference computes just what it does"
+        made = "this mistake" if len(self.mistakes) == 1 else "these mistakes"
+        return f"{' and '.join(self.mistakes)}: the reference with {made} computes exactly what this network does"
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a network does, in float64: logits in evaluation and in training, and its norms' statistics after it."""
+    """What a network does, in float64: logits in evaluation and in training, and its norms' statistics afterwards."""
 
     evaluated: Fingerprint
     trained: Fingerprint
     statistics: dict[str, Fingerprint]
 
     def matches(self, other: Behaviour, pairs: dict[str, str]) -> bool:
-        """`pairs` are our modules and their counterparts in the other."""
+        """Whether both do the same. `pairs` are this network's modules and their counterparts in the other."""
         return (
             self.evaluated.matches(other.evaluated)
             and self.trained.matches(other.trained)
@@ -82,36 +84,40 @@ class Behaviour:
 def diagnose(patient: nn.Module, reference: ResNet, inputs: Tensor, *, seconds: float = SECONDS) -> Diagnosis:
     """The mistake, or the two, that make `reference` compute what `patient` does; neither network is changed.
 
-    A small input is enough: `[2, 3, 64, 64]`. Each mistake is tried, then pairs until `seconds` are over. Raises what
-    the patient raises on these inputs.
+    A small input is enough: `[2, 3, 64, 64]`. Each mistake is tried, then pairs until `seconds` are over. An error that
+    the patient raises on these inputs is passed on.
     """
     began = time.monotonic()
     tried = 0
     with torch.random.fork_rng():
-        case = Case(patient, inputs)
-        for names in case.candidates(reference, began + seconds):
+        examined = Patient(patient, inputs)
+        for names in examined.candidates(reference, began + seconds):
             tried += 1
-            if case.explained_by(reference, names):
+            if examined.explained_by(reference, names):
                 return Diagnosis(mistakes=names, tried=tried, seconds=time.monotonic() - began)
     return Diagnosis(mistakes=None, tried=tried, seconds=time.monotonic() - began)
 
 
-class Case:
-    """A patient, what it does, and the comparison with simulated networks."""
+class Patient:
+    """The network to diagnose, what it does, and the comparison with simulated networks."""
 
-    def __init__(self, patient: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
         self.inputs = inputs.double()
-        self.patient = calibrate(shake(copy.deepcopy(patient)).double(), self.inputs)
-        self.calls = trace(self.patient, self.inputs)
+        self.network = perturb_constants(copy.deepcopy(network)).double()
+        torch.manual_seed(0)
+        calibrate(self.network, self.inputs)
+        self.calls = trace(self.network, self.inputs)
         self.shapes = shape_counts({call.path: call.shapes for call in self.calls}.values())
-        self.behaviour = behave(self.patient, self.inputs)
+        self.behaviour = behave(self.network, self.inputs)
         self.alignments: dict[tuple[Any, ...], tuple[dict[str, str], list[str]]] = {}
 
     def candidates(self, reference: ResNet, deadline: float) -> Iterator[tuple[str, ...]]:
-        """No mistake, each alone, then two of which the first explains the first divergence."""
+        """No mistake, then each mistake, then two of which the first explains the first divergence."""
         yield ()
         for name in MISTAKES:
             yield (name,)
+
+        # A mistake explains the first divergence if the networks with it agree for longer than without.
         found = self.divergence(reference, ())
         later = []
         for name in MISTAKES:
@@ -119,7 +125,8 @@ class Case:
                 return
             if self.divergence(reference, (name,)) > found:
                 later.append(name)
-        # Where no single mistake fits the shapes, or evaluation shows none, the first divergence explains nothing.
+
+        # If no single mistake fits the shapes, or evaluation shows none, the first divergence rules none out.
         blind = not later and found in (-1, len(self.calls))
         for first in MISTAKES if blind else later:
             for second in MISTAKES:
@@ -133,6 +140,7 @@ class Case:
 
         None where the mistakes do not apply or the shapes do not fit.
         """
+        # Two mistakes may exclude each other.
         network: nn.Module = copy.deepcopy(reference)
         try:
             for name in names:
@@ -140,16 +148,17 @@ class Case:
             if shape_counts(map(own_shapes, network.modules())) != self.shapes:
                 return None
             network = network.double().eval()
-            pairs, alone = self.aligned(network)
+            pairs, unmatched = self.aligned(network)
         except (NotApplicable, RuntimeError, ValueError, AttributeError, TypeError):
-            return None  # two mistakes that exclude each other
-        if alone:
             return None
-        carry(self.patient, network, pairs)
+
+        if unmatched:
+            return None
+        copy_weights(self.network, network, pairs)
         return network, pairs
 
     def aligned(self, network: nn.Module) -> tuple[dict[str, str], list[str]]:
-        """As `align`; networks whose modules have the same names and shapes are aligned once."""
+        """`align`, once for all networks whose modules have the same names and shapes."""
         key = tuple((path, *own_shapes(module).items()) for path, module in network.named_modules())
         if key not in self.alignments:
             self.alignments[key] = align(self.calls, trace(network, self.inputs))
@@ -160,6 +169,8 @@ class Case:
         if simulated is None:
             return False
         network, pairs = simulated
+
+        # Evaluation first: it rules most out at half the price.
         try:
             if not fingerprint(evaluate(network, self.inputs)).matches(self.behaviour.evaluated):
                 return False
@@ -179,7 +190,7 @@ class Case:
 
 
 def first_unknown(calls: list[Call], known: list[Call]) -> int:
-    """The number of the first call whose result is in none of the known; their number where all are."""
+    """The index of the first call whose result occurs in none of the known; the number of calls if all occur."""
     values = [value for call in known for value in (call.read, call.written)]
     for number, call in enumerate(calls):
         if not any(call.written.matches(value) for value in values):
@@ -188,22 +199,15 @@ def first_unknown(calls: list[Call], known: list[Call]) -> int:
 
 
 def shape_counts(modules: Iterable[Shapes]) -> Counter[tuple[tuple[int, ...], ...]]:
-    """How many modules have tensors of these shapes; which have the right ones is told before anything runs."""
+    """How many modules have tensors of these shapes: rules out most simulated networks before anything runs."""
     return Counter(tuple(sorted(shapes.values())) for shapes in modules if shapes)
 
 
-@torch.no_grad()
-def calibrate(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """The model in evaluation mode, after its norms have seen the inputs: untrained logits would explode."""
-    torch.manual_seed(0)
-    model.train()(inputs.clone())
-    return model.eval()
-
-
 def as_resnet(model: nn.Module) -> ResNet | None:
-    """Our ResNet that computes what `model` does, built from its torchvision names; None where there is none."""
+    """Our ResNet that computes what `model` does, built from its torchvision names; None if it has other names."""
     if isinstance(model, ResNet):
         return model
+
     network: Any = model
     try:
         first, config = network.layer1[0], {}
@@ -211,6 +215,7 @@ def as_resnet(model: nn.Module) -> ResNet | None:
             groups = first.conv2.groups
             v1 = network.layer2[0].conv1.stride == (2, 2)
             config = {"groups": groups, "width_per_group": first.conv2.out_channels // groups, "stride_in_1x1": v1}
+
         ours = ResNet(
             Bottleneck if config else BasicBlock,
             [len(network.get_submodule(stage)) for stage in STAGES],
@@ -231,12 +236,15 @@ def evaluate(model: nn.Module, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def behave(model: nn.Module, inputs: Tensor) -> Behaviour:
-    """Runs the model, in evaluation and then once in training; its statistics are then put back."""
+    """Runs the model in evaluation, then once in training, and restores its statistics."""
     kept = {name: value.clone() for name, value in model.named_buffers()}
     evaluated = fingerprint(evaluate(model, inputs))
+
+    # Other images than those that the statistics come from: with the same, no momentum would show.
     torch.manual_seed(1)
-    trained = fingerprint(model.train()(2 * inputs + 1))  # other images than those that the statistics come from
+    trained = fingerprint(model.train()(2 * inputs + 1))
     statistics = {name: fingerprint(value) for name, value in model.named_buffers() if value.is_floating_point()}
+
     for name, value in model.named_buffers():
         value.copy_(kept[name])
     model.eval()

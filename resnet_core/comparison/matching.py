@@ -1,7 +1,6 @@
 """Which module of one network stands for which of another, whatever their names: by execution order, shape and source.
 
-Both networks run once on the same input; what each module reads and writes is remembered as a fingerprint, so that no
-activations are kept.
+Both networks run once on the same input. What each module reads and writes is kept as a fingerprint, not as a tensor.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class Call:
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[list[Call]]:
-    """Within it each call of such a module is appended to the list."""
+    """Inside this context each call of such a module is appended to the list."""
     calls: list[Call] = []
     handles = []
     entered: dict[str, list[Fingerprint]] = {}
@@ -80,6 +79,7 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
         if next(module.children(), None) is not None and not own_shapes(module):
             continue
 
+        # The input's fingerprint is taken before the call: a module may change its input in place.
         def before(module: nn.Module, inputs: tuple[Any, ...], path: str = path) -> None:
             if inputs and isinstance(inputs[0], Tensor):
                 entered.setdefault(path, []).append(fingerprint(inputs[0]))
@@ -92,6 +92,7 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
                 calls.append(Call(path, kind, shapes, entered[path].pop(), fingerprint(output), time))
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
     try:
         yield calls
     finally:
@@ -100,7 +101,7 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
 
 
 def own_shapes(module: nn.Module) -> Shapes:
-    """Shapes of a module's own parameters and buffers, without its children's; counters left out."""
+    """Shapes of a module's own parameters and buffers, without its children's and without counters."""
     parameters = dict(module.named_parameters(recurse=False))
     return {
         name: tuple(value.shape) for name, value in own_tensors(module).items() if value.dim() > 0 or name in parameters
@@ -116,7 +117,7 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
 
 
 @torch.no_grad()
-def shake(model: nn.Module) -> nn.Module:
+def perturb_constants(model: nn.Module) -> nn.Module:
     """The model with noise on each parameter that was one constant, as the scales and shifts of new norms are.
 
     A scale of 0 silences a branch and lets different tensors be equal; scales of 1 cannot be told from each other.
@@ -128,8 +129,15 @@ def shake(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def calibrate(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """The model in evaluation mode, after its norms have seen the inputs: without that, untrained logits explode."""
+    model.train()(inputs.clone())
+    return model.eval()
+
+
 def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[str]]:
-    """Our modules with parameters -> theirs, and those of either that have no counterpart, in words.
+    """Our modules with parameters -> theirs, and the modules of either that have no counterpart, in words.
 
     Convolutions and linear layers are matched in the order in which they run, by their weights' shapes and by whether
     they share their input with another, which tells a projection from a block's own convolutions. What follows one of
@@ -137,6 +145,8 @@ def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[st
     """
     ours, theirs = first_runs(ours), first_runs(theirs)
     pairs: dict[str, str] = {}
+
+    # Convolutions and linear layers: first those that share their input alike, then any of the same shape.
     for exact in (True, False):
         for call in (call for call in ours if is_weighted(call) and call.path not in pairs):
             for other in theirs:
@@ -145,6 +155,8 @@ def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[st
                 if not exact or branches(call, ours) == branches(other, theirs):
                     pairs[call.path] = other.path
                     break
+
+    # Norms: first those that follow counterparts, then any of the same shapes.
     for by_source in (True, False):
         for call in (call for call in ours if call.path not in pairs):
             for other in theirs:
@@ -154,14 +166,21 @@ def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[st
                 if not by_source or (source is not None and pairs.get(source) == their_source):
                     pairs[call.path] = other.path
                     break
-    alone = [f"the first's {call.path} {describe_shapes(call)}" for call in ours if call.path not in pairs]
-    alone += [f"the second's {call.path} {describe_shapes(call)}" for call in theirs if call.path not in pairs.values()]
-    return pairs, alone
+
+    unmatched = [f"the first's {call.path} {describe_shapes(call)}" for call in ours if call.path not in pairs]
+    unmatched += [
+        f"the second's {call.path} {describe_shapes(call)}" for call in theirs if call.path not in pairs.values()
+    ]
+    return pairs, unmatched
 
 
 def first_runs(calls: Iterable[Call]) -> list[Call]:
     """The first call of each module that has tensors of its own."""
-    return list({call.path: call for call in reversed([*calls]) if call.shapes}.values())[::-1]
+    first: dict[str, Call] = {}
+    for call in calls:
+        if call.shapes:
+            first.setdefault(call.path, call)
+    return [*first.values()]
 
 
 def is_weighted(call: Call) -> bool:
@@ -195,15 +214,17 @@ def matching_tensors(module: nn.Module, other: nn.Module) -> dict[str, str]:
         (dict(module.named_buffers(recurse=False)), dict(other.named_buffers(recurse=False))),
     ):
         names |= {name: name for name in ours if name in theirs}
+
+        # One module may have more tensors than the other.
         unnamed = ([name for name in ours if name not in theirs], [name for name in theirs if name not in ours])
-        rest = zip(*unnamed, strict=False)  # one may have more than the other
+        rest = zip(*unnamed, strict=False)
         names |= {name: counterpart for name, counterpart in rest if ours[name].shape == theirs[counterpart].shape}
     return names
 
 
 @torch.no_grad()
-def carry(source: nn.Module, target: nn.Module, pairs: dict[str, str]) -> None:
-    """Copies the tensors of `source`'s modules into their counterparts of `target`; what one lacks is left out."""
+def copy_weights(source: nn.Module, target: nn.Module, pairs: dict[str, str]) -> None:
+    """Copies the tensors of `source`'s modules into their counterparts in `target`, but for those that one lacks."""
     for path, counterpart in pairs.items():
         module, other = source.get_submodule(path), target.get_submodule(counterpart)
         values, theirs = own_tensors(module), own_tensors(other)

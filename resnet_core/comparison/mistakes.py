@@ -58,7 +58,7 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
 
 
-# Another forward of the same layers.
+# Another forward of the same layers: no shape changes.
 
 
 def branch(block: Block, x: Tensor) -> Tensor:
@@ -99,11 +99,11 @@ BLOCK_FORWARDS: dict[str, Callable[[Block, Tensor], Tensor]] = {
 
 def no_shortcut(model: ResNet) -> nn.Module:
     for block in blocks(model):
-        block.downsample = nn.Identity()  # its projection is not there either
+        block.downsample = nn.Identity()  # without shortcut it has no projection either
     return forward_of_blocks(lambda block, x: F.relu(branch(block, x)), model)
 
 
-# Another layer in its place.
+# Other layers in the stem and at the head.
 
 
 def replace(name: str, make: Callable[[ResNet], nn.Module], model: ResNet) -> nn.Module:
@@ -129,6 +129,9 @@ def three_by_three_stem(model: ResNet) -> nn.Module:
     return model
 
 
+# Strides and shortcuts.
+
+
 def stride_in_1x1(model: ResNet) -> nn.Module:
     for block in bottlenecks(model):
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
@@ -141,6 +144,8 @@ def strides_of_stages(values: Sequence[int], model: ResNet) -> nn.Module:
         first: Block = stage[0]
         three: Any = first.conv1 if isinstance(first, BasicBlock) else first.conv2
         three.stride = (stride, stride)
+
+        # The shortcut follows; where the block had none, a stride makes it necessary.
         if stride != 1 and isinstance(first.downsample, nn.Identity):
             channels = first.conv1.in_channels
             first.downsample = nn.Sequential(conv1x1(channels, channels), nn.BatchNorm2d(channels))
@@ -192,6 +197,9 @@ def identity_without_projection(model: ResNet) -> nn.Module:
     return model
 
 
+# Settings of many layers.
+
+
 def biased(model: ResNet) -> nn.Module:
     for convolution in convolutions(model):
         convolution.bias = nn.Parameter(torch.zeros_like(convolution.weight[:, 0, 0, 0]))
@@ -212,7 +220,7 @@ def dropout_before_head(probability: float, model: ResNet) -> nn.Module:
     return replace("fc", lambda model: nn.Sequential(nn.Dropout(probability), model.fc), model)
 
 
-# Another network.
+# Another network: other depths, widths or blocks.
 
 
 def rebuilt(model: ResNet, block: Any = None, layers: Sequence[int] | None = None, **config: Any) -> ResNet:
@@ -249,7 +257,7 @@ def deeper(stage: int, change: int, model: ResNet) -> nn.Module:
     layers = [len(each) for each in stages(model)]
     layers[stage] += change
     if layers[stage] < 1:
-        raise NotApplicable("its stage has one block alone")
+        raise NotApplicable("its stage has only one block")
     return rebuilt(model, layers=layers)
 
 

@@ -1,7 +1,7 @@
 """The rungs of the ladder: what two networks with the same weights do, and how equal that is.
 
 No tolerance is chosen by hand. Where bits differ, the reference also runs in float64, and both errors against that are
-compared: ours may be at most FACTOR times the reference's own.
+compared: the first network's may be at most FACTOR times the reference's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,30 @@ from torch.nn import functional as F
 from resnet_core.foundation.precision import FACTOR, float_errors, ratio, same_bits
 
 Status = Literal["equal", "rounding", "alike", "differs", "not run"]
-Outcome = dict[str, Tensor]
-Run = Callable[[nn.Module, Tensor, Tensor], Outcome]
-"""What a model does with inputs and labels; the model may be used up."""
-
 STEPS = 3
 
 
+class Quantity(NamedTuple):
+    """What a tensor of an outcome is."""
+
+    what: str
+    """In words, with {} for the name of the tensor that it belongs to."""
+    tensor: str = ""
+    """That parameter's or buffer's name."""
+
+    def __str__(self) -> str:
+        return self.what.format(self.tensor)
+
+
+LOGITS = Quantity("logits")
+
+Outcome = dict[Quantity, Tensor]
+Run = Callable[[nn.Module, Tensor, Tensor], Outcome]
+"""What a model does with inputs and labels. It may change the model."""
+
+
 class NotRun(RuntimeError):  # noqa: N818
-    """A rung that cannot be climbed here, with the reason."""
+    """A rung that cannot be climbed here, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +53,8 @@ class Rung:
 
     name: str
     status: Status
-    """"equal" to the bit, up to float32's "rounding" as float64 judges it, "alike" for other random draws of the same
-    distributions, "differs", or "not run" where it makes no sense or cannot run here."""
+    """"equal" to the bit, equal up to float32's "rounding" as float64 judges it, "alike" for other random draws of the
+    same distributions, "differs", or "not run" where the rung makes no sense or cannot run here."""
     largest_difference: float | None = None
     errors: tuple[float, float] | None = None
     """Of the first and the second network against float64, where they are not equal to the bit."""
@@ -61,17 +76,21 @@ def timed(rungs: Iterator[Rung]) -> Iterator[Rung]:
 
 def judge(name: str, ours: Outcome, theirs: Outcome, exact: Callable[[], Outcome]) -> Rung:
     """How equal two outcomes are; `exact` gives the reference's in float64 and is called where bits differ."""
+    # The same quantities of the same shapes.
     if not ours and not theirs:
         return Rung(name=name, status="not run", detail="neither network has any")
-    for key in sorted(ours.keys() ^ theirs.keys()):
+    for key in sorted(ours.keys() ^ theirs.keys(), key=str):
         owner = "first" if key in ours else "second"
         return Rung(name=name, status="differs", detail=f"{key}: only the {owner} network has one")
     for key in theirs:
         if ours[key].shape != theirs[key].shape:
             shapes = f"{list(ours[key].shape)} and {list(theirs[key].shape)}"
             return Rung(name=name, status="differs", detail=f"{key} has the shapes {shapes}")
+
     if all(same_bits(ours[key], theirs[key]) for key in theirs):
         return Rung(name=name, status="equal", largest_difference=0.0)
+
+    # The quantity whose error is the most times the reference's own decides.
     largest = max((ours[key].double() - theirs[key].double()).abs().max().item() for key in theirs)
     truth = exact()
     errors = {key: float_errors(ours[key], theirs[key], truth[key]) for key in theirs}
@@ -81,40 +100,40 @@ def judge(name: str, ours: Outcome, theirs: Outcome, exact: Callable[[], Outcome
         status="rounding" if ratio(*errors[worst]) <= FACTOR else "differs",
         largest_difference=largest,
         errors=errors[worst],
-        detail="" if worst == "logits" else worst,
+        detail="" if worst == LOGITS else str(worst),
     )
 
 
 @torch.no_grad()
 def eval_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    return {"logits": model.eval()(inputs)}
+    return {LOGITS: model.eval()(inputs)}
 
 
 @torch.no_grad()
 def train_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    return {"logits": model.train()(inputs)}
+    return {LOGITS: model.train()(inputs)}
 
 
 def gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     inputs = inputs.clone().requires_grad_()
     loss = F.cross_entropy(model.train()(inputs), labels)
     loss.backward()
-    found = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
-    found = {"loss": loss.detach(), "gradient of the images": inputs.grad, **found}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {Quantity("loss"): loss.detach(), Quantity("gradient of the images"): inputs.grad}
+    found |= {Quantity("gradient of {}", name): parameter.grad for name, parameter in model.named_parameters()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def other_shapes(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    """Logits of one image alone, and of images that are not square."""
+    """Logits of a single image, and of images that are not square."""
     height, width = inputs.shape[-2] + 13, inputs.shape[-1] + 6
     wide = F.interpolate(inputs, size=(height, width), mode="bilinear")
-    return {f"of {list(each.shape)}": eval_logits(model, each, labels)["logits"] for each in (inputs[:1], wide)}
+    return {Quantity(f"of {list(each.shape)}"): eval_logits(model, each, labels)[LOGITS] for each in (inputs[:1], wide)}
 
 
 def statistics(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    """Of other images than those that the statistics come from: without, no momentum would show."""
+    """Buffers after other images than those that the statistics come from: with the same, no momentum would show."""
     train_logits(model, 2 * inputs + 1, labels)
-    return {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+    return {Quantity("{}", name): value for name, value in model.named_buffers() if value.is_floating_point()}
 
 
 def optimizer_steps(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
@@ -123,9 +142,12 @@ def optimizer_steps(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome
         F.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    state = {f"{name} momentum": optimizer.state[value] for name, value in model.named_parameters()}
-    return parameters | {name: value["momentum_buffer"] for name, value in state.items() if value}
+
+    found = {Quantity("{}", name): value.detach() for name, value in model.named_parameters()}
+    for name, value in model.named_parameters():
+        if state := optimizer.state[value]:  # a parameter without gradient has none
+            found[Quantity("{} momentum", name)] = state["momentum_buffer"]
+    return found
 
 
 def channels_last(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
@@ -134,14 +156,14 @@ def channels_last(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
 
 
 def half_precision(dtype: torch.dtype, model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    """Logits of a network and inputs in 16 bits; what comes in float64 stays as it is."""
+    """Logits of a network and inputs in 16 bits; a float64 run stays in float64."""
     if inputs.dtype is torch.float64:
         return eval_logits(model, inputs, labels)
     try:
         return eval_logits(model.to(dtype), inputs.to(dtype), labels)
     except RuntimeError as error:
         if "not implemented" in str(error):
-            raise NotRun(f"there is no arithmetic of {dtype} here") from error
+            raise NotRun(f"torch has no arithmetic of {dtype} on this device") from error
         raise
 
 
@@ -167,7 +189,7 @@ def from_file(format: Literal["onnx", "torch-export"], model: nn.Module, inputs:
     with TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, f"model{exporter.suffix}")
         exporter.write(capture(model.cpu().eval(), inputs.cpu()), file)
-        return {"logits": exporter.load(file)(inputs.cpu()).to(inputs.device)}
+        return {LOGITS: exporter.load(file)(inputs.cpu()).to(inputs.device)}
 
 
 # Name -> what the first network does, and what the second does beside it.

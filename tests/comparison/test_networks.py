@@ -41,7 +41,7 @@ def test_networks_are_found_by_what_a_text_names():
     ("spec", "message"),
     [
         ("resnet1", "unknown model 'resnet1'; did you mean"),
-        ("their_models.py", "is no model of ours; name one of yours as module:function, their_models:FUNCTION"),
+        ("their_models.py", "is not one of our models; name yours as module:function, their_models:FUNCTION"),
         ("torchvision:resnet81", "torchvision.models has no resnet81; did you mean"),
         ("no_such_package:f", "no_such_package cannot be imported (No module named 'no_such_package'); go to"),
         ("their_models:takes", "cannot be called without arguments (missing a required argument: 'depth')"),
@@ -60,7 +60,7 @@ def test_a_text_that_names_no_network_is_refused(spec, message):
     ("spec", "message"),
     [
         ("their_models:fails", r"raised KeyError: 'depth', at .*their_models\.py:6"),
-        ("their_models:gives", "gives a int, not a torch.nn.Module"),
+        ("their_models:gives", "returns a int, not a torch.nn.Module"),
     ],
 )
 @pytest.mark.usefixtures("module")

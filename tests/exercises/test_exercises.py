@@ -10,7 +10,8 @@ from torch import nn
 
 import resnet_core
 from resnet_core.cli.main import main
-from resnet_core.comparison.diagnosis import calibrate, diagnose
+from resnet_core.comparison.diagnosis import diagnose
+from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.mistakes import MISTAKES
 from resnet_core.exercises import grade, grader, handout
 from resnet_core.exercises.catalog import BLOCKS, EXERCISES, LEGEND
@@ -203,7 +204,7 @@ def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeyp
     values = [rf"  {whose}: +layer1\.0\.conv1 reads \[2, 64, 16, 16\], {number}\n" for whose in ("yours", "ours")]
     assert re.fullmatch(f"{name} is not fixed yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
     assert main(["grade", name, "--tell"]) == 1
-    assert capsys.readouterr().out == f"{hint}  {mistake}: with that, the reference computes just what it does\n"
+    assert capsys.readouterr().out == f"{hint}  {mistake}: the reference with this mistake computes exactly what this network does\n"
 
     ((old, new),) = EXERCISES[mistake].edits
     (tmp_path / name).write_text((tmp_path / name).read_text().replace(new, old))

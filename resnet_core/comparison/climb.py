@@ -1,0 +1,166 @@
+"""The ladder climbed: the lowest rungs on two networks as they start, the others on both with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from resnet_core.comparison.diagnosis import as_resnet
+from resnet_core.comparison.matching import trace
+from resnet_core.comparison.mistakes import INITIALISATIONS
+from resnet_core.comparison.networks import with_place
+from resnet_core.comparison.pair import Pair
+from resnet_core.comparison.rungs import RUNGS, SLOW, NotRun, Outcome, Run, Rung, Status, judge
+from resnet_core.comparison.twins import Twins
+from resnet_core.foundation.precision import same_bits, same_distribution
+
+STARTING_RUNGS = ("names and shapes", "parameters", "seeded initialisation")
+HIGHER_RUNGS = ("activations", *RUNGS)
+ALL_RUNGS = (*STARTING_RUNGS, *HIGHER_RUNGS)
+DEFAULT_RUNGS = tuple(name for name in ALL_RUNGS if name not in SLOW)
+
+
+def starting_rungs(pair: Pair, names: Collection[str]) -> Iterator[Rung]:
+    """The rungs of these names on the networks as they start; different shapes show whatever the names are."""
+    first = (names_and_shapes(pair), parameters(pair))
+    yield from (rung for rung in first if rung.name in names or not rung.passed)
+    if "seeded initialisation" in names:
+        yield initialisation(pair) if pair.comparable else not_run("seeded initialisation")
+
+
+def higher_rungs(twins: Twins, names: Collection[str]) -> Iterator[Rung]:
+    """The rungs of these names on networks with the same weights, lowest first."""
+    if "activations" in names:
+        yield activations(twins)
+    yield from (outcomes(twins, name, *runs) for name, runs in RUNGS.items() if name in names)
+
+
+def not_run(name: str) -> Rung:
+    """The rung of two networks that cannot share weights."""
+    return Rung(name=name, status="not run", detail="shapes differ")
+
+
+def names_and_shapes(pair: Pair) -> Rung:
+    name = "names and shapes"
+    if pair.shared_modules:
+        detail = f"a module holds several weights, or weights and layers: {', '.join(pair.shared_modules)}"
+        return Rung(name=name, status="differs", detail=f"{detail}; give each weight its own module")
+
+    if pair.unmatched:
+        more = f" and {len(pair.unmatched) - 3} more" if len(pair.unmatched) > 3 else ""
+        detail = f"without counterpart: {', '.join(pair.unmatched[:3])}{more}"
+        if all("Linear" in each for each in pair.unmatched):
+            detail += "; give both heads the same number of classes"
+        return Rung(name=name, status="differs", detail=detail)
+
+    note = f"{len(pair.renamed)} modules have other names" if pair.renamed else ""
+    return Rung(name=name, status="equal", detail=note)
+
+
+def parameters(pair: Pair) -> Rung:
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (pair.a, pair.b)]
+    detail = f"{counts[0]:,}" if counts[0] == counts[1] else f"{counts[0]:,} and {counts[1]:,}"
+    if pair.unused:
+        detail += f"; never run: {', '.join(pair.unused)}"
+    return Rung(name="parameters", status="equal" if counts[0] == counts[1] else "differs", detail=detail)
+
+
+def initialisation(pair: Pair) -> Rung:
+    """The weights that both functions give after `torch.manual_seed(0)`."""
+    name = "seeded initialisation"
+    if pair.generators is None:
+        return Rung(name=name, status="not run", detail="give functions that build the networks")
+
+    ours, theirs = starting_weights(pair)
+    for key in sorted(ours.keys() ^ theirs.keys()):
+        owner = "first" if key in ours else "second"
+        return Rung(name=name, status="differs", detail=f"{key}: only the {owner} network has one")
+
+    if all(same_bits(ours[key], theirs[key]) for key in theirs):
+        if torch.equal(*pair.generators):
+            return Rung(name=name, status="equal", largest_difference=0.0)
+        return Rung(name=name, status="alike", detail="the random generators differ afterwards")
+
+    unlike = [key for key in theirs if not same_distribution(ours[key], theirs[key])]
+    if not unlike:
+        return Rung(name=name, status="alike", detail="other draws of the same distributions")
+    first = unlike[0]
+    values = (f"mean {each[first].mean():.3g} std {each[first].std(correction=0):.3g}" for each in (ours, theirs))
+    detail = f"{len(unlike)} parameters, such as {first}: the first's {next(values)}, the second's {next(values)}"
+    return Rung(name=name, status="differs", detail=f"{detail}; skip this rung where that is meant")
+
+
+def starting_weights(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters of both networks by the second one's names."""
+    names = pair.tensor_names()
+    return {names.get(key, key): value for key, value in pair.a.named_parameters()}, dict(pair.b.named_parameters())
+
+
+def cause_of_initialisation(pair: Pair) -> str | None:
+    """The known initialisation that gives weights like the first network's."""
+    ours, theirs = starting_weights(pair)
+    reference = as_resnet(pair.b)
+    if reference is None or ours.keys() != theirs.keys():
+        return None
+    for name, initialise in INITIALISATIONS.items():
+        network = copy.deepcopy(reference)
+        initialise(network)
+        if all(same_distribution(ours[key], value) for key, value in network.named_parameters()):
+            return f"{name}: the reference with this start has weights like those of the first network"
+    return None
+
+
+def activations(twins: Twins) -> Rung:
+    """What every module with parameters writes, beside its counterpart: in float32, and in float64."""
+    place, _ = twins.first_divergence()
+    if place is not None:
+        return Rung(name="activations", status="differs", detail=f"first at {place}")
+
+    ours, theirs = (trace(model.eval(), twins.inputs) for model in (twins.a, twins.b))
+    counterparts = twins.counterparts
+    written = {(counterparts[call.path], call.time): call.written for call in ours if call.path in counterparts}
+    equal = all(written.get((call.path, call.time)) == call.written for call in theirs if call.shapes)
+    return Rung(name="activations", status="equal" if equal else "rounding", detail=f"{len(written)} modules")
+
+
+def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
+    """The rung of what the two networks do, or of the errors that they raise."""
+    failed: Exception | None = None
+    try:
+        outcome = run_copy(ours, twins.a, twins)
+    except NotRun as reason:
+        return Rung(name=name, status="not run", detail=str(reason))
+    except Exception as error:  # anything that a network which runs in float32 raises here
+        failed = error
+
+    # An error of both says nothing about either.
+    try:
+        reference = run_copy(theirs, twins.b, twins)
+    except Exception as error:
+        status: Status = "differs" if failed is None else "not run"
+        detail = f"{'the second network raises' if failed is None else 'both raise'} {with_place(error)}"
+        return Rung(name=name, status=status, detail=detail)
+    if failed is not None:
+        return Rung(name=name, status="differs", detail=f"the first network raises {with_place(failed)}")
+
+    names = twins.tensor_names
+    renamed = {key._replace(tensor=names.get(key.tensor, key.tensor)): value for key, value in outcome.items()}
+    rung = judge(name, renamed, reference, lambda: run_copy(theirs, copy.deepcopy(twins.b).double(), twins))
+
+    if name == "training logits" and rung.passed:
+        first, second = twins.in_float64
+        if not first.trained.matches(second.trained):
+            return replace(rung, status="differs", detail="in float64")
+    return rung
+
+
+def run_copy(run: Run, model: nn.Module, twins: Twins) -> Outcome:
+    """What happens to a copy of the model; random layers draw the same numbers each time."""
+    model = copy.deepcopy(model)
+    torch.manual_seed(1)
+    dtype = next((parameter.dtype for parameter in model.parameters()), twins.inputs.dtype)
+    return run(model, twins.inputs.to(dtype, copy=True), twins.labels)
