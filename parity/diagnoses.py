@@ -1,10 +1,13 @@
-"""What the doctor says of `parity/patients/`, ResNets in other styles than ours: healthy, and with each mistake."""
+"""What the doctor calls the ResNets of `parity/patients/`, healthy ones and ones with each mistake.
+
+They belong to this repository and were written for it, in other styles than the package's and without importing it.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from parity.drop_in import images
 from parity.patients import flat, functional, teaching
 from resnet_core.comparison.diagnosis import Diagnosis, diagnose
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -13,10 +16,6 @@ DEPTHS, CLASSES = (1, 1, 2, 1), 7
 HEALTHY = {module.__name__.rpartition(".")[2]: module for module in (flat, functional, teaching)}
 OTHER_NAMES = {"wrong groups": "2 groups in the 3x3", "width doubled": "3x3 twice as wide"}
 """The patients' name of a mistake -> the catalogue's, where they differ."""
-
-
-def images() -> Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def reference(bottleneck: bool) -> ResNet:
@@ -38,7 +37,7 @@ def of_healthy(patients: str, *, bottleneck: bool = True) -> Diagnosis:
 
 
 def table() -> list[tuple[str, str, bool]]:
-    """What was planted, what the doctor says, and whether it is right."""
+    """What was planted, what the doctor calls it, and whether that is right."""
     rows = []
     for name in HEALTHY:
         for bottleneck in (True, False):

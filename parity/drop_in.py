@@ -1,4 +1,4 @@
-"""What torchvision's users rely on besides what a network computes: names, files, graph nodes. All on CPU in float32.
+"""What torchvision's users rely on beyond a network's logits: names, files, graph nodes. On the CPU in float32.
 
 A check takes two builders and yields pairs that must be equal to the bit: `(what, ours, reference)`.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.rungs import Rung
 from resnet_core.foundation.precision import same_bits
 
@@ -20,7 +21,7 @@ Pairs = Iterator[tuple[str, Any, Any]]
 
 
 def judge(name: str, pairs: Pairs) -> Rung:
-    """The rung of a check's pairs; a model that cannot even be compared (it raises) has failed."""
+    """The rung of a check's pairs. A model that raises has failed."""
     try:
         for what, ours, reference in pairs:
             if not equal(ours, reference):
@@ -36,7 +37,7 @@ def equal(ours: Any, reference: Any) -> bool:
 
 
 def difference(ours: Any, reference: Any) -> float:
-    """Largest absolute difference of two tensors; infinite where there is none to tell."""
+    """Largest absolute difference of two tensors; infinite for anything that has no difference."""
     if not (isinstance(ours, Tensor) and isinstance(reference, Tensor)) or ours.shape != reference.shape:
         return float("inf")
     largest = (ours.detach().double() - reference.detach().double()).abs().max().item()
@@ -44,7 +45,7 @@ def difference(ours: Any, reference: Any) -> float:
 
 
 def built(ours: Builder, reference: Builder, device: str = "cpu") -> tuple[nn.Module, nn.Module]:
-    """Both models, each from the same seed; on the device "meta" without their values."""
+    """Both models, each from the same seed; on the device "meta" they have no values."""
     models = []
     for build in (ours, reference):
         torch.manual_seed(0)
@@ -55,14 +56,6 @@ def built(ours: Builder, reference: Builder, device: str = "cpu") -> tuple[nn.Mo
 
 def images(seed: int = 0, batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def calibrate(model: nn.Module) -> None:
-    """One training-mode forward, so that the running statistics fit the network: without, untrained logits explode."""
-    model.train()
-    with torch.no_grad():
-        model(images(seed=1, batch=4))
-    model.eval()
 
 
 def names_and_shapes(ours: Builder, reference: Builder) -> Pairs:
@@ -93,7 +86,7 @@ def graph_nodes(ours: Builder, reference: Builder) -> Pairs:
     """Every torch.fx node name of the reference exists in ours and holds the same tensor (eval mode)."""
     a, b = built(ours, reference)
     for model in (a, b):
-        calibrate(model)
+        calibrate(model, images(seed=1, batch=4))
     expected = get_graph_node_names(b)[1]
     found = set(get_graph_node_names(a)[1])
     yield "node names missing in ours", [name for name in expected if name not in found], []

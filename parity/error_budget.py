@@ -8,7 +8,8 @@ import torch
 import torchvision
 
 import resnet_core
-from parity.drop_in import calibrate, images
+from parity.drop_in import images
+from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.rungs import RUNGS
 from resnet_core.foundation.precision import float_errors
 
@@ -20,7 +21,7 @@ def errors(name: str, arithmetic: str, size: int = 64) -> tuple[float, float]:
     """Largest errors of ours and of torchvision's logits in that arithmetic, relative to the largest logit."""
     torch.manual_seed(0)
     ours = resnet_core.get_model(name)
-    calibrate(ours)
+    calibrate(ours, images(seed=1, batch=4))
     theirs = torchvision.models.get_model(name)
     theirs.load_state_dict(ours.state_dict())
     inputs = images(size=size)

@@ -15,7 +15,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 import resnet_core
-from parity.drop_in import calibrate, images
+from parity.drop_in import images
+from resnet_core.comparison.matching import calibrate
 from resnet_core.foundation.precision import same_bits
 
 BOTH = (resnet_core, torchvision.models)
@@ -42,7 +43,7 @@ def test_fpn_backbone_helper_accepts_our_backbone():
     pyramids = []
     for package in BOTH:
         backbone = seeded(lambda package=package: package.resnet50(norm_layer=nn.BatchNorm2d))
-        calibrate(backbone)
+        calibrate(backbone, images(seed=1, batch=4))
         torch.manual_seed(1)
         pyramids.append(_resnet_fpn_extractor(backbone, trainable_layers=3).eval()(images(size=128)))
     assert list(pyramids[0]) == ["0", "1", "2", "3", "pool"]
@@ -55,7 +56,7 @@ def test_faster_rcnn_trains_and_detects_on_our_backbone():
     losses, detections = [], []
     for package in BOTH:
         backbone = seeded(package.resnet18)
-        calibrate(backbone)
+        calibrate(backbone, images(seed=1, batch=4))
         torch.manual_seed(1)
         detector = FasterRCNN(_resnet_fpn_extractor(backbone, 5), num_classes=3, min_size=96, max_size=96)
         torch.manual_seed(2)

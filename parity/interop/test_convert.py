@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 
-from parity.drop_in import calibrate, difference, images
+from parity.drop_in import difference, images
 from parity.oracles.transformers import classifier
 from resnet_core.builders import get_model
+from resnet_core.comparison.matching import calibrate
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights.convert import convert
 from resnet_core.weights.files import load_weights, read_info, write_weights
@@ -53,7 +54,7 @@ def test_timm_weights_give_timms_logits_bitwise(name, tmp_path):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     theirs = timm.create_model(name, num_classes=CLASSES)
-    calibrate(theirs)
+    calibrate(theirs, images(seed=1, batch=4))
     write_weights(tmp_path / "model.safetensors", theirs.state_dict())
     (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
     ours, conversion = converted(tmp_path, tmp_path, source="timm")
@@ -65,7 +66,7 @@ def transformers_model(name, **options):
     pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = classifier(name, id2label={label: f"class {label}" for label in range(CLASSES)}, **options)
-    calibrate(model)
+    calibrate(model, images(seed=1, batch=4))
     return model
 
 

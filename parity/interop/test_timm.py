@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import resnet_core
-from parity.drop_in import calibrate, images
+from parity.drop_in import images
+from resnet_core.comparison.matching import calibrate
 from resnet_core.foundation.precision import same_bits
 from resnet_core.models.backbone import Backbone
 
@@ -20,7 +21,7 @@ NAMES = ("resnet18", "resnet50", "resnext50_32x4d")
 def pair(name, **config):
     torch.manual_seed(0)
     ours = resnet_core.get_model(name, **config).eval()
-    calibrate(ours)
+    calibrate(ours, images(seed=1, batch=4))
     theirs = timm.create_model(name, **config).eval()
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs

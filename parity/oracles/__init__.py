@@ -1,7 +1,7 @@
 """Other implementations that ours is compared with: how each is built, how names map, what is known to differ.
 
-`ORACLES["timm"].networks("resnet18")` gives ours and theirs with the same weights. Importing this imports none of the
-libraries: `ORACLES["timm"].is_installed()` tells whether one can be used.
+`ORACLES["timm"].networks("resnet18")` gives ours and theirs with the same weights. Importing this module imports
+none of the libraries. `ORACLES["timm"].is_installed()` returns whether one can be used.
 """
 
 from parity.oracles import keras, onnxruntime, timm, torchvision, transformers

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.oracles.oracle import Oracle, calibrate
+from parity.oracles.oracle import Oracle, noise
 from resnet_core.builders import get_model
+from resnet_core.comparison.matching import calibrate
 from resnet_core.weights.files import load_weights
 from resnet_core.weights.libraries import IMAGE_SIZE, fold_keras
 from resnet_core.weights.names import convert_names
@@ -40,7 +41,7 @@ def library() -> Any:
 
 
 def build(name: str, image_size: int = IMAGE_SIZE, activation: str | None = None, **options: Any) -> Any:
-    """keras.applications' network, as it starts; without the softmax that it ends in unless told."""
+    """keras.applications' network, as it starts; without its final softmax unless `activation` asks for it."""
     keras = library()
     options = {"input_shape": (image_size, image_size, 3), "classifier_activation": activation} | options
     with keras.device("cpu:0"):
@@ -55,7 +56,7 @@ def trained(network: Any, image_size: int = IMAGE_SIZE) -> Any:
             layer.bias.assign(torch.randn(layer.bias.shape))
         elif layer.name.endswith("_bn"):
             layer.momentum = 0.5  # with one batch's statistics alone, float32 itself is 6e-5 from float64
-    calibrate(ChannelsFirst(network), image_size)
+    calibrate(ChannelsFirst(network), noise(4, image_size))
     return network
 
 

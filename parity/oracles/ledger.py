@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 import resnet_core
 from parity.oracles import composer, flax, keras, timm, torchvision, transformers
-from parity.oracles.oracle import calibrate, load_by_names
+from parity.oracles.oracle import load_by_names, noise
 from resnet_core.classifier.builders import CIFAR_MODELS
 from resnet_core.classifier.initializers import Initializer
+from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.mistakes import MISTAKES
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
-from resnet_core.weights.libraries import EPSILON, IMAGE_SIZE, KERAS_EPSILON, SOURCES, fold_keras
+from resnet_core.weights.libraries import EPSILON, KERAS_EPSILON, SOURCES, fold_keras
 from resnet_core.weights.names import convert_names, their_names
 
 
@@ -118,10 +119,6 @@ def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
     return max((ours[name].double() - theirs[name].double()).abs().max().item() for name in theirs)
 
 
-def some_images(size: int = IMAGE_SIZE) -> Tensor:
-    return torch.randn(2, 3, size, size)
-
-
 # Papers and libraries of torch.
 
 PAPER_GFLOPS = {"resnet50": 3.8, "resnet101": 7.6, "resnet152": 11.3}  # He et al., Table 1: "multiply-adds"
@@ -152,8 +149,8 @@ def torchvision_bits(entry: Deviation) -> Measured:
     )
     for model in (theirs, ours, paper):
         torch.manual_seed(1)
-        calibrate(model)
-    images = some_images()
+        calibrate(model, noise(4))
+    images = noise(2)
     ignored, allowed = difference(paper, theirs, images), difference(ours, theirs, images)
     return Measured(ignored=ignored, allowed=allowed, bound=0, unit="logits")
 
@@ -192,17 +189,17 @@ def transformers_start(entry: Deviation) -> Measured:
 def transformers_v1(entry: Deviation) -> Measured:
     theirs = transformers.build("resnet50", downsample_in_bottleneck=True)
     ours = resnet_core.resnet50(**entry.config)
-    calibrate(ours)
+    calibrate(ours, noise(4))
     load_by_names(theirs, ours, "transformers")
     v15 = resnet_core.resnet50()
     v15.load_state_dict(ours.state_dict())
-    images = some_images()
+    images = noise(2)
     ignored, allowed = difference(v15, theirs, images), difference(ours, theirs, images)
     return Measured(ignored=ignored, allowed=allowed, bound=0, unit="logits")
 
 
-# Keras. Its BatchNorm computes in float32, whatever it is told. The bound of what it computes is the one with which
-# weights are converted, in units of the largest value, or of 1 where that is larger.
+# Keras. Its BatchNorm computes in float32, whatever type it is given. Its results are held to the bound with which
+# weights are converted, in units of the largest value, or of 1 if that is larger.
 
 
 def keras_bound(largest: float) -> float:
@@ -215,7 +212,7 @@ def keras_resnet50(**options: Any) -> Any:
 
 
 def keras_logits(ignored: nn.Module, allowed: nn.Module, theirs: Any) -> Measured:
-    network, images = keras.ChannelsFirst(theirs).eval(), some_images()
+    network, images = keras.ChannelsFirst(theirs).eval(), noise(2)
     with torch.no_grad():
         largest = network(images).abs().max().item()
     return Measured(
@@ -267,7 +264,7 @@ def keras_epsilon(entry: Deviation) -> Measured:
 def keras_momentum(entry: Deviation) -> Measured:
     theirs = keras_resnet50()
     models = [keras.converted("resnet50", keras.variables(theirs), **keras.V1, **each) for each in ({}, entry.config)]
-    images = some_images()
+    images = noise(2)
     for model in (*models, keras.ChannelsFirst(theirs)):
         model.train()(images)
     after = convert_names(fold_keras(keras.variables(theirs)), "keras", models[0].state_dict())
@@ -330,10 +327,10 @@ def flax_padding(entry: Deviation) -> Measured:
     ignored, allowed, largest = [], [], 0.0
     for block in (BasicBlock, Bottleneck):
         ours = ResNet(block, (1, 1, 1, 1), num_classes=10)
-        calibrate(ours)
+        calibrate(ours, noise(4))
         for size in (65, 64):
             theirs = flax.twin(ours, bottleneck=block is Bottleneck, classes=10, image_size=size)
-            images = some_images(size)
+            images = noise(2, size)
             (allowed if size % 2 else ignored).append(difference(ours, theirs, images))
             largest = max(largest, theirs(images).abs().max().item())
         allowed.append(difference(entry.applied(ours), theirs, images))

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
-from parity.oracles.oracle import Oracle, calibrate
+from parity.oracles.oracle import Oracle, noise
 from resnet_core.builders import get_model
+from resnet_core.comparison.matching import calibrate
 from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS
 
 
@@ -29,7 +30,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
     from resnet_core.inference.export import export, load_onnx
 
     ours = get_model(name)
-    calibrate(ours)
+    calibrate(ours, noise(4))
     with TemporaryDirectory() as folder:
         file = Path(folder, f"{name}.onnx")
         export(ours, file, format="onnx", image_size=IMAGE_SIZE)

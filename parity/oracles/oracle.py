@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_core.builders import get_model
+from resnet_core.comparison.matching import calibrate
 from resnet_core.weights.files import load_weights
 from resnet_core.weights.libraries import IMAGE_SIZE
 from resnet_core.weights.names import their_names
@@ -37,10 +38,10 @@ class Oracle:
     source: str | None = None
     """The row of `resnet_core.weights.names.MODULES` that maps our names to those of `build`'s network."""
     pair: Pair | None = None
-    """Where their network has no such modules: a model's name -> ours and theirs, in evaluation mode and with the same
+    """For a network without such modules: a model's name -> ours and theirs, in evaluation mode and with the same
     weights, for images of `IMAGE_SIZE` pixels."""
     deviations: tuple[str, ...] = ()
-    """Keys of `parity.oracles.ledger.LEDGER`: what differs where nothing is done about it."""
+    """Keys of `parity.oracles.ledger.LEDGER`: what differs unless ours is asked for the same."""
     known: Mapping[str, str] = field(default_factory=dict)
     """Rungs of the ladder that differ for that reason -> the key."""
 
@@ -60,16 +61,14 @@ class Oracle:
         assert self.build is not None
         assert self.source is not None
         ours, theirs = get_model(name, **self.config), self.build(name)
-        calibrate(ours)
+        calibrate(ours, noise(4))
         load_by_names(theirs, ours, self.source)
         return ours, theirs.eval()
 
 
-@torch.no_grad()
-def calibrate(model: nn.Module, image_size: int = IMAGE_SIZE) -> None:
-    """One training-mode forward, so that the running statistics fit: without, untrained logits explode."""
-    model.train()(torch.randn(4, 3, image_size, image_size))
-    model.eval()
+def noise(batch: int, image_size: int = IMAGE_SIZE) -> Tensor:
+    """Random images from the caller's seed."""
+    return torch.randn(batch, 3, image_size, image_size)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""ResNets as other people write them, healthy and with known mistakes: what the doctor is tried on.
+"""ResNets in other styles, healthy and with known mistakes: what the doctor is tried on.
 
-Nothing here imports resnet_core, and no two of these files share a line of structure.
+They are this repository's own, written for it. None imports resnet_core, and no two files share a line of structure.
 """

@@ -10,16 +10,15 @@ import torchvision
 from torch import nn
 
 import resnet_core
+from parity.drop_in import images as random_images
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.comparison.diagnosis import as_resnet
 from resnet_core.comparison.matching import align, fingerprint, trace
 from resnet_core.comparison.mistakes import INITIALISATIONS
-from resnet_core.comparison.rungs import SLOW, judge
+from resnet_core.comparison.rungs import LOGITS, SLOW, judge
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
-
-def images(batch=2, size=64):
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+images = partial(random_images, size=32)
 
 
 def tiny(block=Bottleneck, seed=0, **config):
@@ -133,7 +132,7 @@ def test_the_first_divergence_and_its_cause_are_named(wrong, place, cause):
     assert json.loads(result.to_json())["first_divergence"] == place
 
 
-def test_a_mistake_of_training_alone_is_found():
+def test_a_mistake_that_shows_only_in_training_is_found():
     result = compare(tiny(norm_layer=partial(nn.BatchNorm2d, momentum=0.9)), tiny(), images())
     differing = {rung.name for rung in result.rungs if not rung.passed}
     assert differing == {"BatchNorm statistics"}
@@ -152,7 +151,7 @@ def test_shapes_that_differ_are_named_and_the_rest_not_run():
 
 
 def test_another_model_is_recognised_by_its_shapes():
-    result = compare(resnet_core.resnet18(), resnet_core.resnet34(), images(size=32), diagnosis_seconds=0.001)
+    result = compare(resnet_core.resnet18(), resnet_core.resnet34(), images(), diagnosis_seconds=0.001)
     assert result.likely_cause == "the first network has the convolutions of a resnet18, the second of a resnet34"
 
 
@@ -182,7 +181,7 @@ def built(change):
         (lambda model: nn.init.constant_(model.fc.bias, 0.1), "differs", None),
     ],
 )
-def test_another_initialisation_is_told_and_named(change, status, cause):
+def test_another_initialisation_is_reported_and_named(change, status, cause):
     torch.manual_seed(7)
     result = compare(built(change), built(lambda model: None), images())
     found = {rung.name: rung.status for rung in result.rungs}
@@ -199,7 +198,8 @@ def draw_again(module):
 
 
 def test_compiled_and_exported_the_first_network_computes_what_the_second_does():
-    result = compare(tiny(), tiny(), images(size=32), rungs=SLOW)
+    network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7)
+    result = compare(network, network, images(), rungs=SLOW)
     assert result, result
     statuses = {rung.name: rung.status for rung in result.rungs}
     assert statuses["torch.compile"] in ("equal", "rounding")
@@ -218,7 +218,7 @@ def test_what_cannot_be_captured_whole_differs_there():
         def forward(self, x):
             return self.network(x) if x.sum().item() > -1e9 else x
 
-    result = compare(Fickle(), tiny(), images(size=32), rungs=["logits", "torch.compile", "torch.export"])
+    result = compare(Fickle(), tiny(), images(), rungs=["logits", "torch.compile", "torch.export"])
     logits, *captured = result.rungs
     assert logits.status == "equal"
     assert {rung.status for rung in captured} == {"differs"}
@@ -245,7 +245,7 @@ def test_a_rung_that_no_network_can_climb_proves_nothing():
     assert not result
 
 
-def test_rounding_is_told_from_difference_by_float64():
+def test_float64_separates_rounding_from_difference():
     class Reordered(nn.Module):
         """The same function in another order of additions."""
 
@@ -263,7 +263,7 @@ def test_rounding_is_told_from_difference_by_float64():
 
 
 class Around(nn.Module):
-    """A network wrong in one way alone."""
+    """A network that is wrong in only one way."""
 
     def __init__(self, network, forward):
         super().__init__()
@@ -298,14 +298,14 @@ ONLY_THERE = {
 
 
 @pytest.mark.parametrize("name", ONLY_THERE)
-def test_each_rung_finds_what_is_wrong_there_alone(name):
+def test_each_rung_finds_what_is_wrong_only_there(name):
     forward, implied = ONLY_THERE[name]
     result = compare(Around(tiny(), forward), tiny(), images(), diagnosis_seconds=0)
     differing = {rung.name for rung in result.rungs if not rung.passed}
     assert {name} <= differing <= {name, *implied}, result
 
 
-def test_weights_that_move_elsewhere_in_training_are_found_by_the_optimizer_alone():
+def test_weights_that_move_differently_in_training_are_found_only_by_the_optimizer_steps():
     class Slower(nn.Module):
         """The same gradients, of which one is scaled when an optimizer looks at it a second time."""
 
@@ -338,13 +338,13 @@ def test_every_momentum_shows_in_the_statistics(momentum):
 
 
 def test_an_error_may_be_ten_times_the_references():
-    exact = {"logits": torch.zeros(2, dtype=torch.float64) + 1}
-    theirs = {"logits": torch.tensor([1.0, 1.001])}
-    found = [judge("logits", {"logits": torch.tensor([1.0, 1 + off])}, theirs, lambda: exact) for off in (9e-3, 11e-3)]
+    exact = {LOGITS: torch.zeros(2, dtype=torch.float64) + 1}
+    theirs = {LOGITS: torch.tensor([1.0, 1.001])}
+    found = [judge("logits", {LOGITS: torch.tensor([1.0, 1 + off])}, theirs, lambda: exact) for off in (9e-3, 11e-3)]
     assert [rung.status for rung in found] == ["rounding", "differs"]
-    lost = judge("logits", {"logits": torch.ones(2)}, {"logits": torch.tensor([1.0, float("nan")])}, lambda: exact)
+    lost = judge("logits", {LOGITS: torch.ones(2)}, {LOGITS: torch.tensor([1.0, float("nan")])}, lambda: exact)
     assert lost.status == "differs"
-    assert judge("logits", {"logits": torch.ones(2)}, {}, lambda: exact).status == "differs"
+    assert judge("logits", {LOGITS: torch.ones(2)}, {}, lambda: exact).status == "differs"
     assert judge("logits", {}, {}, lambda: exact).status == "not run"
 
 
@@ -424,7 +424,7 @@ def test_healthy_networks_of_other_styles_are_equal(a, b):
     assert torch.equal(inputs, images())
 
 
-def test_what_a_function_gives_is_not_changed():
+def test_the_network_that_a_function_returns_is_not_changed():
     given = tiny()
     before = copy.deepcopy(given.state_dict())
     compare(lambda: given, tiny, images(), diagnosis_seconds=0)
@@ -434,14 +434,14 @@ def test_what_a_function_gives_is_not_changed():
 
 def test_other_shapes_are_never_equal_whatever_is_asked():
     for rungs in (["logits"], ["parameters", "bfloat16"], []):
-        assert not compare(tiny(BasicBlock), tiny(Bottleneck), images(size=32), rungs=rungs, diagnosis_seconds=0)
+        assert not compare(tiny(BasicBlock), tiny(Bottleneck), images(), rungs=rungs, diagnosis_seconds=0)
 
 
 def test_parameters_that_one_network_lacks_are_named():
     biased = tiny()
     biased.conv1.bias = nn.Parameter(torch.zeros(64))
     for a, b, owner in ((lambda: biased, tiny, "first"), (tiny, lambda: biased, "second")):
-        rungs = {rung.name: rung for rung in compare(a, b, images(size=32), diagnosis_seconds=0).rungs}
+        rungs = {rung.name: rung for rung in compare(a, b, images(), diagnosis_seconds=0).rungs}
         assert rungs["seeded initialisation"].detail == f"conv1.bias: only the {owner} network has one"
         assert rungs["loss and gradients"].detail == f"gradient of conv1.bias: only the {owner} network has one"
 
@@ -455,12 +455,12 @@ def test_weights_that_stand_beside_layers_are_refused_with_the_remedy():
         def forward(self, x):
             return self.network(torch.nn.functional.conv2d(x, self.w))
 
-    result = compare(Bare(), tiny(), images(size=32), diagnosis_seconds=0)
+    result = compare(Bare(), tiny(), images(), diagnosis_seconds=0)
     assert "weights and layers: itself; give each weight its own module" in result.rungs[0].detail
     assert not result
 
 
-def test_what_cannot_be_compared_is_told_with_the_place_and_the_remedy():
+def test_networks_that_cannot_be_compared_are_refused_with_the_place_and_the_remedy():
     class Forgotten(nn.Module):
         def __init__(self):
             super().__init__()
@@ -472,10 +472,10 @@ def test_what_cannot_be_compared_is_told_with_the_place_and_the_remedy():
     with pytest.raises(
         RuntimeError, match=r"not in float64 .*test_compare\.py:\d+\): a list of blocks must be an nn.Mod"
     ):
-        compare(Forgotten(), tiny(), images(size=32))
+        compare(Forgotten(), tiny(), images())
     with pytest.raises(RuntimeError, match=r"the second network does not run on images of 2 x 1 x 32 x 32: "):
         compare(tiny(in_channels=1), tiny(), torch.randn(2, 1, 32, 32))
-    for inputs in (images(1), images() * float("nan")):
+    for inputs in (images(batch=1), images() * float("nan")):
         with pytest.raises(ValueError, match="inputs must be finite and at least 2 images"):
             compare(tiny(), tiny(), inputs)
 
@@ -484,20 +484,18 @@ def test_what_differs_and_is_no_known_mistake_is_said():
     frozen = tiny()
     frozen.conv1.requires_grad_(False)
     frozen.unused = nn.Linear(2, 2)
-    result = compare(frozen, tiny(), images(size=32))
+    result = compare(frozen, tiny(), images())
     assert result.likely_cause.startswith("no known mistake: it computes what the reference does")
     assert result.mistakes is None
     rungs = {rung.name: rung.detail for rung in result.rungs}
     assert rungs["parameters"].endswith("; never run: unused")
     assert rungs["loss and gradients"] == "gradient of conv1.weight: only the second network has one"
-    swapped = compare(
-        tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), Around(tiny(), half_gradient), images(size=32)
-    )
+    swapped = compare(tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), Around(tiny(), half_gradient), images())
     assert swapped.likely_cause == "not looked for: the second network is no ResNet; give the reference second"
     restless = compare(
-        Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(size=32), diagnosis_seconds=2
+        Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(), diagnosis_seconds=2
     )
-    assert restless.likely_cause.startswith("the first network gives other logits each time")
+    assert restless.likely_cause.startswith("the first network is not deterministic in eval mode")
 
 
 def test_assert_parity_shows_the_ladder():
@@ -506,15 +504,15 @@ def test_assert_parity_shows_the_ladder():
         resnet_core.assert_parity(tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), tiny(), images())
 
 
-def test_a_projection_is_told_from_a_convolution_of_the_same_shape():
+def test_a_projection_is_not_matched_with_a_convolution_of_the_same_shape():
     calls = [trace(model.double().eval(), images().double()) for model in (Renamed(tiny()), tiny())]
-    pairs, alone = align(*calls)
-    assert not alone
+    pairs, unmatched = align(*calls)
+    assert not unmatched
     assert pairs["units.0.skip.0"] == "layer1.0.downsample.0"
     assert pairs["units.0.c.2"] == "layer1.0.conv3"
 
 
-def test_fingerprints_tell_a_millionth_of_a_millionth():
+def test_fingerprints_match_up_to_float64_rounding_and_no_further():
     tensor = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert fingerprint(tensor).matches(fingerprint(tensor * (1 + 1e-12)))
     assert not fingerprint(tensor).matches(fingerprint(tensor * (1 + 1e-8)))
@@ -531,7 +529,7 @@ def test_torchvisions_network_is_recognised_as_a_reference(name):
     assert as_resnet(nn.Linear(2, 2)) is None
 
 
-def test_what_is_no_network_or_gives_no_tensor_is_refused():
+def test_anything_that_is_not_a_network_or_returns_no_tensor_is_refused():
     class Wrapped(nn.Module):
         def forward(self, x):
             return {"logits": x}
@@ -550,7 +548,7 @@ def test_another_number_of_classes_is_named():
     assert "give both heads the same number of classes" in result.rungs[0].detail
 
 
-def test_the_command_line_tells_equal_from_different(cli):
+def test_the_command_ends_with_0_for_equal_networks_and_1_for_different_ones(cli):
     same = cli("compare", "resnet18", "torchvision:resnet18", "--image-size", 32)
     assert same.returncode == 0, same.stderr
     other = cli("compare", "resnet18", "resnet34", "--image-size", 32, "--json", "--diagnosis-seconds", 0)

@@ -1,4 +1,4 @@
-"""The doctor names every mistake planted in independently written ResNets, and finds the healthy ones healthy."""
+"""The doctor names every mistake planted in ResNets of another style, and finds the healthy ones healthy."""
 
 import copy
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from parity.diagnoses import DEPTHS, HEALTHY, OTHER_NAMES, images, of_healthy, of_mistake, reference
+from parity.diagnoses import DEPTHS, HEALTHY, OTHER_NAMES, of_healthy, of_mistake, reference
+from parity.drop_in import images
 from parity.patients import functional
 from resnet_core.comparison.diagnosis import diagnose
 from resnet_core.comparison.mistakes import MISTAKES

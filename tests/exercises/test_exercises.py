@@ -204,7 +204,8 @@ def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeyp
     values = [rf"  {whose}: +layer1\.0\.conv1 reads \[2, 64, 16, 16\], {number}\n" for whose in ("yours", "ours")]
     assert re.fullmatch(f"{name} is not fixed yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
     assert main(["grade", name, "--tell"]) == 1
-    assert capsys.readouterr().out == f"{hint}  {mistake}: the reference with this mistake computes exactly what this network does\n"
+    diagnosis = f"{mistake}: the reference with this mistake computes exactly what this network does"
+    assert capsys.readouterr().out == f"{hint}  {diagnosis}\n"
 
     ((old, new),) = EXERCISES[mistake].edits
     (tmp_path / name).write_text((tmp_path / name).read_text().replace(new, old))

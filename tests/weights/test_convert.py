@@ -11,8 +11,9 @@ import torchvision
 from torch.nn import functional as F
 
 import resnet_core
-from parity.drop_in import calibrate, images
+from parity.drop_in import images
 from resnet_core.builders import get_model
+from resnet_core.comparison.matching import calibrate
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import convert as convert_module
@@ -58,7 +59,7 @@ def meta_state(name, **config):
 def network():
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=7)
-    calibrate(model)
+    calibrate(model, images(seed=1, batch=4))
     return model
 
 

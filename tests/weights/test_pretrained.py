@@ -9,7 +9,8 @@ import torchvision
 from safetensors.torch import load_file
 
 import resnet_core
-from parity.drop_in import calibrate, images
+from parity.drop_in import images
+from resnet_core.comparison.matching import calibrate
 from resnet_core.data import load_digits
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
@@ -31,7 +32,7 @@ def trained(name="resnet18", **config):
     """torchvision's model with weights of its own, and statistics."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, **config)
-    calibrate(model)
+    calibrate(model, images(seed=1, batch=4))
     return model.eval()
 
 
@@ -110,7 +111,7 @@ def test_a_file_brings_its_own_configuration(tmp_path):
     torch.manual_seed(0)
     config = {"num_classes": 7, "stride_in_1x1": True}
     model = resnet_core.resnet50(**config)
-    calibrate(model)
+    calibrate(model, images(seed=1, batch=4))
     path = tmp_path / "v1.safetensors"
     write_weights(path, model.state_dict(), WeightsInfo(model="resnet50", config=config))
     for weights in (path, str(path)):
