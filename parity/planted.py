@@ -9,9 +9,11 @@ import torchvision
 from torch import nn
 
 from parity.drop_in import images
-from resnet_core.comparison.compare import DEFAULT_RUNGS, Pair
+from resnet_core.comparison.climb import DEFAULT_RUNGS, higher_rungs, starting_rungs
 from resnet_core.comparison.mistakes import INITIALISATIONS, MISTAKES, NotApplicable
+from resnet_core.comparison.pair import match
 from resnet_core.comparison.rungs import Rung
+from resnet_core.comparison.twins import share_weights
 from resnet_core.models.resnet import Bottleneck, ResNet
 
 CATALOGUE = (*MISTAKES, *INITIALISATIONS)
@@ -28,8 +30,11 @@ def rungs_that_catch(mistake: str) -> Iterator[Rung]:
             ours()
         except NotApplicable:
             continue
+
         reference = partial(network, theirs.ResNet, theirs.Bottleneck, shape)
-        yield from (rung for rung in Pair(ours, reference, images()).rungs(DEFAULT_RUNGS) if not rung.passed)
+        pair = match(ours, reference, images())
+        yield from (rung for rung in starting_rungs(pair, DEFAULT_RUNGS) if not rung.passed)
+        yield from (rung for rung in higher_rungs(share_weights(pair), DEFAULT_RUNGS) if not rung.passed)
         return
 
 

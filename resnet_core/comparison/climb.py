@@ -34,6 +34,9 @@ def starting_rungs(pair: Pair, names: Collection[str]) -> Iterator[Rung]:
 
 def higher_rungs(twins: Twins, names: Collection[str]) -> Iterator[Rung]:
     """The rungs of these names on networks with the same weights, lowest first."""
+    if not twins.comparable:
+        yield from (not_run(name) for name in HIGHER_RUNGS if name in names)
+        return
     if "activations" in names:
         yield activations(twins)
     yield from (outcomes(twins, name, *runs) for name, runs in RUNGS.items() if name in names)

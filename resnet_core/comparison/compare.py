@@ -22,10 +22,8 @@ from torch import Tensor, nn
 from resnet_core.comparison.climb import (
     ALL_RUNGS,
     DEFAULT_RUNGS,
-    HIGHER_RUNGS,
     cause_of_initialisation,
     higher_rungs,
-    not_run,
     starting_rungs,
 )
 from resnet_core.comparison.diagnosis import Diagnosis, as_resnet, diagnose
@@ -105,10 +103,7 @@ def compare(
         cause_of_weights = cause_of_initialisation(pair) if differ_at_start else None
 
         twins = share_weights(pair)
-        if pair.comparable:
-            found += timed(higher_rungs(twins, names))
-        else:
-            found += [not_run(name) for name in HIGHER_RUNGS if name in names]
+        found += timed(higher_rungs(twins, names))
 
         # Other initial weights are no other function, and a graph that cannot be captured has no module to blame.
         path, values, cause, diagnosis = None, None, None, None

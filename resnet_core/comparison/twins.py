@@ -43,6 +43,8 @@ class Twins:
     labels: Tensor
     counterparts: dict[str, str]
     tensor_names: dict[str, str]
+    comparable: bool
+    """Whether every module got weights."""
 
     @cached_property
     def in_float64(self) -> tuple[Float64Run, Float64Run]:
@@ -91,7 +93,7 @@ def share_weights(pair: Pair) -> Twins:
     torch.manual_seed(0)
     calibrate(pair.a, pair.inputs)
     copy_weights(pair.a, pair.b, pair.counterparts)
-    return Twins(pair.a, pair.b, pair.inputs, pair.labels, pair.counterparts, pair.tensor_names())
+    return Twins(pair.a, pair.b, pair.inputs, pair.labels, pair.counterparts, pair.tensor_names(), pair.comparable)
 
 
 @torch.no_grad()
