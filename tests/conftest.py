@@ -13,13 +13,16 @@ from resnet_core.cli.main import main
 from resnet_core.recipes.experiment import load
 from resnet_core.runs.folder import RunFolder
 from resnet_core.train.checkpoint import list_checkpoints
+from tests import forks
 
 COMMAND = (sys.executable, "-m", "resnet_core")
 PATIENCE = 600  # seconds until a process hangs: what takes some ten takes minutes where others share the cores
 
 
 def call(*arguments, under=COMMAND, timeout=PATIENCE):
-    """Runs a command in a process of its own."""
+    """Runs a command in a process of its own, which on Linux is forked: it need not import torch again."""
+    if under == COMMAND and forks.FORKS:
+        return forks.command(*arguments, timeout=timeout)
     return subprocess.run([*under, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 

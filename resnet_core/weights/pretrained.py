@@ -20,6 +20,7 @@ from resnet_core.models.registry import build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, fit, read_file, read_info, read_weights
+from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 
 LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
@@ -72,7 +73,7 @@ def locate(source: str | Path) -> Path | WeightSet:
         return path / "model.safetensors"
     if names_a_file(source):
         if not path.exists():
-            raise ValueError(f"{source} does not exist")
+            raise WeightsError(f"{source} does not exist")
         return path
 
     name, _, chosen = str(source).partition(":")
