@@ -326,9 +326,9 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
     if not path:
         raise ValueError(f"{name} is read from a folder; name it with --data.path DIR")
     if not Path(path).exists():
-        raise ValueError(f"data.path {path} does not exist; check the name")
+        raise ValueError(f"{path} does not exist; name the folder that holds {name}")
     if not Path(path).is_dir():
-        raise ValueError(f"data.path {path} is a file; name the folder that holds {name}")
+        raise ValueError(f"{path} is a file; name the folder that holds {name}")
     try:
         return load(Path(path))
     except OSError as error:

@@ -102,7 +102,7 @@ def test_what_is_evaluated_is_told_beside_the_result(weights, capsys, tmp_path):
         (IMAGES, ["--dataset", "cifar10"], "--dataset cifar10 is read from a folder; name it with --data DIR"),
         (IMAGES, ["--dataset", "cifar"], "unknown dataset 'cifar'; did you mean cifar10"),
         (IMAGES, [], "does not record its test data, as a run's folder does; name it with --data DIR"),
-        (IMAGES, ["--data", "nowhere"], "nowhere is no folder"),
+        (IMAGES, ["--data", "nowhere"], "nowhere does not exist; name the folder that holds"),
         ({}, ["--data", "."], "has no class folders"),
         (
             {"bird": 1, "cow": 1, "dog": 1},
