@@ -352,7 +352,7 @@ def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path
     [("resnet50", {"stride_in_1x1": True}), ("cifar_resnet20", {"shortcut": "B"}), ("resnet18", {})],
 )
 def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(name, arguments, tmp_path):
-    """A bottleneck's stride lies on another convolution in v1, and no shape of the weights tells."""
+    """A bottleneck's stride lies on another convolution in v1, and no shape of the weights shows it."""
     start, out = tmp_path / "start.safetensors", tmp_path / "run"
     config = {"num_classes": 3, **arguments}
     write_weights(

@@ -1,4 +1,4 @@
-"""Pictures of runs: what tells them apart, and files that are not to be written over."""
+"""Pictures of runs: their labels, and files that must not be overwritten."""
 
 import json
 import re
