@@ -1,4 +1,4 @@
-"""Images on their way to the network: datasets, transforms, order, batches."""
+"""From image files to batches: formats, datasets, augmentation, order of samples, loaders."""
 
 from resnet_core.data.config import DataConfig, dataset_of, loaders_of
 from resnet_core.data.datasets import (

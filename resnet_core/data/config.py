@@ -40,7 +40,7 @@ EXCLUSIVE = (("random_resized_crop", "crop_padding"), ("trivial_augment", "rand_
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: str
-    """The dataset: digits, or from a folder fashion_mnist, cifar10 or image_folder."""
+    """The dataset: digits, or one in a folder (--data.path): fashion_mnist, cifar10, image_folder."""
     path: str = ""
     """Folder of the dataset. The digits ship with the package and need none."""
     global_batch: int
@@ -48,8 +48,7 @@ class DataConfig:
     eval_batch: int = 256
     """Samples that each process evaluates at a time."""
     random_resized_crop: float = 0.0
-    """Train on a random part of each image, which covers from this share of its area to all of it; 0.08 is usual, 0
-    turns it off."""
+    """RandomResizedCrop: the smallest share of an image's area that a crop covers. 0 turns it off; 0.08 is usual."""
     crop_padding: int = 0
     """Shift each training image by up to this many pixels in each direction."""
     flip: bool = False
@@ -70,7 +69,7 @@ class DataConfig:
     """How many differently augmented copies of each image a batch holds. An epoch keeps its length, so it shows fewer
     distinct images."""
     train_size: int = 0
-    """Height and width of training images in pixels; 0 takes the size of evaluation."""
+    """Height and width of training images in pixels; 0 uses the evaluation size."""
     train_size_start: int = 0
     """Height and width in the first epoch, from which images grow to train_size; 0 trains at train_size throughout."""
     train_size_step: int = 32

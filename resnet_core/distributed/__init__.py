@@ -1,1 +1,1 @@
-"""The processes that train together: starting them, joining them, noticing that one is gone."""
+"""The processes that train together: start them, join them, detect that one died."""

@@ -1,1 +1,1 @@
-"""What every room stands on: files that appear whole, a lock, TOML, precision, suggestions, the version."""
+"""Shared helpers of all other folders: atomic files, a lock, TOML, precision, error wording, the version."""

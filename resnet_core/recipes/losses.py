@@ -17,12 +17,12 @@ class LossConfig:
     """The loss that training minimizes. Targets are class numbers, or probabilities if images are mixed."""
 
     name: str = "cross_entropy"
-    """cross_entropy, or binary_cross_entropy, which decides each class by itself."""
+    """cross_entropy, or binary_cross_entropy, which treats each class as an independent yes or no."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     target_threshold: float = 0.0
-    """For binary_cross_entropy of mixed images: a class is a target of 1 if its share of the image is larger than this,
-    and of 0 otherwise. At 0, the shares themselves are the targets."""
+    """For binary_cross_entropy of mixed images: classes whose share of the image exceeds this become targets of 1, all
+    others 0. At 0, the shares themselves are the targets."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

@@ -22,7 +22,7 @@ class ModelConfig:
     """Architecture, a name that `resnet-core models` lists."""
     weights: str = ""
     """Weights to start from: a run's folder, a weights file, or published weights such as resnet50:IMAGENET1K_V2. Empty
-    starts from random weights. If the number of classes differs, the head is new."""
+    starts from random weights. If the number of classes differs, a new head is initialized."""
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:

@@ -1,4 +1,4 @@
-"""A run's folder: claimed, trained into, continued, read again, drawn."""
+"""A run's folder: claim it, train into it, continue it, read it, draw its curves."""
 
 from resnet_core.runs.curves import plot
 from resnet_core.runs.folder import read_recipe, read_result

@@ -1,4 +1,4 @@
-"""The shared trainer: any network, any `(inputs, targets)`, one process or many."""
+"""The training loop, for any network and any `(inputs, targets)`, on one process or many."""
 
 from resnet_core.distributed.failures import PeerError
 from resnet_core.distributed.launcher import launch

@@ -9,13 +9,14 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and in which arithmetic to train."""
+    """Epochs, precision and other settings of the training loop."""
 
     epochs: int = 90
+    """Passes over the training images."""
     precision: str = "float32"
     """float32, or bf16 for automatic mixed precision, in which weights, gradients and averages stay float32."""
     channels_last: bool = False
-    """Use the memory format NHWC, in which many CPUs and GPUs convolve faster."""
+    """Use channels_last (NHWC), which is faster on many CPUs and GPUs."""
     compile: bool = False
     """Compile the network with torch.compile."""
     accumulation: int = 1
@@ -58,10 +59,13 @@ class RunConfig:
     """Where a run computes, and how often it reports and saves. None of this can change its weights."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto uses GPUs if there is one for each process of this machine, else the CPU."""
+    """auto uses GPUs if this machine has one for each of its processes, and otherwise the CPU for all of them."""
     log_every_steps: int = 10
+    """Record loss, speed and learning rate every this many steps."""
     eval_every_epochs: int = 1
+    """Evaluate every this many epochs."""
     checkpoint_every_epochs: int = 1
+    """Save a checkpoint every this many epochs."""
     checkpoint_every_steps: int = 0
     """Also save a checkpoint every this many steps within an epoch; 0 saves none."""
     keep_checkpoints: int = 3

@@ -32,17 +32,19 @@ class OptimizerConfig:
     lr: float = 0.1
     """Peak learning rate, after warm-up."""
     momentum: float = 0.9
-    """Share of the last direction that a step keeps; lamb's beta1."""
+    """Momentum of sgd and decoupled_sgd; beta1 of lamb."""
     weight_decay: float = 1e-4
+    """How strongly each step shrinks the weights; docs/training.md compares the coupled and the decoupled form."""
     nesterov: bool = False
+    """Use Nesterov momentum."""
     decay_norms: bool = True
-    """Whether weight decay reaches the scales and shifts of normalization layers."""
+    """Apply weight decay to the weights and biases of normalization layers."""
     decay_biases: bool = True
-    """Whether weight decay reaches the biases of all other layers."""
+    """Apply weight decay to the biases of all other layers."""
     head_lr_factor: float = 1.0
     """Multiply the last layer's learning rate by this: above 1 if only that layer starts untrained."""
     max_grad_norm: float = math.inf
-    """Scale the gradients down to this norm, over all parameters together, if theirs is greater; inf never does."""
+    """Clip the gradients to this global norm; inf turns clipping off."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:

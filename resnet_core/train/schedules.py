@@ -15,8 +15,10 @@ class ScheduleConfig:
     """How the learning rate rises to its peak and continues, step by step."""
 
     name: str = "cosine"
-    """cosine (half a cosine down), milestones (divided at given epochs), constant, or one_cycle (a line down)."""
+    """Shape after warm-up: cosine (half a cosine down), milestones (multiplied by gamma at given epochs), constant, or
+    one_cycle (falls linearly)."""
     warmup_epochs: float = 0.0
+    """Epochs of warm-up at the start."""
     warmup: Literal["linear", "constant"] = "linear"
     """linear rises from warmup_start_factor to the peak; constant stays at warmup_start_factor."""
     warmup_start_factor: float = 0.0
@@ -28,6 +30,7 @@ class ScheduleConfig:
     milestones: tuple[float, ...] = ()
     """Multiply the learning rate by gamma at these epochs, counted from the start of the run."""
     gamma: float = 0.1
+    """Factor of the learning rate at each milestone."""
 
     def __post_init__(self) -> None:
         if self.name not in SHAPES:

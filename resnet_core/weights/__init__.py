@@ -1,4 +1,4 @@
-"""Weights: published, in files, and under other libraries' names."""
+"""Trained weights: published sets, files, and conversion from other libraries."""
 
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import DownloadError, fetch
