@@ -332,11 +332,12 @@ def disturb(training: Training, phase: str, draw: random.Random, result: Tally) 
     return what
 
 
-def join_by_hand(namespace: str, environment: dict[str, str]) -> None:
-    """A plan: it is one rank of several, on the machine of that network namespace."""
-    with Path("/run/netns", namespace).open() as file:
-        assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
+def by_hand(environment: dict[str, str], namespace: str | None = None) -> None:
+    """A plan: a rank with this environment, on the machine that is this network namespace."""
     os.environ |= environment
+    if namespace:
+        with Path("/run/netns", namespace).open() as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
 
 
 CLONE_NEWNET = 0x40000000  # of <linux/sched.h>

@@ -25,8 +25,8 @@ from tests.faults.harness import (
     PHASES,
     STEPS,
     Training,
+    by_hand,
     flip_a_bit,
-    join_by_hand,
     limit_file_size,
     lose_the_loss,
     signal_while_starting,
@@ -162,7 +162,7 @@ def stopped_half_way(training):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_damaged_newest_checkpoint_is_told_set_aside_and_the_one_before_is_used(
+def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is_used(
     images, undisturbed, tmp_path, processes
 ):
     training = Training(tmp_path / "run", images, processes=processes)
@@ -191,7 +191,9 @@ def test_where_all_checkpoints_are_damaged_the_run_is_refused_and_nothing_is_tou
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_what_was_there(images, undisturbed, tmp_path, processes):
+def test_a_full_disk_is_reported_with_the_bytes_needed_and_leaves_what_was_there(
+    images, undisturbed, tmp_path, processes
+):
     training = Training(tmp_path / "run", images, processes=processes)
     stopped_half_way(training)
     before = {path.name: load_checkpoint(path).state["step"] for path in list_checkpoints(tmp_path / "run/checkpoints")}
@@ -269,6 +271,23 @@ def test_a_killed_launcher_leaves_no_rank_alive(images, tmp_path):
     assert "Traceback" not in started.said()
 
 
+def test_a_process_started_by_hand_ends_with_one_line_when_another_is_gone(images, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    training = Training(tmp_path / "run", images)
+    first, second = (
+        training.start(partial(by_hand, meeting | {"RANK": rank, "LOCAL_RANK": rank}), name=f"rank{rank}")
+        for rank in ("0", "1")
+    )
+    wait_for_checkpoint(tmp_path / "run")
+    second.kill()
+    assert first.wait() == 1
+    (line,) = re.findall("^resnet-core: (?!note).*$", first.said(), flags=re.M)
+    assert line.startswith("resnet-core: another process has failed or is gone; its own output says why. The same")
+    assert "Traceback" not in first.said()
+
+
 @pytest.mark.parametrize(("processes", "odd"), [(2, "ranks 0 and 1 of 2"), (4, "rank 1 of 4")])
 @pytest.mark.parametrize(("checkpoint_every", "found_after"), [(0, 9), (2, 8)], ids=["in time", "before a save"])
 def test_a_flipped_bit_of_a_replica_is_found_and_the_run_continues_before_it(
@@ -341,7 +360,7 @@ def test_a_cut_network_ends_both_sides_within_the_time_limit_and_names_the_other
     ranks = []
     for rank, name in enumerate(names):
         own = {"RANK": str(rank), "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": f"faults{rank}"}
-        ranks.append(training.start(partial(join_by_hand, name, meeting | own), name=f"rank{rank}"))
+        ranks.append(training.start(partial(by_hand, meeting | own, namespace=name), name=f"rank{rank}"))
     try:
         wait_for_checkpoint(tmp_path / "run")
         cut()
