@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_the_newest_three_are_kept_and_leftovers_of_a_crash_removed(tmp_path):
     keep=st.integers(1, 3),
 )
 def test_the_newest_and_the_best_are_kept(scores, keep):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoint_module, "sync"):
         for step, score in enumerate(scores):
             save_checkpoint(folder, step, {}, {"score": score}, keep=keep)
         steps = list(range(len(scores)))
