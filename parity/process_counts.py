@@ -29,7 +29,7 @@ Norm = Callable[[int], nn.Module]
 def network(norm: Norm) -> nn.Module:
     """A residual network with both kinds of shortcut, `[N, 3, H, W] -> [N, CLASSES]`, in float64.
 
-    In float32 training multiplies each rounding, by how much depends on the machine: 1e-6 would prove nothing.
+    In float32 training amplifies each rounding, by how much depends on the machine: 1e-6 would prove nothing.
     """
     torch.manual_seed(0)
     return nn.Sequential(
@@ -45,7 +45,7 @@ def network(norm: Norm) -> nn.Module:
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
-    """BatchNorm that keeps its statistics in training too: each sample is then computed by itself."""
+    """BatchNorm that keeps its statistics in training, too, so that each sample is computed by itself."""
 
     def train(self, mode: bool = True) -> FrozenBatchNorm:
         return super().train(False)
@@ -67,7 +67,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_trainer(model: nn.Module, world: World, *, global_batch: int = BATCH, accumulation: int = 1) -> Trainer:
-    """SGD with momentum on random images, of which the last three of each epoch sit it out."""
+    """SGD with momentum on random images, of which each epoch skips the last three: they fill no batch."""
     generator = torch.Generator().manual_seed(1)
     samples = STEPS * BATCH + 3
     split = Split(torch.randn(samples, 3, SIZE, SIZE, generator=generator).double(), torch.arange(samples) % CLASSES)
@@ -86,13 +86,13 @@ def make_trainer(model: nn.Module, world: World, *, global_batch: int = BATCH, a
 
 
 def trained(trainer: Trainer) -> dict[str, Tensor]:
-    """The loss of each step, and the weights after the last one in one row."""
+    """The loss of each step, and all weights after the last one as one vector."""
     losses = torch.tensor([step.loss for step in trainer.steps()], dtype=torch.float64)
     return {"losses": losses, "weights": torch.cat([each.detach().flatten() for each in trainer.model.parameters()])}
 
 
 class Difference(NamedTuple):
-    """Of one world's training from one process's, the largest."""
+    """The largest difference of one world's training from one process's."""
 
     losses: float
     weights: float
@@ -103,7 +103,7 @@ def difference(many: dict[str, Tensor], one: dict[str, Tensor]) -> Difference:
 
 
 def train_all(world: World, folder: Path) -> None:
-    """Trains each network as one process of the world; rank 0 leaves what `read` reads."""
+    """Trains each network as one process of the world; rank 0 writes the files that `read` reads."""
     for name, build in NETWORKS.items():
         result = trained(make_trainer(build(), world))
         if world.is_main:
@@ -124,10 +124,10 @@ def main() -> int:
     worlds = {}
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (Path(folder),)
-            if status := launch(as_rank, arguments, size):
+            if status := launch(as_rank, (Path(folder),), size):
                 return status
-            worlds[size] = read(*arguments)
+            worlds[size] = read(Path(folder))
+
     print(f"{STEPS * EPOCHS} steps, the largest difference from one process of a loss and of a weight")
     print(f"{'processes':<24}{''.join(f'{size:<20}' for size in SIZES)}".rstrip())
     for name in NETWORKS:

@@ -20,8 +20,8 @@ PATIENCE = 600  # seconds until a process hangs: what takes some ten takes minut
 
 
 def call(*arguments, under=COMMAND, timeout=PATIENCE):
-    """Runs a command in a process of its own, which on Linux is forked: it need not import torch again."""
-    if under == COMMAND and forks.FORKS:
+    """Runs a command in a process of its own: our program's is forked, and need not import torch again."""
+    if under == COMMAND:
         return forks.command(*arguments, timeout=timeout)
     return subprocess.run([*under, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 

@@ -16,8 +16,8 @@ from resnet_core.cli.main import run_program
 from resnet_core.distributed import launcher
 from resnet_core.distributed.launcher import exit_rank
 
-FORKS = sys.platform == "linux"
-SERVER = multiprocessing.get_context("forkserver")
+FORKS = sys.platform == "linux"  # elsewhere every process is spawned
+SERVER = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 SERVER.set_forkserver_preload(["tests.preloaded"])
 
 
@@ -43,7 +43,8 @@ def _run(
     os.chdir(place)
     os.environ.clear()
     os.environ.update(environment)
-    fork_ranks()
+    if FORKS:
+        fork_ranks()
     exit_rank(function(*arguments))
 
 
@@ -80,9 +81,7 @@ def launched(
 
 
 def launch(function: Callable[..., int], arguments: tuple[Any, ...], processes: int) -> int:
-    """Does what `resnet_core.train.launch` does; on Linux from forks."""
-    if not FORKS:
-        return launcher.launch(function, arguments, processes)
+    """Does what `resnet_core.train.launch` does; shows the output if the test fails."""
     finished = launched(function, arguments, processes)
     print(finished.stdout, finished.stderr)
     return finished.returncode

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -41,23 +42,25 @@ def make_trainer(world, norm, **config):
     )
 
 
-def train_and_tell(folder):
+def train_and_report(folder):
     """What each rank finds, into a file of its own."""
     with join_world("cpu") as world:
-        told = {}
+        found = {}
         for name, norm in (("none", nn.Identity), ("batch norm", nn.BatchNorm2d)):
             one = make_trainer(world, norm)
-            told[name] = {"losses": [step.loss for step in one.steps()]}
-            told[name]["own buffers"] = [buffer.tolist() for buffer in one.model.buffers()]
-            told[name]["scores"] = one.evaluate()
-            told[name]["state"] = [value.tolist() for value in one.model.state_dict().values()]
+            found[name] = {"losses": [step.loss for step in one.steps()]}
+            found[name]["own buffers"] = [buffer.tolist() for buffer in one.model.buffers()]
+            found[name]["scores"] = one.evaluate()
+            found[name]["state"] = [value.tolist() for value in one.model.state_dict().values()]
             gradients = [parameter.grad.untyped_storage().data_ptr() for parameter in one.model.parameters()]
-            told[name]["gradients' storages"] = len(set(gradients))
-        (folder / f"rank{world.rank}.json").write_text(json.dumps(told))
+            found[name]["gradients' storages"] = len(set(gradients))
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(found))
     return 0
 
 
-def compile_and_tell(folder):
+def compile_and_report(folder):
+    # Without inductor, whose compiler takes most of the time, and which test_trainer.py has.
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
     with join_world("cpu") as world:
         one = make_trainer(world, nn.Identity, compile=True, accumulation=2)
         losses = [step.loss for step in one.steps()]
@@ -112,7 +115,7 @@ def die_on_rank_1(folder):
     return 0
 
 
-def tell_sockets(folder):
+def report_sockets(folder):
     """Addresses on which the launcher and this rank listen, while both are up (Linux)."""
     with join_world("cpu") as world:
         world.sum({"joined": 1})
@@ -128,7 +131,7 @@ def tell_sockets(folder):
                 if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
                     listening.append(fields[1].split(":")[0])
         (folder / f"rank{world.rank}.json").write_text(json.dumps(listening))
-        world.sum({"told": 1})
+        world.sum({"done": 1})
     return 0
 
 
@@ -164,34 +167,34 @@ def meet_a_damaged_sample_on_rank_1(folder):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    assert forks.launch(train_and_tell, (folder,), 2) == 0
+    assert forks.launch(train_and_report, (folder,), 2) == 0
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_ranks_hold_the_same_weights_and_report_the_same_numbers(told):
+def test_ranks_hold_the_same_weights_and_report_the_same_numbers(found):
     for name in ("none", "batch norm"):
         for key in ("losses", "scores", "state"):
-            assert told[0][name][key] == told[1][name][key]
+            assert found[0][name][key] == found[1][name][key]
 
 
-def test_gradients_are_averaged_where_they_lie(told):
+def test_gradients_are_averaged_where_they_lie(found):
     """`gradient_as_bucket_view`: what is exchanged is not a copy. So small a network is one bucket."""
-    assert [rank["batch norm"]["gradients' storages"] for rank in told] == [1, 1]
+    assert [rank["batch norm"]["gradients' storages"] for rank in found] == [1, 1]
 
 
-def test_a_compiled_network_is_a_replica_as_it_is(told, tmp_path):
-    assert forks.launch(compile_and_tell, (tmp_path,), 2) == 0
+def test_a_compiled_network_is_a_replica_as_it_is(found, tmp_path):
+    assert forks.launch(compile_and_report, (tmp_path,), 2) == 0
     for rank in range(2):
         losses, compiled, names = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert losses == pytest.approx(told[rank]["none"]["losses"], abs=1e-5)
+        assert losses == pytest.approx(found[rank]["none"]["losses"], abs=1e-5)
         assert compiled == 1
         assert names == ["0.weight", "0.bias", "4.weight", "4.bias"]
 
 
-def test_buffers_differ_until_they_are_shared_and_then_are_rank_0s(told):
-    (first, second) = (rank["batch norm"] for rank in told)
+def test_buffers_differ_until_they_are_shared_and_then_are_rank_0s(found):
+    (first, second) = (rank["batch norm"] for rank in found)
     assert first["own buffers"] != second["own buffers"]
     assert all(buffer in first["state"] for buffer in first["own buffers"])
     assert all(buffer in second["state"] for buffer in first["own buffers"])
@@ -203,9 +206,9 @@ def test_a_failing_rank_ends_the_others_with_its_status(tmp_path):
 
 def test_a_loss_lost_on_one_rank_stops_all_at_the_same_step(tmp_path):
     assert forks.launch(lose_the_loss_on_rank_1, (tmp_path,), 2) == 0
-    told = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert told[0] == told[1]
-    assert told[0].startswith("the loss is nan at step 3 of 9")
+    found = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert found[0] == found[1]
+    assert found[0].startswith("the loss is nan at step 3 of 9")
 
 
 def test_waiting_for_a_slow_rank_is_seen_when_it_happens(tmp_path):
@@ -222,7 +225,7 @@ def test_a_killed_rank_is_named(tmp_path, capfd):
 
 
 def test_launched_processes_listen_on_this_machine_alone(tmp_path):
-    assert launch(tell_sockets, (tmp_path,), 2) == 0
+    assert forks.launch(report_sockets, (tmp_path,), 2) == 0
     for rank in range(2):
         addresses = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert addresses
@@ -248,7 +251,7 @@ def test_device_auto_is_the_cpu_where_gpus_are_fewer_than_processes(monkeypatch,
         assert world == World(rank=0, size=1, device=torch.device("cpu"))
 
 
-def test_too_few_gpus_are_told_with_the_remedy(monkeypatch):
+def test_too_few_gpus_are_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     message = "each process on this machine needs a GPU of its own, and torch finds 1 for 2; start fewer processes, or"

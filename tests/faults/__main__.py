@@ -1,4 +1,4 @@
-"""`python -m tests.faults [KILLS] [SEED]`: kills trainings so often, continues them, and prints the tally as JSON."""
+"""`python -m tests.faults [KILLS] [SEED]`: kills and continues trainings; prints the tally as JSON."""
 
 import argparse
 import os

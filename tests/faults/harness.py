@@ -1,12 +1,21 @@
-"""Trainings of a ResNet-20 that are killed, stopped and started again, and what becomes of them.
+"""Trainings of a ResNet-20 that are killed, stopped and started again, and what becomes of them. Linux only.
 
-Each is the program `resnet-core train` in a process of its own, forked by a server that has imported everything and
-computes nothing itself: a start takes milliseconds instead of seconds. Linux alone.
+    pytest ── Training.start(plan) ──> the server of tests/forks.py, which has imported everything and computes nothing
+                                         │ fork
+                                         ▼
+                                       the launcher: a process group of its own; runs the plan, then `resnet-core train`
+                                         │ fork
+                                         ├── rank 0 ──> loader workers      meets rank 1 in the launcher's store,
+                                         └── rank 1 ──> loader workers      writes checkpoints and metrics.jsonl
+
+A plan is a function that the launcher calls before it trains; its ranks inherit what that changes. `kill_at` replaces
+the function of a phase (PHASES) by one that kills its process. With one process the launcher is rank 0.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import hashlib
 import json
@@ -70,7 +79,7 @@ SETTINGS = {
 }
 STEPS = 18
 SECONDS = 60  # for what takes one or two
-TELL = signal.SIGUSR1  # at this one a process writes what each of its threads is doing
+DUMP = signal.SIGUSR1  # makes a process print what each of its threads is doing
 
 
 def small_images(folder: Path) -> Path:
@@ -99,15 +108,15 @@ class Training:
         options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
         return ["train", "digits", "--out", str(self.folder), "--processes", str(self.processes), *options]
 
-    def start(self, plan: Callable[[], object] = bool) -> Started:
-        """Begins it in a process group of its own, after `plan()` there; its output goes to a file."""
-        output = self.folder.with_name(f"{self.folder.name}.txt")
+    def start(self, plan: Callable[[], object] = bool, name: str | None = None) -> Started:
+        """Starts it in a process group of its own, after `plan()` there; its output goes to a file of that name."""
+        output = self.folder.with_name(f"{name or self.folder.name}.txt")
         process = SERVER.Process(target=_train, args=(self.words(), output, plan))
         process.start()
         return Started(process, output)
 
     def finish(self) -> str:
-        """Runs it to its end; what it said."""
+        """Runs it to its end; returns its output."""
         started = self.start()
         status = started.wait()
         assert status == 0, f"it ended with {status}: {started.said()}"
@@ -119,8 +128,8 @@ class Training:
         last = list_checkpoints(self.folder / "checkpoints")[-1]
         files = [self.folder / "model.safetensors", *sorted(last.glob("*.safetensors"))]
         records = read_records(self.folder / "metrics.jsonl")
-        told = [[record[key] for key in ("event", "step", "loss")] for record in records]
-        return hashlib.sha256(b"".join(map(Path.read_bytes, files)) + json.dumps(told).encode()).hexdigest()
+        losses = [[record[key] for key in ("event", "step", "loss")] for record in records]
+        return hashlib.sha256(b"".join(map(Path.read_bytes, files)) + json.dumps(losses).encode()).hexdigest()
 
 
 def _train(words: list[str], output: Path, plan: Callable[[], object]) -> None:
@@ -128,7 +137,7 @@ def _train(words: list[str], output: Path, plan: Callable[[], object]) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
-    faulthandler.register(TELL, file=2)  # in the launcher, its ranks and their workers
+    faulthandler.register(DUMP, file=2)  # in the launcher, its ranks and their workers
     fork_ranks()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     plan()
@@ -148,10 +157,10 @@ class Started:
         return self.process.pid
 
     def wait(self, seconds: float = SECONDS) -> int:
-        """The exit status, negative for a signal. Raises TimeoutError, after killing all of it, where it goes on."""
+        """The exit status, negative for a signal. Raises TimeoutError, after killing all of it, if it does not end."""
         self.process.join(seconds)
         if self.process.exitcode is None:
-            self.kill(TELL)
+            self.kill(DUMP)
             time.sleep(1)
             self.kill()
             raise TimeoutError(
@@ -160,7 +169,7 @@ class Started:
         return self.process.exitcode
 
     def wait_for(self, text: str, seconds: float = SECONDS) -> None:
-        """Returns when it has said that. Raises TimeoutError where it does not."""
+        """Returns when it has printed that text. Raises TimeoutError if it does not."""
         deadline = time.monotonic() + seconds
         while text not in self.said():
             if time.monotonic() > deadline or self.process.exitcode is not None:
@@ -202,7 +211,7 @@ SLOW: dict[str, tuple[object, str, str, float]] = {
 
 
 def slow(what: str = "steps") -> None:
-    """A plan: there is time to do something to it."""
+    """A plan: slows it down, so that there is time to do something to it."""
     owner, name, words, seconds = SLOW[what]
     whole = getattr(owner, name)
 
@@ -244,7 +253,7 @@ def die(everything: bool) -> None:
 
 @dataclass
 class Tally:
-    """What was done to trainings, and what they made of it."""
+    """What was done to trainings, and how they ended."""
 
     kills: Counter[str] = field(default_factory=Counter)
     """Phase -> kills that came to pass."""
@@ -260,7 +269,8 @@ class Tally:
 def tally(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> Tally:
     """Trainings on 1 and on 2 processes, each killed several times, until that many kills came to pass.
 
-    The first kills go through the phases in order, the others are drawn from `seed`.
+    The first kills go through the phases in order, on 1 and on 2 processes, or with few kills on either. The others are
+    drawn from `seed`.
     """
     images = small_images(folder / "images")
     expected = {}
@@ -269,8 +279,9 @@ def tally(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> Ta
         undisturbed.finish()
         expected[size] = undisturbed.digest()
     result, draw = Tally(), random.Random(seed)
-    # Phases that are still to come to pass, by number of processes.
-    named = {size: list(PHASES) for size in (1, 2)}
+    # Number of processes -> phases in which a kill has still to come to pass.
+    phases = list(PHASES)
+    named = {1: phases[::2], 2: phases[1::2]} if kills < 2 * len(phases) else {1: phases[:], 2: phases[:]}
     began = time.monotonic()
     while sum(result.kills.values()) < kills:
         size = draw.choice([size for size in (1, 2) if named[size]] or [1, 2])
@@ -293,7 +304,7 @@ def tally(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> Ta
 
 
 def disturb(training: Training, phase: str, draw: random.Random, result: Tally) -> str:
-    """Starts the training and kills it in that phase; what was done."""
+    """Starts the training and kills it in that phase; returns what was done."""
     training = Training(training.folder, training.images, training.processes, workers=draw.choice((0, 0, 2)))
     everything = draw.random() < 0.5
     rank = 0 if "checkpoint" in phase else draw.randrange(training.processes)
@@ -319,6 +330,17 @@ def disturb(training: Training, phase: str, draw: random.Random, result: Tally) 
         assert status in (-signal.SIGKILL, 128 + signal.SIGKILL, 1), f"{what}: ended with {status}: {started.said()}"
         result.kills[phase] += 1
     return what
+
+
+def by_hand(environment: dict[str, str], namespace: str | None = None) -> None:
+    """A plan: a rank with this environment, on the machine that is this network namespace."""
+    os.environ |= environment
+    if namespace:
+        with Path("/run/netns", namespace).open() as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
+
+
+CLONE_NEWNET = 0x40000000  # of <linux/sched.h>
 
 
 def limit_file_size(most: int) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_the_newest_three_are_kept_and_leftovers_of_a_crash_removed(tmp_path):
     keep=st.integers(1, 3),
 )
 def test_the_newest_and_the_best_are_kept(scores, keep):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoint_module, "sync"):
         for step, score in enumerate(scores):
             save_checkpoint(folder, step, {}, {"score": score}, keep=keep)
         steps = list(range(len(scores)))
@@ -80,7 +81,7 @@ def test_what_is_not_named_as_a_checkpoint_is_none(tmp_path, name):
     assert find_newest(tmp_path) == (None, {})
 
 
-def test_the_newest_whole_one_is_found_and_newer_ones_are_told(tmp_path):
+def test_the_newest_whole_one_is_found_and_newer_ones_are_reported(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "step-00000003" / "model.safetensors").write_bytes(b"")
@@ -105,7 +106,7 @@ def test_saving_in_the_background_writes_the_state_of_its_moment(tmp_path):
         assert torch.equal(checkpoint.tensors["model"]["weight"], torch.arange(1000.0) + checkpoint.state["step"])
 
 
-def test_one_save_at_a_time_and_its_failure_is_told_by_the_next(tmp_path, monkeypatch):
+def test_one_save_at_a_time_and_its_failure_is_raised_by_the_next(tmp_path, monkeypatch):
     begun, has_begun, go_on = [], threading.Event(), threading.Event()
 
     def slow_and_full(folder, step, *_, **__):

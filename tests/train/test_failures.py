@@ -1,4 +1,4 @@
-"""What ends a run of several processes is told in one line, by the one that knows, and nothing is lost."""
+"""What ends a run of several processes is reported in one line, by the process that knows, and nothing is lost."""
 
 import os
 import re
@@ -16,7 +16,8 @@ from resnet_core.classifier.losses import LOSSES
 from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.main import main
 from resnet_core.distributed.rendezvous import agree_on_start_name
-from resnet_core.train import join_world, launch
+from resnet_core.train import join_world
+from tests.forks import launched
 
 ABSURD = 2**60  # bytes
 
@@ -74,20 +75,20 @@ OUT_OF_MEMORY = (
     ],
     ids=["on all ranks", "agreed on", "on one"],
 )
-def test_a_failure_is_told_once(function, arguments, status, line, capfd):
-    assert launch(function, arguments, 2) == status
-    (told,) = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(line, told)
+def test_a_failure_is_reported_once(function, arguments, status, line):
+    failed = launched(function, arguments, 2)
+    assert failed.returncode == status
+    assert re.fullmatch(line + "\n", failed.stderr)
 
 
-def test_a_rank_that_fails_before_joining_ends_the_others(capfd):
-    assert launch(raise_before_joining, (KeyError("a mistake of ours"),), 2) == 1
-    told = capfd.readouterr().err
-    assert told.count("Traceback") == 1
-    assert told.endswith("KeyError: 'a mistake of ours'\n")
+def test_a_rank_that_fails_before_joining_ends_the_others():
+    failed = launched(raise_before_joining, (KeyError("a mistake of ours"),), 2)
+    assert failed.returncode == 1
+    assert failed.stderr.count("Traceback") == 1
+    assert failed.stderr.endswith("KeyError: 'a mistake of ours'\n")
 
 
-def test_memory_that_python_lacks_is_told(capsys):
+def test_memory_that_python_lacks_is_reported(capsys):
     def fail():
         raise MemoryError
 
@@ -95,29 +96,29 @@ def test_memory_that_python_lacks_is_told(capsys):
     assert capsys.readouterr().err.startswith("resnet-core: out of memory (MemoryError); use smaller images")
 
 
-def test_memory_that_ends_in_a_step_is_told_and_the_run_stays(monkeypatch, capsys, tmp_path):
+def test_memory_that_ends_in_a_step_is_reported_and_the_run_stays(monkeypatch, capsys, tmp_path):
     whole = LOSSES["cross_entropy"]
     words = ["train", "digits", "--out", str(tmp_path / "run"), "--train.epochs", "1", "--schedule.warmup-epochs", "0"]
     monkeypatch.setitem(LOSSES, "cross_entropy", lambda *_, **__: torch.empty(ABSURD, dtype=torch.uint8))
     assert main(words) == 1
-    (told,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(OUT_OF_MEMORY, told)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(OUT_OF_MEMORY, line)
     monkeypatch.setitem(LOSSES, "cross_entropy", whole)
     assert main(words) == 0
 
 
 @pytest.fixture
 def started_by_hand(monkeypatch):
-    """Sets what torchrun or a person tells a process of two."""
+    """Sets the environment that torchrun or a person gives to one process of two."""
 
-    def told(**environment):
+    def set_environment(**environment):
         for key, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", **environment}.items():
             monkeypatch.setenv(key, str(value))
 
-    return told
+    return set_environment
 
 
-def test_a_port_in_use_is_told_with_the_remedy(started_by_hand, capsys, tmp_path):
+def test_a_port_in_use_is_reported_with_the_remedy(started_by_hand, capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         started_by_hand(RANK=0, LOCAL_RANK=0, MASTER_PORT=port)
@@ -145,7 +146,9 @@ def test_a_port_in_use_is_told_with_the_remedy(started_by_hand, capsys, tmp_path
         ({"LOCAL_WORLD_SIZE": 0}, "variable LOCAL_WORLD_SIZE is '0' and should be a number from 1 on"),
     ],
 )
-def test_an_environment_that_says_too_little_is_told_with_the_remedy(environment, message, cli, monkeypatch, tmp_path):
+def test_an_environment_that_says_too_little_is_reported_with_the_remedy(
+    environment, message, cli, monkeypatch, tmp_path
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
     (line,) = cli("train", "digits", "--out", tmp_path / "run").stderr.splitlines()
@@ -153,13 +156,13 @@ def test_an_environment_that_says_too_little_is_told_with_the_remedy(environment
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rank_that_is_not_told_how_many_there_are_is_alone(cli, monkeypatch):
+def test_a_rank_that_does_not_know_how_many_there_are_is_alone(cli, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert "batch          1 process x 64 samples" in cli("train", "digits", "--dry-run").stdout
 
 
 @pytest.mark.parametrize("words", ["train digit", "train digits --train.epochs 0", "train digits --optimizer.lrr 1"])
-def test_a_mistake_on_the_command_line_is_told_by_one_process(words, started_by_hand, capsys):
+def test_a_mistake_on_the_command_line_is_reported_by_one_process(words, started_by_hand, capsys):
     def lines(rank):
         started_by_hand(RANK=rank, LOCAL_RANK=rank)
         try:
@@ -173,7 +176,7 @@ def test_a_mistake_on_the_command_line_is_told_by_one_process(words, started_by_
     assert not lines(rank=1)
 
 
-def test_a_second_machine_tells_what_it_alone_lacks(started_by_hand, capsys):
+def test_a_second_machine_reports_what_only_it_lacks(started_by_hand, capsys):
     started_by_hand(RANK=1, LOCAL_RANK=0)
     assert main(["train", "digits", "--config", "nowhere.toml"]) == 2
     assert "nowhere.toml cannot be read" in capsys.readouterr().err
@@ -209,7 +212,7 @@ def folder_of_images(folder, test_images):
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
 
 
-def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_goes_on(program, tmp_path, capsys):
+def test_a_damaged_image_that_rank_1_reads_is_named_and_once_fixed_one_process_continues(program, tmp_path, capsys):
     folder_of_images(tmp_path / "images", test_images=1)
     damaged: Path = tmp_path / "images" / "test" / "dog" / "0.png"  # of two test images the second is rank 1's
     whole = damaged.read_bytes()
@@ -222,8 +225,8 @@ def test_a_damaged_image_that_rank_1_reads_is_named_and_once_mended_one_process_
     assert failed.returncode == 2
     (line,) = failed.stderr.splitlines()
     assert line.startswith(f"resnet-core: {damaged} is not a whole image ")
-    damaged.write_bytes(whole)  # the evaluation's errors are shared: rank 0 tells rank 1's
+    damaged.write_bytes(whole)  # rank 0 has reported rank 1's error: an evaluation shares them
     assert main(list(map(str, words))) == 0
-    told = capsys.readouterr().out
-    assert "continuing, but not bit for bit: world_size was 2, is 1" in told
-    assert "continuing from step 2/4" in told
+    printed = capsys.readouterr().out
+    assert "continuing, but not bit for bit: world_size was 2, is 1" in printed
+    assert "continuing from step 2/4" in printed

@@ -371,7 +371,7 @@ def test_clipped_gradients_keep_their_direction_and_have_the_norm_asked_for(max_
     torch.testing.assert_close(after, expected, rtol=1e-3, atol=0)
 
 
-def test_without_a_limit_the_norm_is_told_and_no_bit_changes():
+def test_without_a_limit_the_norm_is_returned_and_no_bit_changes():
     model, untouched = network(), network()
     for each in (model, untouched):
         set_gradients(each, 0)
