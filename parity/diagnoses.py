@@ -23,17 +23,17 @@ def reference(bottleneck: bool) -> ResNet:
     return ResNet(Bottleneck if bottleneck else BasicBlock, DEPTHS, num_classes=CLASSES)
 
 
-def of_mistake(mistake: str, *, bottleneck: bool = True) -> Diagnosis:
+def of_mistake(mistake: str, *, bottleneck: bool = True, size: int = 64) -> Diagnosis:
     """The diagnosis of the functional patient with that mistake of its own list."""
     torch.manual_seed(3)
     patient = functional.build(DEPTHS, bottleneck=bottleneck, mistake=mistake, num_classes=CLASSES)
-    return diagnose(patient, reference(bottleneck), images(), seconds=0)
+    return diagnose(patient, reference(bottleneck), images(size=size), seconds=0)
 
 
-def of_healthy(patients: str, *, bottleneck: bool = True) -> Diagnosis:
+def of_healthy(patients: str, *, bottleneck: bool = True, size: int = 64) -> Diagnosis:
     torch.manual_seed(3)
     patient = HEALTHY[patients].build(DEPTHS, bottleneck=bottleneck, num_classes=CLASSES)
-    return diagnose(patient, reference(bottleneck), images(), seconds=0)
+    return diagnose(patient, reference(bottleneck), images(size=size), seconds=0)
 
 
 def table() -> list[tuple[str, str, bool]]:

@@ -44,7 +44,7 @@ class Settings:
     oracles: tuple[str, ...] = tuple(ORACLES)
 
     def rungs(self, oracle: Oracle) -> tuple[str, ...]:
-        """All beside torchvision. Compiled and exported is our network alone: once is enough."""
+        """All rungs beside torchvision. Only our network is compiled and exported, so once is enough."""
         if oracle.build is None:
             return ("logits",)
         return ALL_RUNGS if oracle.package == "torchvision" and not self.quick else DEFAULT_RUNGS
@@ -102,15 +102,15 @@ def cpu_name() -> str:
 
 
 def climb(oracle: Oracle, name: str, settings: Settings) -> tuple[Rung, ...]:
-    """The ladder of our model and an oracle's; logits alone where their network is no torch modules."""
+    """The ladder of our model and an oracle's; only the logits if their network has no torch modules."""
     if oracle.build is None:
-        return tuple(timed(logits_alone(oracle, name)))
+        return tuple(timed(only_logits(oracle, name)))
     ours, theirs = partial(resnet_core.get_model, name, **oracle.config), partial(oracle.build, name)
     inputs = images(size=IMAGE_SIZE).to(settings.device)
     return compare(ours, theirs, inputs, rungs=settings.rungs(oracle), diagnosis_seconds=0).rungs
 
 
-def logits_alone(oracle: Oracle, name: str) -> Iterator[Rung]:
+def only_logits(oracle: Oracle, name: str) -> Iterator[Rung]:
     torch.manual_seed(0)
     ours, theirs = oracle.networks(name)
     inputs, labels = images(), torch.arange(2)
@@ -147,7 +147,7 @@ def known(rung: Rung, oracle: Oracle) -> bool:
 def drop_in(settings: Settings) -> Section:
     section = Section(
         "In the place of torchvision's",
-        "What its users rely on besides what a network computes.",
+        "What its users rely on beyond what a network computes.",
         ("model", *DROP_IN),
     )
     print_row(section.header)
@@ -191,7 +191,7 @@ def mutations(quick: bool) -> Section:
     section = Section(
         "Known mistakes made in ours",
         "The rungs at which a small ResNet of ours with that mistake differs from torchvision's"
-        + (": the first alone." if quick else "."),
+        + (": only the first." if quick else "."),
         ("mistake", "found by"),
     )
     for mistake in CATALOGUE:
@@ -206,7 +206,7 @@ def mutations(quick: bool) -> Section:
 def diagnoses() -> Section:
     section = Section(
         "Known mistakes made in others' networks",
-        "Planted in ResNets that were written independently of ours, and what the doctor calls them.",
+        "Planted in this repository's own ResNets of other styles (`parity/patients/`), and the doctor's names.",
         ("planted", "named"),
     )
     for planted, named, right in diagnoses_table():

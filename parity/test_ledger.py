@@ -66,7 +66,7 @@ def test_the_ledger_prints_what_it_skips_and_what_does_not_hold(monkeypatch, cap
         "right": paper,
     }
     monkeypatch.setattr(ledger, "LEDGER", entries)
-    assert ledger.main() == 1
+    assert ledger.main([]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "skipped: no_such_package is not installed" in lines[1]
     assert [line.endswith("DOES NOT HOLD") for line in lines if line.startswith(("wrong", "right"))] == [True, False]

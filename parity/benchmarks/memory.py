@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 
@@ -19,7 +20,8 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="python -m parity.benchmarks.memory", description=__doc__).parse_args(arguments)
     before = peak()
     ours, theirs = getattr(resnet_core, NAME), getattr(torchvision.models, NAME)
     result = resnet_core.compare(ours, theirs, images(size=SIZE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def print_heading(what: str) -> None:
     print(f"{what:<44}{'ours':>9}{'reference':>11}{'ratio':>8}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="python -m parity.benchmarks.speed", description=__doc__).parse_args(arguments)
     print_heading("")
     compare("import resnet_core : import torch", importing("resnet_core"), importing("torch"), runs=15)
     images = torch.randn(BATCH, 3, SIZE, SIZE)

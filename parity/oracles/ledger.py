@@ -6,6 +6,7 @@ where the deviation is ignored, and where it is allowed for by what stands in th
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -65,7 +66,7 @@ class Deviation:
     check: Callable[[Deviation], Measured]
     """Measures it with this entry's `config` and `mistakes`."""
     needs: tuple[str, ...] = ()
-    """Packages that the check imports beside the project's own."""
+    """Packages that the check imports in addition to the project's own."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.mistakes if name not in MISTAKES]
@@ -521,8 +522,9 @@ LEDGER: dict[str, Deviation] = {
 }
 
 
-def main() -> int:
-    """Prints the ledger; 1 where an entry does not hold."""
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the ledger. Returns 1 if an entry does not hold."""
+    argparse.ArgumentParser(prog="python -m parity.oracles.ledger", description=__doc__).parse_args(arguments)
     warnings.simplefilter("ignore")  # the libraries' own
     broken = 0
     print(f"{'deviation':<32}{'ignored':>10}{'allowed':>10}{'bound':>10}  unit")
