@@ -21,16 +21,16 @@ from resnet_core.foundation.suggestions import did_you_mean
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare two networks rung by rung. If they differ, find the first place and the mistake.
+    """Compare two networks rung by rung, and find where they first differ and which known mistake explains it.
 
     A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or your.module:function. Your module is
     imported and its function called, so your own code runs.
     """
 
-    a: tyro.conf.Positional[str]
+    a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")]
     """The network in question."""
-    b: tyro.conf.Positional[str]
-    """The reference."""
+    b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REFERENCE")]
+    """The network to compare it with."""
     image_size: int = 64
     """Height and width of the random images in pixels."""
     channels: int = 3
@@ -80,15 +80,15 @@ class Compare:
 
 @dataclass(frozen=True)
 class Exercise:
-    """List the broken ResNets to fix, the easiest first, with what one sees of each mistake; or write one of them."""
+    """List the broken ResNets with the symptoms of each, the easiest first. With a number, write that one."""
 
-    number: tyro.conf.Positional[int | None] = None
-    """The exercise to write."""
+    number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")] = 0
+    """The exercise to write; 0 lists all of them."""
     out: Path | None = None
     """The file to write. By default exercise_07.py for number 7."""
 
     def __call__(self) -> None:
-        if self.number is None:
+        if not self.number:
             if self.out is not None:
                 raise ValueError(f"--out {self.out} needs the exercise's number before it")
             print(f"{'':<4}{'block':<12}what one sees")

@@ -117,7 +117,18 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(f"{in_one_line(errors.getvalue())}; `{prog} --help` explains all options") from None
+        mistake = in_one_line(errors.getvalue())
+        raise ValueError(
+            f"{mistake}{'' if mistake.endswith('?') else ';'} `{prog} --help` explains all options"
+        ) from None
+
+
+# What Python and tyro say of a wrong value -> what a user can use.
+IN_PLAIN_WORDS = {
+    r"^Error parsing (\S+): could not convert string to float: (.*)$": r"\1 must be a number, got \2",
+    r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$": r"\1 must be a whole number, got \2",
+    r"^Error parsing (?!--)\S+: ": "",  # a sentence of our own follows
+}
 
 
 def in_one_line(framed: str) -> str:
@@ -128,7 +139,8 @@ def in_one_line(framed: str) -> str:
         return " ".join(framed.split())
 
     mistake = " ".join(blocks[1].split()).removesuffix(".")
-    mistake = re.sub(r"^Error parsing (?!--)\S+: ", "", mistake)  # a sentence of our own follows
+    for python, plain in IN_PLAIN_WORDS.items():
+        mistake = re.sub(python, plain, mistake)
     suggestions = "".join(block for block in blocks[2:] if block.startswith("Perhaps you meant"))
     nearest = re.findall(r"^ *(--[\w.-]+)", suggestions, flags=re.MULTILINE)
     return f"{mistake}; did you mean {' or '.join(nearest[:3])}?" if nearest else mistake
