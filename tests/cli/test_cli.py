@@ -92,10 +92,10 @@ def test_a_mistake_is_told_in_one_line(words, message, capsys, tmp_path, monkeyp
     [
         (
             "--optimizer.lrr 0.2",
-            r"--optimizer\.lrr, 0\.2; did you mean --optimizer\.lr\?; `resnet-core train digits --help`",
+            r"--optimizer\.lrr, 0\.2; did you mean --optimizer\.lr\? `resnet-core train digits --help`",
         ),
         ("--data.flip true", r"invalid choice 'true' for argument '--data.flip'. Expected one of \('True', 'False'\)"),
-        ("--optimizer.lr fast", "could not convert string to float: 'fast'"),
+        ("--optimizer.lr fast", "--optimizer.lr must be a number, got 'fast'"),
         ("--optimizer.lr -1", "optimizer.lr must be positive and finite, got -1.0"),
         ("--optimizer.lr nan", "optimizer.lr must be positive and finite, got nan"),
         ("--optimizer.momentum 1", r"optimizer.momentum must be in \[0, 1\), got 1.0"),
