@@ -10,7 +10,7 @@ import torchvision
 import resnet_core
 from parity.drop_in import images
 from resnet_core.comparison.matching import calibrate
-from resnet_core.comparison.rungs import RUNGS
+from resnet_core.comparison.rungs import LOGITS, RUNGS
 from resnet_core.foundation.precision import float_errors
 
 ARITHMETICS = ("logits", "channels_last", "bfloat16", "float16", "torch.compile")
@@ -26,7 +26,7 @@ def errors(name: str, arithmetic: str, size: int = 64) -> tuple[float, float]:
     theirs.load_state_dict(ours.state_dict())
     inputs = images(size=size)
     run, labels = RUNGS[arithmetic][0], torch.arange(len(inputs))
-    exact = RUNGS["logits"][0](copy.deepcopy(theirs).double(), inputs.double(), labels)["logits"]
-    found = float_errors(*(run(model, inputs, labels)["logits"] for model in (ours, theirs)), exact)
+    exact = RUNGS["logits"][0](copy.deepcopy(theirs).double(), inputs.double(), labels)[LOGITS]
+    found = float_errors(*(run(model, inputs, labels)[LOGITS] for model in (ours, theirs)), exact)
     largest = exact.abs().max().item()
     return found[0] / largest, found[1] / largest

@@ -48,6 +48,12 @@ def test_the_published_report_is_whole_and_has_no_failures():
     assert {rung["name"] for rung in record["sections"]["In the place of torchvision's"][0]["rungs"]} == set(DROP_IN)
 
 
+@pytest.mark.parametrize("arithmetic", ["logits", "bfloat16"])
+def test_the_error_budget_is_the_same_for_ours_and_torchvisions(arithmetic):
+    ours, theirs = error_budget.errors("resnet18", arithmetic, size=32)
+    assert 0 < ours == theirs
+
+
 def test_the_docs_give_the_budget_that_was_measured():
     page = (REPORT.parent / "parity.md").read_text()
     measured = {row["model"]: row["errors"]["bfloat16"][0] for row in sections()["Error budget"]}

@@ -110,7 +110,7 @@ def own_shapes(module: nn.Module) -> Shapes:
 
 @torch.no_grad()
 def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
-    """The calls of one forward, in order. Use float64 to tell rounding from difference."""
+    """The calls of one forward, in order. In float64, rounding and difference are far apart."""
     with recording(model) as calls:
         model(inputs.clone())
     return calls
@@ -120,7 +120,7 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
 def perturb_constants(model: nn.Module) -> nn.Module:
     """The model with noise on each parameter that was one constant, as the scales and shifts of new norms are.
 
-    A scale of 0 silences a branch and lets different tensors be equal; scales of 1 cannot be told from each other.
+    A scale of 0 silences a branch and lets different tensors be equal; scales of 1 are all alike.
     """
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
@@ -140,7 +140,7 @@ def align(ours: list[Call], theirs: list[Call]) -> tuple[dict[str, str], list[st
     """Our modules with parameters -> theirs, and the modules of either that have no counterpart, in words.
 
     Convolutions and linear layers are matched in the order in which they run, by their weights' shapes and by whether
-    they share their input with another, which tells a projection from a block's own convolutions. What follows one of
+    they share their input with another: a projection does, a block's later convolutions do not. What follows one of
     them, a norm, is matched with what follows its counterpart.
     """
     ours, theirs = first_runs(ours), first_runs(theirs)

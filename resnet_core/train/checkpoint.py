@@ -56,6 +56,7 @@ def save_checkpoint(
     path = path_of(folder, step)
     if path.exists():
         raise CheckpointError(f"{path} exists and is not replaced; remove it first")
+
     needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     aside = folder / f".{path.name}.part"
     try:
@@ -93,6 +94,7 @@ def write(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
         data = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
         hashes[f"{group}.safetensors"] = hashlib.sha256(data).hexdigest()
         (folder / f"{group}.safetensors").write_bytes(data)
+
     (folder / RECORD).write_bytes(sealed({"state": state, "sha256": hashes}))
     for file in [*folder.iterdir(), folder]:
         sync(file)
@@ -108,8 +110,10 @@ def prune(newest: Path, keep: int) -> None:
     """Removes all checkpoints up to `newest` except the last `keep` and the one with the best score."""
     checkpoints = list_checkpoints(newest.parent)
     checkpoints = checkpoints[: checkpoints.index(newest) + 1]
+
     scores = {path: score for path in checkpoints if (score := _score(path)) is not None}
     best = max(scores, key=lambda path: scores[path], default=None)
+
     for old in checkpoints[:-keep]:
         if old != best:
             with suppress(OSError):  # one that stays does no harm
@@ -133,6 +137,7 @@ def _score(path: Path) -> float | None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint after checking its hashes. Raises CheckpointError naming the damaged file and the remedy."""
     path = Path(path)
+
     record = read_record(path)
     tensors = {}
     for name, expected in record["sha256"].items():
@@ -160,6 +165,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}); {_remedy(path)}") from error
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
+
     if not whole:
         raise CheckpointError(f"{file} is damaged: it is not what was written; {_remedy(path)}")
     return record
@@ -188,12 +194,14 @@ def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointE
             damaged[path] = error
         else:
             return path, damaged
+
     if damaged:
         reasons = "; ".join(str(error).split(";")[0] for error in damaged.values())
         raise CheckpointError(
             f"every checkpoint in {folder} is damaged: {reasons}. Put back a copy of one, or start over in another "
             "folder"
         )
+
     put_away = [path for path in Path(folder).glob("*-step-*") if NAME.fullmatch(path.name.partition("-")[2])]
     if put_away:
         raise CheckpointError(
@@ -238,6 +246,7 @@ class CheckpointWriter:
             else torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             for name, value in values.items()
         }
+
         for name, value in values.items():
             copies[name].copy_(value, non_blocking=True)
         if any(value.is_cuda for value in values.values()):

@@ -97,12 +97,14 @@ class DecoupledSGD(Optimizer):
             parameters, gradients = _with_gradients(group)
             if not parameters:
                 continue
+
             velocities = self._zeros_at_first(parameters)
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients)
             directions = velocities
             if group["nesterov"]:
                 directions = list(torch._foreach_add(gradients, velocities, alpha=group["momentum"]))
+
             torch._foreach_mul_(parameters, 1 - group["weight_decay"] * (group["lr"] / group["initial_lr"]))
             torch._foreach_add_(parameters, directions, alpha=-group["lr"])
         return loss
@@ -140,6 +142,7 @@ class Lamb(Optimizer):
             parameters, gradients = _with_gradients(group)
             if not parameters:
                 continue
+
             updates = self._adam_directions(parameters, gradients, group)
             if group["weight_decay"]:
                 torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
@@ -158,17 +161,22 @@ class Lamb(Optimizer):
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
         states = [self.state[parameter] for parameter in parameters]
-        means, squares = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        means = [state["exp_avg"] for state in states]
+        squares = [state["exp_avg_sq"] for state in states]
         torch._foreach_add_([state["step"] for state in states], 1)
+
         steps = [state["step"].item() for state in states]
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+
         lengths = torch._foreach_div(squares, [1 - beta2**step for step in steps])
         torch._foreach_sqrt_(lengths)
         torch._foreach_add_(lengths, group["eps"])
+
         directions = torch._foreach_div(means, [1 - beta1**step for step in steps])
         torch._foreach_div_(directions, lengths)
         return list(directions)
@@ -218,13 +226,16 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, head: nn.Module 
         raise ValueError(
             f"optimizer.head_lr_factor is {config.head_lr_factor}, but this model names no head; leave it at 1"
         )
+
     exempt = exempt_from_decay(model, config)
     in_head = set(head.parameters()) if head is not None else set()
+
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         weight_decay = 0.0 if parameter in exempt else config.weight_decay
         lr_scale = config.head_lr_factor if parameter in in_head else 1.0
         groups.setdefault((weight_decay, lr_scale), []).append(parameter)
+
     return [
         {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale, "lr": config.lr * lr_scale}
         for (weight_decay, lr_scale), parameters in groups.items()
@@ -275,6 +286,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Mapp
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = {names[parameter]: number for number, parameter in enumerate(parameters)}
+
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         parameter_name, key = name.rsplit("/", 1)

@@ -38,16 +38,19 @@ class ScheduleConfig:
         for key in ("warmup_epochs", "final_lr", "t_max_epochs"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"schedule.{key} must be at least 0, got {getattr(self, key)}")
+
         if self.warmup not in WARMUPS:
             raise ValueError(f"schedule.warmup: unknown {self.warmup!r}; {did_you_mean(self.warmup, WARMUPS)}")
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"schedule.warmup_start_factor must be in [0, 1], got {self.warmup_start_factor}")
         if self.warmup == "constant" and self.warmup_epochs and not self.warmup_start_factor:
             raise ValueError("a constant warm-up at 0 learns nothing; set schedule.warmup_start_factor, 0.1 is usual")
+
         if not 0 < self.gamma <= 1:
             raise ValueError(f"schedule.gamma must be in (0, 1], got {self.gamma}")
         if any(later <= earlier for earlier, later in zip((0.0, *self.milestones), self.milestones, strict=False)):
             raise ValueError(f"schedule.milestones must be positive and rise, got {list(self.milestones)}")
+
         for key, names in ONLY_OF.items():
             if getattr(self, key) and self.name not in names:
                 raise ValueError(
@@ -78,12 +81,14 @@ class Schedule:
             raise ValueError(
                 f"schedule.warmup_epochs ({warmup:g}) must be less than train.epochs ({self.epochs}); lower it"
             )
+
         for milestone in milestones:
             if not warmup <= milestone < self.epochs:
                 raise ValueError(
                     f"schedule.milestones ({milestone:g}) must lie between the end of schedule.warmup_epochs "
                     f"({warmup:g}) and train.epochs ({self.epochs})"
                 )
+
         if final_lr >= self.peak:
             raise ValueError(f"schedule.final_lr ({final_lr:g}) must be less than optimizer.lr ({self.peak:g})")
 
