@@ -295,7 +295,8 @@ def test_other_errors_are_reported_in_one_line(student, tmp_path, monkeypatch, c
         "grade nowhere.py": "nowhere.py does not exist; `resnet-core exercise NUMBER` writes an exercise",
         "exercise 1": "exercise_01.py already exists and may hold your work; choose another file with --out",
         "exercise 99": f"exercises are numbered from 1 to {len(EXERCISES)}, got 99; choose one of these",
-        "exercise nope": "NUMBER must be a whole number, got 'nope'; `resnet-core exercise --help` explains all",
+        "exercise nope": "NUMBER must be a whole number, got 'nope'; "
+        "`resnet-core exercise --help` explains all options",
         "exercise --out here.py": "--out here.py needs the exercise's number before it",
     }.items():
         assert main(words.split()) == 2
