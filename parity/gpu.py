@@ -68,16 +68,18 @@ def run_result(printed: str, folder: Path) -> tuple[str, Any]:
 def rates(printed: str, folder: Path) -> tuple[str, Any]:
     record = json.loads((folder / "rates.json").read_text())
     known = [rate for rate in record["rates"] if rate["images_per_second"]]
+    if not known:
+        return f"not run: {record['rates'][0]['reason']}", record
     best = max(known, key=lambda rate: rate["images_per_second"])
-    ratio = f", {best['ratio']:.2f} times torchvision's float32" if best["ratio"] else ""
+    ratio = f", {best['ratio']:.2f} times torchvision's" if best["ratio"] else ""
     return f"{best['images_per_second']:,.0f} images/s ({best['form']}{ratio})", record
 
 
-def throughput(what: str) -> Part:
+def throughput(*words: str, seconds: float) -> Part:
     return Part(
-        seconds=100,
+        seconds=seconds,
         command=lambda device, tiny, folder: [
-            *("-m", "parity.benchmarks.throughput", what, "--device", device, "--out", str(folder / "rates.json")),
+            *("-m", "parity.benchmarks.throughput", *words, "--device", device, "--out", str(folder / "rates.json")),
             *(TINY if tiny else ()),
         ],
         summary=rates,
@@ -87,25 +89,31 @@ def throughput(what: str) -> Part:
 # Their limits add up to 8 minutes.
 PARTS: dict[str, Part] = {
     "proofs": Part(
-        seconds=130,
+        seconds=120,
         command=lambda device, tiny, folder: ["-m", "parity", "--quick", "--device", device],
         summary=comparisons,
     ),
     "tests": Part(
-        seconds=90,
-        command=lambda device, tiny, folder: ["-m", "pytest", "-n", "0", "-q", "-m", "gpu", "tests/gpu"],
+        seconds=45,
+        command=lambda device, tiny, folder: [
+            *("-m", "pytest", "-n", "0", "-q", "--tb=short", "--show-capture=no"),
+            *("-m", "gpu", "tests/gpu"),
+        ],
         summary=last_line,
     ),
     "digits": Part(
-        seconds=60,
+        seconds=25,
         command=lambda device, tiny, folder: [
             *("-m", "resnet_core", "train", "digits", "--run.device", device, "--out", str(folder / "run")),
             *(SHORT if tiny else ()),
         ],
         summary=run_result,
     ),
-    "training": throughput("training"),
-    "inference": throughput("inference"),
+    "training": throughput("training", "--forms", "eager", seconds=40),
+    "training-compiled": throughput("training", "--forms", "compiled", seconds=125),
+    "inference": throughput("inference", "--forms", "eager", seconds=30),
+    "inference-compiled": throughput("inference", "--forms", "compiled", seconds=45),
+    "largest": throughput("largest", seconds=50),
 }
 
 
@@ -118,12 +126,18 @@ def run_part(name: str, part: Part, device: str, tiny: bool, folder: Path) -> Ou
         )
         seconds = time.monotonic() - began
         if ended.returncode:
+            print_end(ended.stdout + ended.stderr)
             said = (ended.stderr.strip() or ended.stdout.strip() or "nothing").splitlines()[-1]
             return Outcome(part=name, passed=False, seconds=seconds, summary=f"status {ended.returncode}: {said}")
         summary, record = part.summary(ended.stdout, folder)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        print_end((late.stdout or b"").decode() + (late.stderr or b"").decode())
         return Outcome(part=name, passed=False, seconds=part.seconds, summary=f"not done in {part.seconds:g} s")
     return Outcome(part=name, passed=True, seconds=seconds, summary=summary, record=record)
+
+
+def print_end(printed: str) -> None:
+    print(*printed.splitlines()[-40:], sep="\n", flush=True)
 
 
 def environment(device: str) -> dict[str, str]:
@@ -163,20 +177,20 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or Path("docs") / "results" / f"gpu-{card}.json"
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for name in options.only or PARTS:
         with TemporaryDirectory() as folder:
             outcome = run_part(name, PARTS[name], options.device, options.tiny, Path(folder))
         outcomes.append(outcome)
-        print(f"{name:<10} {outcome.seconds:6.0f} s", flush=True)
+        print(f"{name:<18} {outcome.seconds:6.0f} s", flush=True)
+        record = {"environment": facts, "parts": [asdict(outcome) for outcome in outcomes]}
+        out.write_text(json.dumps(record, indent=2) + "\n")  # now, should a later part take the machine down
 
-    print(f"\n{'part':<11}{'':<8}{'seconds':>8}")
+    print(f"\n{'part':<19}{'':<8}{'seconds':>8}")
     for outcome in outcomes:
         word = "passed" if outcome.passed else "FAILED"
-        print(f"{outcome.part:<11}{word:<8}{outcome.seconds:>8.0f}  {outcome.summary}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"environment": facts, "parts": [asdict(outcome) for outcome in outcomes]}
-    out.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{outcome.part:<19}{word:<8}{outcome.seconds:>8.0f}  {outcome.summary}")
     print(out)
     return 0 if all(outcome.passed for outcome in outcomes) else 1
 

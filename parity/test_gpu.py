@@ -15,17 +15,12 @@ def test_the_limits_of_the_parts_add_up_to_8_minutes():
 @pytest.mark.parametrize("what", ["training", "inference"])
 def test_each_form_is_timed_or_says_why_not(what, tmp_path, capsys):
     out = tmp_path / "rates.json"
-    options = ["--batch", "2", "--image-size", "32", "--model", "resnet18", "--rounds", "1", "--out", str(out)]
-    forms = throughput.forms
-    throughput.forms = lambda *builders: [form for form in forms(*builders) if not form.compiled]
-    try:
-        assert throughput.main([what, *options]) == 0
-    finally:
-        throughput.forms = forms
+    options = ["--batch", "2", "--image-size", "32", "--model", "resnet18", "--rounds", "1", "--forms", "eager"]
+    assert throughput.main([what, *options, "--out", str(out)]) == 0
     rates = {rate["form"]: rate for rate in json.loads(out.read_text())["rates"]}
-    assert rates["torchvision, float32"]["ratio"] == 1
+    assert rates["torchvision"]["ratio"] == 1
     assert rates["ours, bf16 channels_last"]["images_per_second"] > 0
-    assert rates["ours, bf16 channels_last, CUDA graph"]["reason"] == "CUDA graphs need an NVIDIA GPU"
+    assert rates["ours, CUDA graph"]["reason"] == "CUDA graphs need an NVIDIA GPU"
     assert "not run: CUDA graphs need an NVIDIA GPU" in capsys.readouterr().out
 
 

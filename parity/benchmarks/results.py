@@ -1,7 +1,8 @@
 """`python -m parity.benchmarks.results RUN...`: finished runs as a table, one row for runs that differ only in seed.
 
 docs/results/runs.jsonl holds the runs that docs/results.md reports: `--add` adds runs to it, and without any run the
-command prints that file's table. `--recipes` prints what the recipes' sources published beside what was reached here.
+command prints that file's table. `--recipes` prints what the recipes' sources published beside what was reached here,
+`--gpu` the rates that `make gpu` found.
 """
 
 from __future__ import annotations
@@ -105,6 +106,27 @@ def recipes_table() -> str:
     return as_table(("recipe", "source", "published top-1", "reached here"), lines)
 
 
+def gpu_table() -> str:
+    """The rates in docs/results/gpu-*.json, of every form and card."""
+    lines = []
+    for path in sorted(RECORD.parent.glob("gpu-*.json")):
+        record = json.loads(path.read_text())
+        card = record["environment"]["card"]
+        for part in record["parts"]:
+            if part["record"] and "rates" in part["record"]:
+                lines += [gpu_row(card, part["record"], rate) for rate in part["record"]["rates"]]
+    return as_table(("card", "ResNet-50, 224 pixels", "batch", "images/s", "to torchvision", "of the ceiling"), lines)
+
+
+def gpu_row(card: str, record: dict[str, Any], rate: dict[str, Any]) -> tuple[str, ...]:
+    what = f"{record['what']}, {rate['form']}"
+    if rate["images_per_second"] is None:
+        return card, what, str(record["batch"]), f"not run: {rate['reason']}", "", ""
+    ratio = f"{rate['ratio']:.2f}" if rate["ratio"] else ""
+    share = f"{rate['ceiling_share']:.0%}"
+    return card, what, str(record["batch"]), f"{rate['images_per_second']:,.0f}", ratio, share
+
+
 def as_table(header: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
     return "\n".join([table_line(header), "|---" * len(header) + "|", *map(table_line, lines)])
 
@@ -116,9 +138,10 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs")
     parser.add_argument("--add", action="store_true", help="add them to docs/results/runs.jsonl, and print all")
     parser.add_argument("--recipes", action="store_true", help="print the recipes, what was published and reached")
+    parser.add_argument("--gpu", action="store_true", help="print the rates in docs/results/gpu-*.json")
     arguments = parser.parse_args()
-    if arguments.recipes:
-        print(recipes_table())
+    if arguments.recipes or arguments.gpu:
+        print(recipes_table() if arguments.recipes else gpu_table())
         return 0
 
     try:

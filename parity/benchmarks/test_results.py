@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from parity.benchmarks.results import KEYS, RECORD, command_of, main, recipes_table, table
+from parity.benchmarks.results import KEYS, RECORD, command_of, gpu_table, main, recipes_table, table
 from resnet_core.cli.main import parse_train
 from resnet_core.recipes import RECIPES, SOURCES
 from resnet_core.runs.folder import differences_of
@@ -35,6 +35,10 @@ def test_what_recipes_say_was_reached_is_what_the_recorded_runs_reached():
 
 def test_the_page_keeps_apart_what_was_published_and_what_was_reached():
     assert recipes_table() in PAGE.read_text()
+
+
+def test_the_page_has_the_rates_of_each_gpu():
+    assert gpu_table() in PAGE.read_text()
 
 
 def changed(name, **sections):

@@ -38,7 +38,7 @@ def same_distribution(a: Tensor, b: Tensor) -> bool:
     The Kolmogorov-Smirnov test and, since that says little about few values, the distance of the means. Constants are
     compared exactly, single values not at all. Large tensors are thinned out to about 10,000 values.
     """
-    first, second = (each.detach().double().flatten()[:: 1 + each.numel() // 10_000] for each in (a, b))
+    first, second = (each.detach().cpu().double().flatten()[:: 1 + each.numel() // 10_000] for each in (a, b))
     if a.numel() == b.numel() == 1:
         return True
     if (first == first[0]).all() or (second == second[0]).all():

@@ -26,7 +26,7 @@ def check(experiment: Experiment, processes: int = 1) -> None:
     if recipe.run.tensorboard:
         check_tensorboard()
     here = rank_from_environment("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else processes
-    recipe.train.check_device(device_type(recipe.run.device, here))
+    recipe.train.check_device(device_type(recipe.run.device, here), processes)
 
     # The data.
     _, train_loader, _ = make_loaders(experiment, World(size=processes))

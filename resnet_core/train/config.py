@@ -19,6 +19,8 @@ class TrainConfig:
     """Use channels_last (NHWC), which is faster on many CPUs and GPUs."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    cuda_graphs: bool = False
+    """Record a step's forward and backward as a CUDA graph and replay it: fast for small networks; needs one GPU."""
     accumulation: int = 1
     """Split each process's batch into this many parts (gradient accumulation): less memory, the same mean gradient."""
     sync_batchnorm: bool = False
@@ -45,8 +47,13 @@ class TrainConfig:
             )
         return batch // self.accumulation
 
-    def check_device(self, device_type: str) -> None:
-        """Raises ValueError if a device of this type cannot compute what is configured."""
+    def check_device(self, device_type: str, processes: int = 1) -> None:
+        """Raises ValueError if so many devices of this type cannot compute what is configured."""
+        if self.cuda_graphs and (device_type != "cuda" or processes > 1):
+            raise ValueError(
+                f"train.cuda_graphs needs one process on an NVIDIA GPU, and this run has {processes} on "
+                f"{device_type.upper()}; leave it out"
+            )
         if self.sync_batchnorm and device_type != "cuda":
             raise ValueError(
                 "train.sync_batchnorm: torch synchronizes BatchNorm only on GPUs; leave it out on the CPU, or make "

@@ -17,7 +17,7 @@ def prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Mod
 
     Raises ValueError where the device cannot compute that.
     """
-    config.check_device(world.device.type)
+    config.check_device(world.device.type, world.size)
     if config.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
@@ -38,12 +38,15 @@ def prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Mod
     return model
 
 
+def input_format(config: TrainConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.preserve_format
+
+
 def forward(
     network: nn.Module, inputs: Tensor, targets: Tensor, config: TrainConfig, world: World
 ) -> tuple[Tensor, Tensor]:
     """Outputs in at least float32, and targets, both on the device."""
-    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-    inputs = inputs.to(world.device, non_blocking=True, memory_format=memory_format)
+    inputs = inputs.to(world.device, non_blocking=True, memory_format=input_format(config))
     with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
         outputs = network(inputs)
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

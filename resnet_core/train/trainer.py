@@ -25,7 +25,8 @@ from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import CheckpointWriter
 from resnet_core.train.config import RunConfig, TrainConfig
 from resnet_core.train.evaluate import EvaluationBatches, evaluate
-from resnet_core.train.forward import forward, prepare_model
+from resnet_core.train.forward import forward, input_format, prepare_model
+from resnet_core.train.graphs import RecordedGradients
 from resnet_core.train.optimizers import clip_gradients
 from resnet_core.train.report import Report
 from resnet_core.train.resume import Learned, renumber, resume
@@ -122,6 +123,9 @@ class Trainer:
         self.lr_fn = lr_fn
         self.max_gradient_norm = max_gradient_norm
         self.seed = seed
+        self.gradients: Callable[[Tensor, Tensor], Tensor] = self._gradients
+        if config.cuda_graphs:
+            self.gradients = RecordedGradients(self._gradients, self.model, memory_format=input_format(config))
 
         self.train_loader = train_loader
         self.eval_loader = eval_loader
@@ -211,12 +215,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-        loss = self._gradients(inputs, targets)
+        loss = self.gradients(inputs, targets)
         gradient_norm = clip_gradients(self.model.parameters(), self.max_gradient_norm)
 
         # A request to stop travels with the loss, so that all ranks learn of it in the same step.
         stop = self.stop_asked() or (self.writer is not None and self.writer.failed())
-        means = self.world.mean(torch.stack([loss, loss.new_tensor(stop)]))
+        means = self.world.mean(torch.stack([loss, torch.full_like(loss, stop)]))
         mean_loss, stops, norm = torch.cat([means, gradient_norm[None]]).tolist()  # the only wait for the GPU
         self.stopping = stops > 0
 

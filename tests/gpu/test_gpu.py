@@ -14,6 +14,7 @@ from resnet_core.foundation.precision import same_bits
 from resnet_core.recipes import RECIPES, make_trainer
 from resnet_core.train import StoppedError, TrainConfig
 from resnet_core.train.forward import prepare_model
+from resnet_core.train.graphs import RecordedGradients
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,12 +39,13 @@ def trained(folder=None, stop_asked=lambda: False, **train):
 
 def test_nccl_with_one_process_gives_the_gradients_of_the_network_alone():
     torch.manual_seed(0)
-    model = resnet_core.cifar_resnet20().to(DEVICE)
-    images = torch.randn(4, 3, 32, 32, device=DEVICE)
+    model = resnet_core.cifar_resnet20().double().to(DEVICE)  # in float32 no two backwards agree on a GPU
+    images = torch.randn(4, 3, 32, 32, device=DEVICE, dtype=torch.float64)
     model(images).sum().backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    backend, device = ("nccl", torch.device("cuda:0")) if DEVICE == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device)
     try:
         DistributedDataParallel(model)(images).sum().backward()
     finally:
@@ -63,6 +65,38 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path):
         assert same_bits(continued.weights()[name], value), name
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU; tests/train/test_config.py has the refusal")
+@pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"precision": "bf16", "channels_last": True}])
+def test_a_cuda_graph_gives_the_bits_of_its_kernels_called_one_by_one(train):
+    plain, scores = trained(deterministic=True, **train)
+    recorded, recorded_scores = trained(deterministic=True, cuda_graphs=True, **train)
+    assert recorded_scores == scores
+    for name, value in plain.weights().items():
+        assert same_bits(recorded.weights()[name], value), name
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_cuda_graph_draws_new_numbers_at_each_replay():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5)).to(DEVICE)
+    inputs = torch.ones(2, 64, device=DEVICE)
+
+    def gradients(inputs, targets):
+        model.zero_grad()
+        loss = model(inputs).sum()
+        loss.backward()
+        return loss.detach()
+
+    recorded = RecordedGradients(gradients, model, memory_format=torch.preserve_format)
+    for step in range(3):
+        torch.manual_seed(step)
+        loss = recorded(inputs, inputs).clone()
+        bias = model[0].bias.grad.clone()
+        torch.manual_seed(step)
+        assert same_bits(gradients(inputs, inputs), loss)
+        assert same_bits(model[0].bias.grad, bias)
+
+
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # float32 was asked for
 @pytest.mark.parametrize("train", [{"precision": "bf16", "channels_last": True}, {"compile": True}])
 def test_a_faster_form_learns_as_well(train):
     _, plain = trained()

@@ -347,6 +347,16 @@ def test_batchnorm_over_all_processes_is_refused_on_the_cpu():
         trainer(sync_batchnorm=True)
 
 
+def test_a_cuda_graph_is_refused_on_the_cpu_and_by_several_processes():
+    config = TrainConfig(cuda_graphs=True)
+    config.check_device("cuda")
+    for device, processes in (("cpu", 1), ("cuda", 2)):
+        with pytest.raises(ValueError, match=rf"one process on an NVIDIA GPU.* {processes} on {device.upper()}; leave"):
+            config.check_device(device, processes)
+    with pytest.raises(ValueError, match="train.cuda_graphs"):
+        trainer(cuda_graphs=True)
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [
