@@ -35,12 +35,12 @@ class ResNet20(nn.Sequential):
 
 
 def batches(epoch):
-    """Shuffled full batches, in which every image is shifted by up to two pixels in each direction."""
+    """Shuffled full batches, in which every image is shifted by at most one pixel in each direction."""
     order = epoch_order(len(DIGITS.train), seed=SEED, epoch=epoch)
     for start in range(0, STEPS_PER_EPOCH * BATCH, BATCH):
         samples = order[start : start + BATCH]
         seeds = [seed_from(SEED, epoch, sample) for sample in samples]
-        images = crop_and_flip(DIGITS.train.images[samples], seeds, padding=2, flip=False)
+        images = crop_and_flip(DIGITS.train.images[samples], seeds, padding=1, flip=False)
         yield normalize(images, mean=[0.5], std=[0.5]), DIGITS.train.labels[samples]
 
 
@@ -79,7 +79,7 @@ def main(words=None):
 
     torch.manual_seed(SEED)
     network = ResNet20()
-    optimizer = torch.optim.SGD(network.parameters(), PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameters(), PEAK_LR, momentum=0.9, weight_decay=1e-3, nesterov=True)
     every_batch = (batch for epoch in range(EPOCHS) for batch in batches(epoch))
     losses = []
     for step, loss in zip(range(1, steps + 1), train(network, optimizer, every_batch, learning_rate), strict=False):

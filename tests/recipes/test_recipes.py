@@ -39,7 +39,7 @@ def test_a_trainer_follows_its_recipe():
     assert trainer.lr_fn(2 * steps_per_epoch - 1) == 0.1
     assert trainer.lr_fn(16 * steps_per_epoch) == pytest.approx(0.05)
     (group,) = trainer.optimizer.param_groups
-    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-3, True)
     assert len(group["params"]) == len(list(trainer.model.parameters()))
     augment = trainer.train_loader.batches.augment
     assert (augment.crop_padding, augment.flip, augment.size_of_epoch(0)) == (2, False, 16)
