@@ -42,7 +42,7 @@ def test_a_trainer_follows_its_recipe():
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-3, True)
     assert len(group["params"]) == len(list(trainer.model.parameters()))
     augment = trainer.train_loader.batches.augment
-    assert (augment.crop_padding, augment.flip, augment.size_of_epoch(0)) == (2, False, 16)
+    assert (augment.crop_padding, augment.flip, augment.size_of_epoch(0)) == (1, False, 16)
 
 
 def test_the_seed_decides_the_weights_and_the_order():
