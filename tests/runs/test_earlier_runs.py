@@ -10,7 +10,10 @@ from resnet_core.runs import load_run, read_recipe, read_result
 from resnet_core.runs.folder import RunFolder
 
 FOLDER = Path(__file__).parent / "fixtures" / "run_of_e831412"
-WORDS = ("--train.epochs", 1, "--schedule.warmup-epochs", 0, "--data.global-batch", 256)
+WORDS = (
+    *("--train.epochs", 1, "--schedule.warmup-epochs", 0, "--data.global-batch", 256),
+    *("--data.crop-padding", 2, "--optimizer.weight-decay", 5e-4),  # as the recipe had them then
+)
 
 
 @pytest.fixture
