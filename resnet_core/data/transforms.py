@@ -20,6 +20,7 @@ Images = Tensor | list[Tensor]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G, B in 0..1
 LARGEST_SIZE = 4096  # pixels
+INTERPOLATIONS = ("bilinear", "bicubic")
 CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 
 
@@ -34,14 +35,16 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 class ImageTransform:
     """An image of any size -> `[channels, crop_size, crop_size]` float32, as in the evaluation of published weights.
 
-    The shorter side becomes `resize_size` pixels (bilinear, antialiased), the middle `crop_size` x `crop_size` are
-    kept, and values in 0..1 are normalised with `mean` and `std`: 3 of each for RGB, 1 for grey.
+    The shorter side becomes `resize_size` pixels (antialiased), the middle `crop_size` x `crop_size` are kept, and
+    values in 0..1 are normalised with `mean` and `std`: 3 of each for RGB, 1 for grey.
     """
 
     resize_size: int
     crop_size: int
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    """Or "bicubic", as timm and transformers resize."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop_size <= self.resize_size <= LARGEST_SIZE:
@@ -53,12 +56,15 @@ class ImageTransform:
             raise ValueError(f"std must be above 0, got {self.std}")
         if len(self.mean) != len(self.std) or len(self.mean) not in CHANNEL_MODES:
             raise ValueError(f"mean and std need 1 value (grey) or 3 (RGB), got {self.mean} and {self.std}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be {' or '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
 
     def __call__(self, image: Image) -> Tensor:
+        from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as V
 
-        mode = CHANNEL_MODES[len(self.mean)]
-        resized = V.resize(image.convert(mode), [self.resize_size], antialias=True)
+        mode, interpolation = CHANNEL_MODES[len(self.mean)], InterpolationMode(self.interpolation)
+        resized = V.resize(image.convert(mode), [self.resize_size], interpolation, antialias=True)
         return normalize(V.pil_to_tensor(V.center_crop(resized, [self.crop_size])), self.mean, self.std)
 
     def of_images(self, images: Images) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from resnet_core.foundation.errors import first_line
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
 from resnet_core.weights.files import load_weights, write_weights
+from resnet_core.weights.folders import description_of
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS, SOURCES, Network, Source
@@ -48,19 +50,22 @@ def convert(
 ) -> Conversion:  # fmt: skip
     """Writes another library's weights as ours, once both networks gave the same logits, and says what was found.
 
-    `source` is a name of SOURCES. The model is found from the shapes, or refused if it is not `model`. A file does not
-    record how its images were prepared: `transform` is written where you give it. `allow_pickle` as in `read_weights`.
+    `source` is a name of SOURCES. The model is found from the shapes, or refused if it is not `model`. How images
+    are prepared is written as `transform` says or, without it, as timm's or transformers' files beside the weights do.
+    `allow_pickle` as in `read_weights`.
     `report` is called with the result before anything is written.
     Raises WeightsError, and OSError where `dst` exists or cannot be written; then nothing is written.
     """
     src, dst = Path(src), Path(dst)
     check_destination(dst)
     library = find_source(source)
+    described = description_of(src)
+    said = described.info() if described else None
 
     # Their weights under our names, in our network.
     original = library.read(src, allow_pickle)
     name, classes = identify(src, original.tensors, source, model)
-    config = original.config | ({} if classes == 1000 else {"num_classes": classes})
+    config = original.config | (said.config if said else {}) | ({} if classes == 1000 else {"num_classes": classes})
     ours = build(name, **config)
     tensors = convert_names(original.tensors, source, ours.state_dict())
     load_weights(ours, tensors)
@@ -85,8 +90,13 @@ def convert(
     )
     if report is not None:
         report(conversion)
+    names = said.class_names if said else original.class_names
+    if transform is None and described is not None:
+        transform = described.transform
+        if described.caveat:
+            warnings.warn(described.caveat, stacklevel=2)
     origin = f"{src.name}, converted from {source}"
-    info = WeightsInfo(model=name, config=config, transform=transform, class_names=original.class_names, origin=origin)
+    info = WeightsInfo(model=name, config=config, transform=transform, class_names=names, origin=origin)
     write_weights(dst, tensors, info)
     return conversion
 

@@ -29,7 +29,10 @@ class WeightsInfo:
 
     def to_metadata(self) -> dict[str, str]:
         """The form in which safetensors stores it: text under text keys."""
-        return {"format": "pt", KEY: json.dumps(asdict(self))}
+        values = asdict(self)
+        if self.transform is not None and self.transform.interpolation == "bilinear":
+            del values["transform"]["interpolation"]  # the default: files of earlier versions lack it
+        return {"format": "pt", KEY: json.dumps(values)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], origin: str = "the file") -> WeightsInfo | None:

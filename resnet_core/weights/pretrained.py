@@ -7,7 +7,9 @@ it says of itself is checked, and compared with its tensors, before a network is
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,6 +22,7 @@ from resnet_core.models.registry import build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, fit, read_file, read_info, read_weights
+from resnet_core.weights.folders import description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 
@@ -68,9 +71,9 @@ def locate(source: str | Path) -> Path | WeightSet:
             "is finished"
         )
     if path.is_dir():
-        if not (path / "model.safetensors").exists():
+        if not weights_in(path):
             raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is not a run's folder")
-        return path / "model.safetensors"
+        return weights_in(path)[0]
     if names_a_file(source):
         if not path.exists():
             raise WeightsError(f"{source} does not exist")
@@ -100,7 +103,8 @@ def _load(
     else:
         origin = str(found)
         state, metadata = read_file(found, allow_pickle=allow_pickle)
-        info = _info_for(model, WeightsInfo.from_metadata(metadata, origin), state, origin)
+        own = WeightsInfo.from_metadata(metadata, origin) or info_beside(found, state)
+        info = _info_for(model, own, state, origin)
         arguments, shape = _check(info, check_config(info.config, origin), asked, origin)
 
     matched, _ = fit(shape, state, origin)
@@ -120,6 +124,29 @@ def _info_for(model: str | None, info: WeightsInfo | None, state: Mapping[str, T
     if model not in (None, info.model):
         raise ValueError(f"{origin} holds weights of {info.model}, not {model}")
     return info
+
+
+def info_beside(file: Path, state: Mapping[str, Tensor]) -> WeightsInfo | None:
+    """What timm's or transformers' files beside a weights file say of it. Raises WeightsError for another network."""
+    described = description_of(file)
+    if described is None:
+        return None
+
+    info = described.info()
+    if described.caveat:
+        warnings.warn(described.caveat, stacklevel=2)
+
+    # What the folder leaves open is assumed, as for a file without a folder.
+    likely = assumed(info.model, state)
+    transform = None if described.caveat or "in_channels" in info.config else likely.transform
+    assumes = "" if info.transform and info.class_names else "; the rest is assumed as for torchvision's V1 sets"
+    return replace(
+        info,
+        config=likely.config | info.config,
+        transform=info.transform or transform,
+        class_names=info.class_names or likely.class_names,
+        origin=f"{info.origin}{assumes}",
+    )
 
 
 def _check(
