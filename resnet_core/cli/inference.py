@@ -40,7 +40,7 @@ class Predict:
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
-    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
+    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
     json: bool = False
     """Print JSON."""
 
@@ -102,7 +102,7 @@ class Evaluate:
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
-    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
+    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
     json: bool = False
     """Print JSON."""
 
@@ -152,7 +152,7 @@ class Export:
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
-    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
+    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
 
     def __call__(self) -> None:
         find_exporter(self.out, self.format)

@@ -29,7 +29,7 @@ class Convert:
     crop_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Height and width of the crop that `predict` then takes. Recorded in the file."""
     allow_pickle: bool = False
-    """Allow weights files that are pickles (.pth, .pt, .bin, .ckpt); only tensors are read from them."""
+    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
 
     def __post_init__(self) -> None:
         if (self.resize_size is None) != (self.crop_size is None):

@@ -52,7 +52,7 @@ def convert(
 
     `source` is a name of SOURCES. The model is found from the shapes, or refused if it is not `model`. How images
     are prepared is written as `transform` says or, without it, as timm's or transformers' files beside the weights do.
-    `allow_pickle` as in `read_weights`.
+    `allow_pickle` has no effect.
     `report` is called with the result before anything is written.
     Raises WeightsError, and OSError where `dst` exists or cannot be written; then nothing is written.
     """

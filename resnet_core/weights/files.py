@@ -1,13 +1,10 @@
 """Weights in files: read without executing code or trusting a claimed size, written whole or not at all.
 
-safetensors is the format. A pickle is read only if the caller says `allow_pickle=True`, never as a fallback, and
-only as tensors in dicts. Memory stays in proportion to the file: a header, a pickle or a zip's directory has at most
-INDEX_LIMIT bytes, and tensors have no more bytes than the file.
+safetensors is the format that is written. `containers` reads it and the others, recognised by their content.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,20 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from resnet_core.foundation.atomic import replacing
-from resnet_core.foundation.errors import first_line, shortened
-from resnet_core.weights.header import DTYPES, WeightsError, check_file, check_header, read_header
+from resnet_core.foundation.errors import shortened
+from resnet_core.weights.containers import read_container, recognise
+from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.pickles import is_plain, read_pickle
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
-DIGEST = "resnet_core.sha256"
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
 
 
@@ -54,10 +49,11 @@ class LoadReport:
 
 
 def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, from a safetensors file or, by choice, a pickle of tensors.
+    """Tensors by name, on the CPU, from a file or a folder of weights, whatever its ending.
 
-    A file of `write_weights` is verified against its SHA-256. Others carry none: a bit flipped in their tensors is a
-    changed value that nobody sees. A pickle holds a dict of tensors, itself or under "state_dict" or "model".
+    The tensors are a dict, itself or under "state_dict" or "model". What else the file holds is passed over, and
+    nothing in it is executed; `allow_pickle` is accepted for older scripts and has no effect.
+    A file of `write_weights` is verified against its SHA-256.
     The prefixes that DistributedDataParallel and torch.compile put before every name are taken off.
     Raises WeightsError.
     """
@@ -67,35 +63,27 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
 def read_info(path: str | Path) -> WeightsInfo | None:
     """What a safetensors file says about itself, from its header and unverified; None if it says nothing.
 
-    A pickle says nothing. Raises WeightsError.
+    Files of other formats say nothing. Raises WeightsError.
     """
     path = Path(path)
-    if path.suffix.lower() in PICKLES:
-        check_file(path)
+    if recognise(path) != "safetensors":
         return None
     return WeightsInfo.from_metadata(read_header(path)[1], str(path))
 
 
 def read_file(path: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of `read_weights` and the file's metadata, from one reading. Raises WeightsError."""
-    path = Path(path)
-    if not path.exists():
-        raise WeightsError(f"{path} does not exist")
-    ending = path.suffix.lower()
-    if ending == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        return without_wrappers(tensors), metadata
-    if ending not in PICKLES:
-        raise WeightsError(
-            f"{path} is not a weights file by its name, which must end in .safetensors or, with allow_pickle, in "
-            f"{', '.join(PICKLES)}"
-        )
-    if not allow_pickle:
-        raise WeightsError(
-            f"{path} is a pickle, which is read only on request: pass allow_pickle=True to load_model or load_weights, "
-            "or --allow-pickle on the command line"
-        )
-    return without_wrappers(read_pickle(path)), {}
+    container = read_container(path)
+    content = container.content
+    nested = [content[key] for key in ("state_dict", "model") if is_dict(content) and is_dict(content.get(key))]
+    tensors = nested[0] if nested else content
+    remedy = "save only model.state_dict(), with torch.save or, better, write_weights"
+    if not is_dict(tensors):
+        raise WeightsError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors; {remedy}")
+    foreign = [str(name) for name, value in tensors.items() if not isinstance(name, str) or not is_plain(value)]
+    if foreign:
+        raise WeightsError(f"{path} holds other things than named tensors: {shortened(foreign)}; {remedy}")
+    return without_wrappers(tensors), container.metadata
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: WeightsInfo | None = None) -> None:
@@ -239,37 +227,18 @@ def batch_counts(model: nn.Module) -> set[str]:
     return {f"{name}.num_batches_tracked".lstrip(".") for name in norms}
 
 
+def is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with values."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
 def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, without the prefixes that wrappers put before every name."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
             return without_wrappers({name.removeprefix(wrapper): value for name, value in tensors.items()})
     return tensors
-
-
-# A safetensors file: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, verified where the file carries a SHA-256. Raises WeightsError."""
-    _, metadata = read_header(path)
-    try:
-        tensors = load(path.read_bytes())  # not mapped: truncating a mapped file kills its readers
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is refused by safetensors ({first_line(error)}); fetch or write it again"
-        ) from error
-    if DIGEST in metadata and metadata[DIGEST] != digest(tensors, metadata):
-        raise WeightsError(f"{path} is damaged: its SHA-256 is not the one written with it; fetch or write it again")
-    return tensors, metadata
-
-
-def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of everything in a file: metadata, names, dtypes, shapes and values, in the order of the names."""
-    said = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
-    sha = hashlib.sha256(json.dumps(said).encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        sha.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()

@@ -1,17 +1,21 @@
-"""The header of a safetensors file, checked before a tensor is read: anyone may have written it."""
+"""The header of a safetensors file, checked before a tensor is read: anyone may have written it. Its SHA-256."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from resnet_core.foundation.errors import shortened
 
+DIGEST = "resnet_core.sha256"
 INDEX_LIMIT = 2 << 20  # bytes; resnet152's safetensors header has 0.1 million
 RANK_LIMIT, NUMEL_LIMIT = 16, 1 << 48
 DTYPES = {
@@ -98,9 +102,15 @@ def check_file(path: Path) -> int:
         raise WeightsError(f"{path} does not exist")
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; name the weights file itself")
-    with path.open("rb") as file:
-        if file.read(9).lower().startswith((b"<!doctype", b"<html")):
-            raise WeightsError(
-                f"{path} is not a weights file: it is a web page saved as {path.suffix}; download it again"
-            )
     return path.stat().st_size
+
+
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of everything in a file: metadata, names, dtypes, shapes and values, in the order of the names."""
+    said = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
+    sha = hashlib.sha256(json.dumps(said).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

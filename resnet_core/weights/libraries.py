@@ -19,26 +19,14 @@ from torch import Tensor
 
 from resnet_core.foundation.errors import first_line
 from resnet_core.models.resnet import TABLE_1, WIDER
+from resnet_core.weights.containers import read_container
 from resnet_core.weights.files import load_weights, read_weights
-from resnet_core.weights.header import WeightsError, check_file
+from resnet_core.weights.header import WeightsError
 from resnet_core.weights.names import KERAS_VARIABLES
-from resnet_core.weights.pickles import CALLS, check_memory, check_pickles
 
 NETWORKS = (*TABLE_1, *WIDER)
 IMAGE_SIZE = 64  # of the random images by which two networks are compared
 KERAS_EPSILON, EPSILON = 1.001e-5, 1e-5  # added to the variance: keras.applications' ResNets, torch's BatchNorm
-
-# What a Composer checkpoint calls, other than for tensors -> with how many arguments. All of it is read as `Ignored`:
-# none of these objects is ever built.
-COMPOSER_CALLS = {
-    "datetime timedelta": (3,),
-    "numpy dtype": (3,),
-    "numpy ndarray": (),
-    "numpy._core.multiarray _reconstruct": (3,),
-    "numpy.core.multiarray _reconstruct": (3,),
-    "torch.torch_version TorchVersion": (1,),
-}
-TEXT_CALLS = {"_codecs encode": (2,)}  # bytes in pickles of protocol 2; torch.load does it itself
 
 Network = Callable[[Tensor], Tensor]  # images [N, 3, H, W] -> logits
 
@@ -167,31 +155,15 @@ def config_beside(file: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a JSON object ({error}); fetch it again") from error
 
 
-class Ignored:
-    """Stands where a checkpoint holds something other than a tensor."""
-
-    def __init__(self, *values: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
 def read_composer(path: Path, allow_pickle: bool) -> Original:
     """A checkpoint of Composer's Trainer, whose network was torchvision's."""
-    bare = "save the bare weights, torch.save(model.module.state_dict(), ...), and convert them from torchvision"
-    if not allow_pickle:
-        raise WeightsError(
-            f"{path} is a pickle, which is read only on request: pass allow_pickle=True (--allow-pickle), or {bare}"
-        )
-    size = check_file(path)
     try:
-        stored = check_pickles(path, size, {**CALLS, **COMPOSER_CALLS, **TEXT_CALLS})
-        with torch.serialization.safe_globals([(Ignored, name.replace(" ", ".")) for name in COMPOSER_CALLS]):
-            tensors = torch.load(path, map_location="cpu", weights_only=True)["state"]["model"]
-        check_memory(tensors, stored, path)
-    except WeightsError:
-        raise
-    except Exception as error:  # of any type, as the bytes are anyone's
-        raise WeightsError(f"{path} is not a checkpoint of Composer's Trainer ({first_line(error)}); {bare}") from error
+        tensors = read_container(path).content["state"]["model"]
+    except (TypeError, LookupError) as error:
+        raise WeightsError(
+            f"{path} is not a checkpoint of Composer's Trainer ({first_line(error)}); save the bare weights, "
+            "torch.save(model.module.state_dict(), ...), and convert them from torchvision"
+        ) from error
     return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
 
 

@@ -1,217 +1,581 @@
-"""Tensors from torch.save's pickles: torch.load(weights_only=True), after a look at what the pickle would do.
+"""Pickles, read without bringing anything to life: nothing is imported, constructed or called.
 
-Nothing that a pickle says is done before it is known to make tensors in plain containers, of no more bytes than the
-file has.
+A pickle is a program for a small stack machine. This module runs it on plain values, on tensors that it builds itself
+from storages, and on `Inert` placeholders for everything else. Memory stays in proportion to the file: whatever an
+opcode makes is charged to a budget before it is made.
 """
 
 from __future__ import annotations
 
+import math
 import pickletools
 import re
-import struct
-from collections import namedtuple
-from collections.abc import Mapping
-from enum import Enum
-from io import BytesIO
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+import sys
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
+import numpy
 import torch
 from torch import Tensor
 
-from resnet_core.foundation.errors import first_line, shortened
-from resnet_core.weights.header import INDEX_LIMIT, WeightsError, check_file
-
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle
-LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, keys of its storages
-CALLS = {  # what torch.save writes calls of -> with how many arguments; the types of tensors up to torch 0.3
-    "collections OrderedDict": (0, 1), "torch.nn.parameter Parameter": (1, 2), "torch._utils _rebuild_parameter": (3,),
-    "torch._utils _rebuild_tensor": (4,), "torch._utils _rebuild_tensor_v2": (6, 7),
-    "torch FloatTensor": (0,), "torch LongTensor": (0,),
+LARGEST = 1 << 48  # values of a tensor
+BUDGET, BUDGET_PER_BYTE = 48 << 20, 8  # bytes of memory for a pickle, and more for each byte of its file
+ENTRY, TENSOR, ODD_KEY = 104, 1024, 4096  # bytes charged for an entry of a dict, a tensor, a key that may collide
+LARGEST_RANK, LARGEST_KEY, DEEPEST = 64, 1000, 200
+LARGEST_INTEGER = 1024  # bits; numpy's generators have 128, and Python cannot print 15,000
+RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # since Python 2
+DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
+    "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
 }  # fmt: skip
-STORAGE = re.compile(r"torch \w+Storage")
-IN_PLACE = {"SETITEM", "SETITEMS", "APPEND", "APPENDS", "BUILD"}
-
-# The zip format's records, by the names of PKWARE's APPNOTE. The last 98 bytes of torch's zips are three of them.
-ZIP_END = struct.Struct("<4sQHHIIQQQQ 4sIQI 4sHHHHIIH")
-ZipEnd = namedtuple(
-    "ZipEnd",
-    "signature64 size made_by needed disk64 directory_disk64 entries_here64 entries directory_size directory_offset "
-    "locator_signature end_disk end_offset disks "
-    "signature disk directory_disk entries_here entries32 directory_size32 directory_offset32 comment_length",
-)
-ZIP_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
-ZipEntry = namedtuple(
-    "ZipEntry",
-    "signature made_by needed flags method time date crc32 stored_size size name_length extra_length comment_length "
-    "disk internal external offset",
-)
+ARRAYS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}  # numpy's dtypes
+STORAGE_TYPE = re.compile(r"torch\.(?:cuda\.|storage\.)?(\w+Storage)")
+TENSOR_TYPE = re.compile(r"torch\.(?:cuda\.)?\w*Tensor")  # the types of tensors up to torch 0.3
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save's. Raises WeightsError for a file that is anything else."""
-    remedy = "save only model.state_dict(), with torch.save or, better, write_weights"
-    size = check_file(path)
-    try:
-        stored = check_pickles(path, size, CALLS)
-    except (ValueError, IndexError, KeyError, struct.error) as error:
-        raise WeightsError(f"{path} is refused as a pickle of weights: {first_line(error)}; {remedy}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # of any type, as the bytes are anyone's
-        kind = type(error).__name__
-        raise WeightsError(f"{path} is refused by torch.load ({kind}); fetch it again, or {remedy}") from error
+class Inert:
+    """Stands where a pickle has something other than a plain value or a tensor. It does nothing.
 
-    nested = [content[key] for key in ("state_dict", "model") if is_dict(content) and is_dict(content.get(key))]
-    tensors = nested[0] if nested else content
-    if not is_dict(tensors):
-        raise WeightsError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors; {remedy}")
-    foreign = [str(name) for name, value in tensors.items() if not isinstance(name, str) or not is_plain(value)]
-    if foreign:
-        raise WeightsError(f"{path} holds other things than named tensors: {shortened(foreign)}; {remedy}")
-    check_memory(tensors, stored, path)
-    return {name: value.detach() for name, value in tensors.items()}
-
-
-def check_memory(tensors: Mapping[str, Tensor], stored: int, path: Path) -> None:
-    """Raises WeightsError where tensors are larger than what the file at `path` has stored of them, in bytes."""
-    storages = {name: value.untyped_storage() for name, value in tensors.items()}
-    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages.values()}.values())
-    spread = [name for name, value in tensors.items() if value.numel() * value.itemsize > storages[name].nbytes()]
-    if claimed > stored or spread:
-        claims = shortened(spread) or f"{claimed} of {stored}"
-        raise WeightsError(f"{path} claims more bytes than it has ({claims}); fetch it again")
-
-
-def check_pickles(path: Path, size: int, calls: Mapping[str, tuple[int, ...]]) -> int:
-    """The bytes that a file of torch.save's keeps for tensors, after a look at its pickles. Raises ValueError."""
-    with path.open("rb") as file:
-        start = file.read(len(LEGACY_START))
-        if start.startswith(b"PK\x03\x04"):
-            offset, length, stored = pickle_member(file, size)
-            file.seek(offset + 26)
-            name, extra = struct.unpack("<HH", file.read(4))
-            file.seek(offset + 30 + name + extra)
-            check_pickle(BytesIO(file.read(length)), calls)
-            return stored
-        if start == LEGACY_START:
-            file.seek(0)
-            stream = BytesIO(file.read(INDEX_LIMIT))
-            for _ in range(LEGACY_PICKLES):
-                check_pickle(stream, calls)
-            return size - stream.tell()
-    raise ValueError("it has neither of torch.save's two forms")
-
-
-def pickle_member(file: IO[bytes], size: int) -> tuple[int, int, int]:
-    """Where a zip's `data.pkl` lies, how long it is, and the bytes of all members: no more than the file has.
-
-    torch.save compresses nothing, so a member's size is what the file has of it. The end must be just as torch
-    writes it: zip readers that find different directories in one file see different members.
+    `kind` is the qualified name of the type, or of the function that would have made the value. `arguments` is what the
+    pickle gave it, and None where the pickle only names it. `state` was set into it, `elements` were appended or
+    added, `entries` were set under keys.
     """
-    end_offset = size - ZIP_END.size
-    file.seek(max(end_offset, 0))
-    end = ZipEnd._make(ZIP_END.unpack(file.read()))
-    signatures = (end.signature64, end.locator_signature, end.signature)
-    if signatures != (b"PK\6\6", b"PK\6\7", b"PK\5\6") or end.end_offset != end_offset or end.comment_length:
-        raise ValueError("torch did not write this zip")
-    length = end.directory_size
-    if length > INDEX_LIMIT or end.directory_offset + length != end_offset:
-        raise ValueError(f"the zip's directory of {length} bytes is misplaced or has more than {INDEX_LIMIT}")
 
-    file.seek(end.directory_offset)
-    directory, position, pickles, total = file.read(length), 0, [], 0
-    for _ in range(end.entries):
-        entry = ZipEntry._make(ZIP_ENTRY.unpack_from(directory, position))
-        after_name = position + ZIP_ENTRY.size + entry.name_length
-        name = directory[position + ZIP_ENTRY.size : after_name].decode("ascii")
-        is_stored = entry.signature == b"PK\1\2" and not entry.method and entry.stored_size == entry.size
-        if not is_stored or not name.isprintable() or 0xFFFFFFFF in (entry.size, entry.offset):
-            raise ValueError(f"its member {name[:60]!a} is compressed, malformed, or beyond 4 GiB")
-        total += entry.size
-        pickles += [(entry.offset, entry.size)] if name.lower().endswith("/data.pkl") else []
-        position = after_name + entry.extra_length + entry.comment_length
+    __slots__ = ("arguments", "became", "elements", "entries", "kind", "state")
 
-    if total > size or position != length:
-        raise ValueError(f"the zip has {size} bytes, and its members claim {total}")
-    if len(pickles) != 1 or pickles[0][1] > INDEX_LIMIT:
-        raise ValueError(f"the zip needs one data.pkl of at most {INDEX_LIMIT} bytes")
-    return *pickles[0], total
+    def __init__(self, kind: str, arguments: Any = None) -> None:
+        self.kind = kind
+        self.arguments = arguments
+        self.state: Any = None
+        self.elements: list[Any] = []
+        self.entries: dict[Any, Any] = {}
+        self.became: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"<inert {self.kind[:80]}>"
 
 
-class Kind(Enum):
-    """How the pickle made a value, as far as it matters to what may be done with it."""
+class Storage(Inert):
+    """Numbers that tensors are views of; `untyped` is None where the file has none to read, or quantized ones."""
 
-    GLOBAL = "a function or a type, with its name"
-    TUPLE = "a tuple, with its length"
-    REPEATED = "a value that was made before"
-    OTHER = "anything else"
+    __slots__ = ("dtype", "size", "untyped")
 
-
-class Made(NamedTuple):
-    kind: Kind
-    name: str = ""
-    length: int = 0
+    def __init__(self, kind: str, dtype: torch.dtype, size: int, untyped: torch.UntypedStorage | None) -> None:
+        super().__init__(kind, ())
+        self.dtype = dtype
+        self.size = size
+        self.untyped = untyped
 
 
-def check_pickle(stream: IO[bytes], calls: Mapping[str, tuple[int, ...]]) -> None:
-    """Follows a pickle without doing what it says. Raises ValueError unless it makes tensors in plain containers.
+class Storages:
+    """Finds the storages that a pickle refers to. `take(key, size)` makes one of `size` bytes from the file."""
 
-    torch.load's own rules allow more: calls that take memory out of all proportion, as `bytearray(10**12)` or a
-    thousand copies of one dict. Here only `calls` are called, and nothing is copied more often than it is written down.
+    def __init__(self, take: Callable[[str, int], torch.UntypedStorage]) -> None:
+        self.take = take
+        self.found: dict[str, Storage] = {}
+
+    def __call__(self, reference: Any) -> Any:
+        """The storage of a persistent id, as torch.save writes it. Raises ValueError for another."""
+        match reference:
+            case ("module", content, *_):  # with its source, in files of torch before 1.6
+                return content
+            case ("storage", Inert(kind=kind), str(key), location, int(count)):
+                return self.find(kind, key, location, count)
+            case ("storage", Inert(kind=kind), str(key), location, int(count), view):
+                storage = self.find(kind, key, location, count)
+                return storage if view is None else self.part(storage, *view)
+        raise ValueError("it refers to something outside that is not a storage")
+
+    def find(self, kind: str, key: str, location: Any, count: int) -> Storage:
+        """The storage under `key`, which has `count` values of the type `kind`."""
+        known = STORAGE_TYPE.fullmatch(kind)
+        if known is None or known[1] not in STORAGES or not 0 <= count <= LARGEST:
+            raise ValueError(f"it has a storage of the unknown type {kind[:80]!a} or of an impossible size")
+        dtype = STORAGES[known[1]]
+        size = count * dtype.itemsize
+        if key not in self.found:
+            empty = location == "meta" or dtype in QUANTIZED
+            self.found[key] = Storage(kind, dtype, size, None if empty else self.take(key, size))
+        storage = self.found[key]
+        if storage.size != size:
+            raise ValueError(f"it claims {storage.size} and {size} bytes for the same storage {key[:80]!a}")
+        return storage if storage.dtype == dtype else Storage(kind, dtype, size, storage.untyped)
+
+    def part(self, storage: Storage, key: str, offset: int, count: int) -> Storage:
+        """A storage that is a part of another, as torch before 0.4 wrote them."""
+        start, size = offset * storage.dtype.itemsize, count * storage.dtype.itemsize
+        if not 0 <= start <= start + size <= storage.size:
+            raise ValueError(f"its storage {str(key)[:80]!a} lies outside of the storage that it is a part of")
+        untyped = None if storage.untyped is None else storage.untyped[start : start + size]
+        return Storage(storage.kind, storage.dtype, size, untyped)
+
+
+def no_storages(reference: Any) -> Any:
+    raise ValueError("it refers to storages, and has none")
+
+
+class Unpickler:
+    """Runs one pickle at a time from a stream.
+
+    `stream.read(n)` must not take more memory than the stream has bytes; io.BytesIO does not.
     """
-    stack: list[Made] = []
-    memo: dict[int, Made] = {}
-    marks: list[int] = []
-    value: Any
-    for opcode, value, _ in pickletools.genops(stream):
-        # What the opcode takes from the stack: a fixed number of values, below those back to the last mark.
-        takes = opcode.stack_before
-        operands: list[Made] = []
+
+    def __init__(self, stream: IO[bytes], file_size: int, storages: Callable[[Any], Any] = no_storages) -> None:
+        self.stream = stream
+        self.storages = storages
+        self.budget = BUDGET + BUDGET_PER_BYTE * file_size
+
+    def charge(self, size: int) -> None:
+        """Takes bytes from the budget. Raises ValueError where it is exhausted."""
+        self.budget -= size
+        if self.budget < 0:
+            raise ValueError("it takes more memory than a file of its size may")
+
+    def load(self) -> Any:
+        """What the next pickle of the stream makes. Raises ValueError, or what Python raises for malformed bytes."""
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        for opcode, value, _ in pickletools.genops(self.stream):
+            if opcode.name == "MARK":
+                self.marks.append(len(self.stack))
+            elif opcode.name == "POP" and self.marks[-1:] == [len(self.stack)]:
+                self.marks.pop()
+            else:
+                operands = self.pop(opcode.stack_before)
+                made = self.make(opcode.name, value, operands)
+                self.stack += [made] * len(opcode.stack_after)
+            self.charge(8)
+        return made
+
+    def pop(self, takes: list[pickletools.StackObject]) -> list[Any]:
+        """The values that an opcode takes from the stack: a fixed number below those back to the last mark."""
+        operands: list[Any] = []
         if pickletools.markobject in takes:
-            start = marks.pop()
-            operands, stack[start:] = stack[start:], []
+            start = self.marks.pop()
+            operands = self.stack[start:]
+            del self.stack[start:]
             takes = takes[: takes.index(pickletools.markobject)]
-        operands = [stack.pop() for _ in takes][::-1] + operands
+        if len(takes) > len(self.stack) - (self.marks[-1] if self.marks else 0):
+            raise ValueError("its opcodes take more values than there are")
+        start = len(self.stack) - len(takes)
+        operands[:0] = self.stack[start:]
+        del self.stack[start:]
+        return operands
 
-        # What it makes of them.
-        made = Made(Kind.OTHER)
-        match opcode.name:
-            case "MARK":
-                marks.append(len(stack))
-                continue
-            case "BINPUT" | "LONG_BINPUT":
-                memo[value] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                made = memo[value] if memo[value].kind is Kind.GLOBAL else Made(Kind.REPEATED)
-            case "GLOBAL":
-                made = Made(Kind.GLOBAL, name=value)
-                if value not in calls and not STORAGE.fullmatch(value):
-                    raise ValueError(f"it names {value.replace(' ', '.')[:80]!a}, which is not a part of a tensor")
+    def make(self, opcode: str, value: Any, operands: list[Any]) -> Any:
+        """What an opcode makes of its argument and its operands."""
+        match opcode:
+            case "BINGET" | "LONG_BINGET" | "GET":
+                found = self.memo[value]
+                return found.became if isinstance(found, Inert) and found.became is not None else found
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self.charge(ENTRY)
+                self.memo[value] = self.stack[-1]
+            case "MEMOIZE":
+                self.charge(ENTRY)
+                self.memo[len(self.memo)] = operands[0]
+                return operands[0]
+
+            # Containers.
             case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                repeats = [each.kind for each in operands] == [Kind.REPEATED]
-                made = Made(Kind.REPEATED) if repeats else Made(Kind.TUPLE, length=len(operands))
+                return self.charged(tuple(operands))
+            case "EMPTY_LIST" | "LIST":
+                return self.charged(operands)
+            case "EMPTY_DICT" | "DICT":
+                return self.set_items(self.charged({}), operands)
+            case "EMPTY_SET" | "FROZENSET":
+                return self.append(self.inert("builtins.set", ()), operands)
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                return self.append(operands[0], operands[1:])
+            case "SETITEM" | "SETITEMS":
+                return self.set_items(operands[0], operands[1:])
+
+            # Names, calls and state.
+            case "GLOBAL":
+                return self.named(*value.split(" ", 1))
+            case "STACK_GLOBAL":
+                return self.named(*operands)
+            case "EXT1" | "EXT2" | "EXT4":
+                return self.inert(f"copyreg.extension_{value}")
             case "REDUCE" | "NEWOBJ":
-                check_call(calls, *operands)
-            case name if name in IN_PLACE:
-                made = operands[0]
-                if name == "BUILD" and operands[1].kind is Kind.REPEATED:
-                    raise ValueError("it copies one value many times")
-        stack += [made] * len(opcode.stack_after)
+                return self.call(*operands)
+            case "NEWOBJ_EX":
+                return self.call(operands[0], operands[1], operands[2])
+            case "INST":
+                return self.call(self.named(*value.split(" ", 1)), self.charged(tuple(operands)))
+            case "OBJ":
+                return self.call(operands[0], self.charged(tuple(operands[1:])))
+            case "BUILD":
+                return self.build(*operands)
+            case "BINPERSID":
+                self.charge(ENTRY)
+                return self.storages(operands[0])
+            case "PERSID" | "NEXT_BUFFER":
+                raise ValueError("it refers to data outside of the file")
+
+            # Plain values.
+            case "NONE":
+                return None
+            case "NEWTRUE" | "NEWFALSE":
+                return opcode == "NEWTRUE"
+            case "STRING" | "BINSTRING" | "SHORT_BINSTRING":
+                return self.charged(text_of_python2(value))
+            case "DUP" | "READONLY_BUFFER" | "STOP":
+                return operands[0]
+            case "POP" | "POP_MARK" | "PROTO" | "FRAME":
+                return None
+            case _:
+                if isinstance(value, int) and value.bit_length() > LARGEST_INTEGER:
+                    return self.inert("builtins.int", ())
+                return self.charged(bytes(value) if isinstance(value, bytearray) else value)
+
+    def charged(self, value: Any) -> Any:
+        self.charge(sys.getsizeof(value))
+        return value
+
+    def inert(self, kind: str, arguments: Any = None) -> Inert:
+        self.charge(3 * ENTRY)
+        return Inert(kind, arguments)
+
+    def append(self, target: Any, items: list[Any]) -> Any:
+        self.charge(9 * len(items))
+        if not isinstance(target, list | Inert):
+            raise ValueError(f"it appends to a {type(target).__name__}")
+        (target if isinstance(target, list) else target.elements).extend(items)
+        return target
+
+    def set_items(self, target: Any, items: list[Any]) -> Any:
+        """The dict or placeholder after keys and values, which alternate in `items`, were set."""
+        self.charge(ENTRY * (len(items) // 2))
+        if not isinstance(target, dict | Inert):
+            raise ValueError(f"it sets items of a {type(target).__name__}")
+        entries = target if isinstance(target, dict) else target.entries
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str):
+                self.check_key(key)
+            entries[key] = value
+        return target
+
+    def check_key(self, key: Any) -> None:
+        """Raises ValueError for a tuple that takes too long to hash, as one of tuples of the same tuples.
+
+        Only text and bytes have hashes that the file's author cannot foresee. The charge bounds the number of the
+        others, since keys of the same hash take time that grows with the square of their number.
+        """
+        if isinstance(key, tuple) or (isinstance(key, int) and key.bit_length() > 64):
+            self.charge(ODD_KEY)
+        waiting, count = [key], 0
+        while waiting:
+            each = waiting.pop()
+            count += 1
+            if count + len(waiting) > LARGEST_KEY:
+                raise ValueError("it has a key of too many parts")
+            waiting += each if isinstance(each, tuple) else []
+
+    def named(self, module: Any, name: Any) -> Inert:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("it names something with other things than text")
+        return self.inert(self.charged(f"{RENAMED.get(module, module)}.{name}"))
+
+    def call(self, function: Any, arguments: Any, keywords: Any = None) -> Any:
+        """What takes the place of a call: a tensor, a plain dict or bytes from what CALLS lists, or a placeholder."""
+        if type(function) is not Inert or not isinstance(arguments, tuple):
+            raise ValueError(f"it calls a {type(function).__name__}")
+        if function.arguments is not None:  # the result of another call
+            return self.inert(function.kind, (function, arguments))
+        self.charge(8 * len(arguments))
+        if function.kind in CALLS and not keywords:
+            return CALLS[function.kind](self, *arguments)
+        made = self.inert(function.kind, arguments)
+        made.state = keywords
+        return made
+
+    def build(self, target: Any, state: Any) -> Any:
+        """The target after its state was set, or the tensor that the state makes of it."""
+        if isinstance(target, dict):  # an OrderedDict's attributes, such as state_dict's versions
+            return target
+        if isinstance(target, Tensor) and (isinstance(state, dict) or (isinstance(state, tuple) and len(state) == 3)):
+            return target  # its attributes, or a Parameter's gradient and hooks
+        if type(target) is not Inert:
+            raise ValueError(f"it sets the state of a {type(target).__name__}")
+        target.state = state
+        match target, state:
+            case Inert(kind="numpy.ndarray", arguments=()), (_, shape, Inert(kind="numpy.dtype") as dtype, order, data):
+                target.became = array(self, dtype, shape, "F" if order else "C", data)
+            case Inert(kind=kind, arguments=()), (Storage() as storage, *place) if TENSOR_TYPE.fullmatch(kind):
+                target.became = tensor(self, storage, *place)
+        return target if target.became is None else target.became
 
 
-def check_call(calls: Mapping[str, tuple[int, ...]], function: Made, arguments: Made) -> None:
-    """Raises ValueError for a call that torch.save does not write."""
-    if arguments.kind is Kind.REPEATED:
-        raise ValueError("it copies one value many times")
-    if arguments.kind is not Kind.TUPLE or arguments.length not in calls.get(function.name, ()):
-        raise ValueError(f"it calls {function.name[:80]!a} with other arguments than a tensor's")
+def text_of_python2(value: str) -> str | bytes:
+    """Python 2's text, which may be any bytes, as pickletools reads it: under the name Latin-1."""
+    data = value.encode("latin-1")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
-def is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+# What takes the place of calls: each gets the unpickler and the call's arguments.
 
 
-def is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with values."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
+def tensor(
+    unpickler: Unpickler, storage: Any, offset: int, shape: Any, stride: Any, dtype: torch.dtype | None = None
+) -> Any:
+    """A view of a storage, checked against its size before it is made."""
+    if not isinstance(storage, Storage):
+        raise ValueError("it makes a tensor without a storage")
+    if storage.untyped is None:
+        kind = "quantized" if storage.dtype in QUANTIZED else "meta"
+        return unpickler.inert(f"torch.Tensor ({kind})", (storage, offset, shape, stride))
+    dtype = dtype or storage.dtype
+    shape, stride = sizes(shape), sizes(stride)
+    if len(shape) != len(stride) or type(offset) is not int or offset < 0:
+        raise ValueError("it has a tensor of an impossible stride or offset")
+    values = math.prod(shape)
+    if math.prod(each or 1 for each in shape) > LARGEST:
+        raise ValueError("it has a tensor of too many values")
+    last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+    available = storage.untyped.nbytes()
+    if values and (last + 1) * dtype.itemsize > available:
+        raise ValueError(f"it has a tensor that ends after {(last + 1) * dtype.itemsize} of {available} bytes")
+
+    # A view may show the same numbers many times, as `expand` does. Whoever copies it needs memory for all.
+    unpickler.charge(TENSOR + max(0, values * dtype.itemsize - available))
+    made = torch.empty(0, dtype=dtype, device="cpu")
+    return made.set_(storage.untyped, offset, shape, stride)
+
+
+def sizes(value: Any) -> tuple[int, ...]:
+    """A shape or a stride, which may be a torch.Size. Raises ValueError for an impossible one."""
+    if isinstance(value, Inert) and value.kind == "torch.Size" and value.arguments:
+        value = value.arguments[0]
+    if not isinstance(value, tuple | list) or len(value) > LARGEST_RANK:
+        raise ValueError("it has a tensor whose shape is not a few numbers")
+    if not all(type(each) is int and 0 <= each < 1 << 62 for each in value):
+        raise ValueError("it has a tensor of an impossible shape")
+    return tuple(value)
+
+
+def tensor_v2(
+    unpickler: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any,
+    metadata: Any = None,
+) -> Any:  # fmt: skip
+    return resolved(tensor(unpickler, storage, offset, shape, stride), metadata)
+
+
+def tensor_v3(
+    unpickler: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any,
+    dtype: Any, metadata: Any = None,
+) -> Any:  # fmt: skip
+    return resolved(tensor(unpickler, storage, offset, shape, stride, DTYPES[dtype.kind]), metadata)
+
+
+def resolved(made: Any, metadata: Any) -> Any:
+    """The tensor with its lazy conjugation and negation."""
+    if isinstance(made, Tensor) and isinstance(metadata, dict):
+        made = made.conj() if metadata.get("conj") else made
+        made = torch._neg_view(made) if metadata.get("neg") else made
+    return made
+
+
+def parameter(unpickler: Unpickler, data: Any = None, *rest: Any) -> Any:
+    return unpickler.inert("torch.Tensor", ()) if data is None else data
+
+
+def device_tensor(unpickler: Unpickler, data: Any, dtype: Any, *rest: Any) -> Any:
+    """A tensor of a device without storages, such as a TPU, which torch stores as an array or a tensor."""
+    if isinstance(data, Tensor) and data.dtype != DTYPES[dtype.kind]:
+        unpickler.charge(data.numel() * DTYPES[dtype.kind].itemsize)
+        return data.to(DTYPES[dtype.kind])
+    return data
+
+
+def tensor_of_type(unpickler: Unpickler, function: Any, type_: Any, arguments: Any, *state: Any) -> Any:
+    """A tensor with attributes, or of a type of somebody's: the plain tensor."""
+    made = unpickler.call(function, arguments)
+    return made if isinstance(made, Tensor) else unpickler.inert(type_.kind, (made, *state))
+
+
+def special(kind: str) -> Callable[..., Inert]:
+    """A tensor without plain numbers, as a placeholder that says what it is."""
+    return lambda unpickler, *arguments: unpickler.inert(f"torch.Tensor ({kind})", arguments)
+
+
+def plain_dict(unpickler: Unpickler, items: Any = ()) -> dict[Any, Any]:
+    """A dict from nothing, a dict, or a list of pairs."""
+    if not isinstance(items, dict | list | tuple):
+        raise ValueError(f"it makes a dict of a {type(items).__name__}")
+    made: dict[Any, Any] = {}
+    for key, value in items.items() if isinstance(items, dict) else items:
+        unpickler.set_items(made, [key, value])
+    return made
+
+
+def default_dict(unpickler: Unpickler, factory: Any = None, items: Any = ()) -> dict[Any, Any]:
+    return plain_dict(unpickler, items)
+
+
+def counter(unpickler: Unpickler, counts: dict[Any, Any]) -> dict[Any, Any]:
+    return plain_dict(unpickler, {**counts})
+
+
+def plain_set(unpickler: Unpickler, items: list[Any] | tuple[Any, ...] = ()) -> Any:
+    return unpickler.append(unpickler.inert("builtins.set", ()), [*items])
+
+
+def encode(unpickler: Unpickler, text: Any, codec: Any = "") -> Any:
+    """Bytes, which protocol 2 of Python 3 writes as text."""
+    if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
+        return unpickler.inert("_codecs.encode", (text, codec))
+    unpickler.charge(len(text))
+    return text.encode("latin-1")
+
+
+def reconstructed(unpickler: Unpickler, type_: Any, *arguments: Any) -> Inert:
+    """An object that gets its state later."""
+    return unpickler.inert(type_.kind, ())
+
+
+def new_object(unpickler: Unpickler, type_: Any, *arguments: Any) -> Any:
+    return unpickler.call(type_, arguments)
+
+
+def array_from_buffer(unpickler: Unpickler, data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
+    made = array(unpickler, dtype, shape, order, data)
+    return unpickler.inert("numpy.ndarray", (data, dtype, shape, order)) if made is None else made
+
+
+def array(unpickler: Unpickler, dtype: Any, shape: Any, order: Any, data: Any) -> Tensor | None:
+    """The tensor of a numpy array of plain numbers; None for any other array."""
+    match dtype:
+        case Inert(kind="numpy.dtype", arguments=(str(code), *_), state=(_, ("<" | ">" | "|") as endian, *_)):
+            pass
+        case _:
+            return None
+    data = data.encode() if isinstance(data, str) else data
+    if code not in ARRAYS or not isinstance(data, bytes):
+        return None
+    kind, shape = numpy.dtype(endian + code), sizes(shape)
+    if len(data) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"it has an array of {len(data)} bytes for a {code} of shape {list(shape)[:9]}")
+    unpickler.charge(TENSOR + 2 * len(data))
+    values = numpy.ndarray(shape, kind, data, order="F" if order == "F" else "C")
+    return torch.from_numpy(values.astype(kind.newbyteorder("="), order="K"))
+
+
+TENSORS: dict[str, Callable[..., Any]] = {
+    "_rebuild_tensor": tensor,
+    "_rebuild_tensor_v2": tensor_v2,
+    "_rebuild_tensor_v3": tensor_v3,
+    "_rebuild_parameter": parameter,
+    "_rebuild_parameter_with_state": parameter,
+    "_rebuild_device_tensor_from_numpy": device_tensor,
+    "_rebuild_device_tensor_from_cpu_tensor": device_tensor,
+    "_rebuild_xla_tensor": device_tensor,
+    "_rebuild_sparse_tensor": special("sparse"),
+    "_rebuild_sparse_csr_tensor": special("sparse"),
+    "_rebuild_nested_tensor": special("nested"),
+    "_rebuild_qtensor": special("quantized"),
+    "_rebuild_meta_tensor_no_storage": special("meta"),
+    "_rebuild_wrapper_subclass": special("wrapper"),
+}
+CALLS: dict[str, Callable[..., Any]] = {
+    **{f"torch._utils.{name}": function for name, function in TENSORS.items()},
+    "torch.nn.parameter.Parameter": parameter,
+    "torch.nn.parameter.Buffer": parameter,
+    "torch.autograd.variable.Variable": parameter,
+    "torch._tensor._rebuild_from_type": tensor_of_type,
+    "torch._tensor._rebuild_from_type_v2": tensor_of_type,
+    "torch.tensor._rebuild_from_type": tensor_of_type,
+    "torch.tensor._rebuild_from_type_v2": tensor_of_type,
+    "collections.OrderedDict": plain_dict,
+    "collections.Counter": counter,
+    "builtins.set": plain_set,
+    "builtins.frozenset": plain_set,
+    "collections.defaultdict": default_dict,
+    "_codecs.encode": encode,
+    "copyreg._reconstructor": reconstructed,
+    "copyreg.__newobj__": new_object,
+    "numpy.core.multiarray._reconstruct": reconstructed,
+    "numpy._core.multiarray._reconstruct": reconstructed,
+    "numpy.core.numeric._frombuffer": array_from_buffer,
+    "numpy._core.numeric._frombuffer": array_from_buffer,
+}
+
+
+# What a pickle made, looked through.
+
+
+def walk(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value with the keys that lead to it, the outer ones first; what a container holds is visited once.
+
+    So it ends for content that holds itself, and takes no longer than the file for content that holds one value many
+    times. Values more than DEEPEST levels down are left out.
+    """
+    yield (), content
+    waiting = [(content, -1, "", 0)]  # a container, its parent's place in this list, its key, its depth
+    seen = {id(content)}
+    for place, (container, above, key, depth) in enumerate(waiting):
+        path = []
+        while above >= 0:
+            path += [key] if key else []
+            _, above, key, _ = waiting[above]
+        for name, value in parts(container):
+            yield (*path[::-1], *([name] if name else [])), value
+            if isinstance(value, dict | list | tuple | Inert) and id(value) not in seen and depth < DEEPEST:
+                seen.add(id(value))
+                waiting.append((value, place, name, depth + 1))
+
+
+def parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in a container, by key or number, and those in a placeholder, which lie under its own name."""
+    if isinstance(value, dict):
+        yield from ((str(key) if isinstance(key, str | int) else "", each) for key, each in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((str(number), each) for number, each in enumerate(value))
+    elif isinstance(value, Inert):
+        held = (value.entries, value.elements, value.state, value.arguments)
+        yield from (("", each) for each in held if each is not None)
+
+
+def module_tensors(module: Inert) -> dict[str, Tensor]:
+    """The state dict of a pickled `nn.Module`, or of a module in a TorchScript archive; empty for anything else.
+
+    Raises ValueError where modules hold each other.
+    """
+    named: dict[str, Tensor] = {}
+    waiting, left = [("", module)], 1 << 26  # bytes for all names
+    while waiting:
+        prefix, each = waiting.pop()
+        state = each.state if isinstance(each.state, dict) else {}
+        unsaved = state.get("_non_persistent_buffers_set")
+        left_out = {name for name in unsaved.elements if isinstance(name, str)} if isinstance(unsaved, Inert) else set()
+        left -= 8 * len(left_out)
+
+        inner = []
+        for name, value in own_parts(state):
+            left -= len(prefix) + 200
+            if left < 0:
+                raise ValueError("it has modules that hold each other")
+            if isinstance(value, Tensor) and name not in left_out:
+                named[f"{prefix}{name}"] = value
+            elif isinstance(value, Inert) and isinstance(value.state, dict):
+                inner.append((f"{prefix}{name}.", value))
+        waiting += inner[::-1]
+    return named
+
+
+def own_parts(state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """A module's parameters, buffers and modules by name. TorchScript keeps them side by side."""
+    groups = [state.get(key) for key in ("_parameters", "_buffers", "_modules")] if "_modules" in state else [state]
+    for group in groups:
+        if isinstance(group, dict):
+            yield from ((name, value) for name, value in group.items() if isinstance(name, str))

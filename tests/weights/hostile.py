@@ -17,8 +17,10 @@ from torch import nn
 
 from resnet_core.weights.files import write_weights
 from resnet_core.weights.header import INDEX_LIMIT
-from resnet_core.weights.pickles import LEGACY_START, ZIP_END, ZIP_ENTRY
 
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle
+ZIP_END = struct.Struct("<4sQHHIIQQQQ 4sIQI 4sHHHHIIH")  # the three records at the end of torch's zips
+ZIP_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 GIB = 1 << 30
 

@@ -164,9 +164,7 @@ def test_a_composer_checkpoint_converts_without_bringing_anything_else_to_life(n
     state |= {"timestamp": {"wall": datetime.timedelta(seconds=1)}, "optimizers": {"SGD": {"state": {}}}}
     checkpoint = {"state": state, "rng": [{"numpy": np.arange(4, dtype=np.uint32)}]}
     torch.save(checkpoint, tmp_path / "ep1.pt")
-    with pytest.raises(WeightsError, match="allow_pickle=True"):
-        convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer")
-    conversion = convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+    conversion = convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer")
     assert (conversion.model, conversion.largest_difference) == ("resnet18", 0.0)
 
 
@@ -175,20 +173,12 @@ class Evil:
         return (print, ("executed",))
 
 
-def test_a_composer_checkpoint_with_code_in_it_is_refused(network, tmp_path, capsys):
+def test_code_in_a_composer_checkpoint_does_not_run(network, tmp_path, capsys):
     state = {"model": {f"module.{name}": value for name, value in network.state_dict().items()}}
     torch.save({"state": state, "rng": Evil()}, tmp_path / "ep1.pt")
-    with pytest.raises(WeightsError, match=r"ep1\.pt.*torchvision"):
-        convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+    conversion = convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
+    assert conversion.largest_difference == 0.0
     assert capsys.readouterr().out == ""
-    assert not (tmp_path / "ours.safetensors").exists()
-
-
-def test_a_composer_checkpoint_that_would_take_memory_is_refused_before_it_is_loaded(network, tmp_path):
-    state = {"model": {f"module.{name}": value for name, value in network.state_dict().items()}}
-    torch.save({"state": state, "rng": bytearray(10)}, tmp_path / "ep1.pt")
-    with pytest.raises(WeightsError, match=r"names .__builtin__\.bytearray"):
-        convert(tmp_path / "ep1.pt", tmp_path / "ours.safetensors", source="composer", allow_pickle=True)
 
 
 def test_a_pickle_that_is_no_composer_checkpoint_is_refused(network, tmp_path):

@@ -17,6 +17,7 @@ from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import (
     WeightsError,
     WeightsInfo,
+    containers,
     files,
     find_weights,
     load_weights,
@@ -183,9 +184,9 @@ def steps(monkeypatch):
 
         monkeypatch.setattr(module, name, call)
 
-    counted(files, "read_header")
-    counted(files, "load")
-    counted(files, "read_pickle")
+    counted(containers, "read_header")
+    counted(containers, "load")
+    counted(containers, "unpickle_zip")
     counted(files, "misfits")
     counted(pretrained, "fetch")
     counted(pretrained, "build")
@@ -206,15 +207,15 @@ def test_a_file_is_read_checked_and_built_once_whoever_asks(tmp_path, steps):
     load_model(tmp_path)  # as a run's folder
     assert steps == once
     steps.clear()
-    load_model(tmp_path / "model.pth", model="resnet18", allow_pickle=True)
-    assert steps == ["read_pickle", "build", "misfits", "build"]
+    load_model(tmp_path / "model.pth", model="resnet18")
+    assert steps == ["unpickle_zip", "build", "misfits", "build"]
 
 
 def test_a_published_set_is_built_on_meta_then_fetched_and_fitted_once_whoever_asks(published, steps):
     for load in (lambda: load_model("resnet18:IMAGENET1K_V1"), lambda: resnet_core.resnet18(weights="DEFAULT")):
         steps.clear()
         load()
-        assert steps == ["build", "fetch", "read_pickle", "misfits", "build"]
+        assert steps == ["build", "fetch", "unpickle_zip", "misfits", "build"]
 
 
 def test_weights_take_as_much_randomness_as_a_network_without_them(published):
