@@ -170,10 +170,10 @@ def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
 
 
 STARTS = {
+    "safetensors": re.compile(rb".{6}\0\0\{", re.DOTALL),  # first: its length may begin with a pickle's bytes
     "legacy torch file": re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL),
     "HDF5": re.compile(rb"\x89HDF\r\n\x1a\n"),
     "pickle of arrays": re.compile(rb"\x80[\x02-\x05]|\((?:dp?|lp?)\d*\n|c(?:collections|__builtin__)\n"),
-    "safetensors": re.compile(rb".{6}\0\0\{", re.DOTALL),
 }
 OTHERS = {
     "{path} is empty; fetch it again": re.compile(rb"\Z"),
