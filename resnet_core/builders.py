@@ -35,7 +35,7 @@ __all__ = [
 
 
 class ResNetConfig(TypedDict, total=False):
-    """The arguments that a builder passes on to `ResNet`, which describes them."""
+    """The arguments that a builder passes on to `Backbone`, which describes them with `ResNet`."""
 
     num_classes: int
     zero_init_residual: bool
@@ -45,6 +45,7 @@ class ResNetConfig(TypedDict, total=False):
     norm_layer: NormLayer | None
     in_channels: int
     stride_in_1x1: bool
+    small_images: bool
     pretrained: bool
     """True means `weights="IMAGENET1K_V1"`, as in torchvision before 0.13."""
 

@@ -1,4 +1,4 @@
-"""What detectors, segmenters and fine-tuning use of a ResNet: feature maps, another head, less memory.
+"""What detectors, segmenters and fine-tuning use of a ResNet: feature maps, another head, small images, less memory.
 
 The names and signatures are timm's.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from resnet_core.models.resnet import ResNet
+from resnet_core.models.resnet import BasicBlock, Bottleneck, NormLayer, ResNet, conv3x3
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -22,10 +22,28 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 class Backbone(ResNet):
     """The ResNet that the builders return: `ResNet` itself, and the methods below in addition.
 
-    It computes, prints and saves as `ResNet` does.
+    It computes, prints and saves as `ResNet` does. `small_images` exchanges the stem for a 3x3 convolution of stride 1
+    without max-pool, so that the last stage of a 32x32 image is 4x4 and not 1x1: the form most used for CIFAR, as in
+    kuangliu/pytorch-cifar. It is not the paper's form for CIFAR, which is `CifarResNet`.
     """
 
     __jit_unused_properties__ = ("num_features", "num_classes", "feature_info")  # TorchScript cannot compile them
+
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int], num_classes: int = 1000,
+        zero_init_residual: bool = False, groups: int = 1, width_per_group: int = 64,
+        replace_stride_with_dilation: Sequence[bool] | None = None, norm_layer: NormLayer | None = None,
+        *, in_channels: int = 3, stride_in_1x1: bool = False, small_images: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            block, layers, num_classes, zero_init_residual, groups, width_per_group, replace_stride_with_dilation,
+            norm_layer, in_channels=in_channels, stride_in_1x1=stride_in_1x1,
+        )  # fmt: skip
+        if small_images:
+            # Drawn last, with torch's own start, as by those who exchange the stem of torchvision's network: the same
+            # seed gives the same weights.
+            self.conv1 = conv3x3(in_channels, 64)
+            self.maxpool = nn.Identity()  # type: ignore[assignment]
 
     def _get_name(self) -> str:
         return "ResNet"
@@ -124,6 +142,12 @@ class Backbone(ResNet):
         for name, stage in replaced.items():
             kind = RecomputedStage if enable else nn.Sequential
             self.register_module(name, kind(*stage).train(stage.training))
+
+
+def has_small_stem(network: ResNet) -> bool:
+    """Whether a network has the stem of `small_images`."""
+    conv1 = network.conv1
+    return (conv1.kernel_size, conv1.stride) == ((3, 3), (1, 1)) and isinstance(network.maxpool, nn.Identity)
 
 
 def chosen_indices(indices: int | Sequence[int] | None, count: int) -> set[int]:

@@ -148,9 +148,11 @@ def initial_model(config: ModelConfig, arguments: dict[str, Any]) -> nn.Module:
 def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int) -> dict[str, Any]:
     """All arguments of the builder of a run's network. Only the header is read of the weights that it starts from.
 
-    Raises ValueError for weights of another model, or for images with another number of channels.
+    Raises ValueError for weights of another model or with another stem, or for images with another number of channels.
     """
-    fitting = {"num_classes": num_classes, "in_channels": in_channels}
+    fitting: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    if config.small_images:
+        fitting["small_images"] = True
     if not config.weights:
         return fitting
 
@@ -159,6 +161,13 @@ def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int
         raise ValueError(
             f"model.weights {config.weights} belong to {info.model}, and model.name is {config.name}; set model.name "
             f"to {info.model}, or choose other weights"
+        )
+    small_images = info.config.get("small_images", False)
+    if small_images != config.small_images:
+        raise ValueError(
+            f"model.weights {config.weights} belong to a network with small_images={small_images}, and "
+            f"model.small_images is {config.small_images}; set model.small_images to {small_images}, or choose other "
+            "weights"
         )
     weights_channels = info.config.get("in_channels", 3)
     if weights_channels != in_channels:

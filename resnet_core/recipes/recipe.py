@@ -8,6 +8,7 @@ from pathlib import Path
 from resnet_core.data import DataConfig
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.foundation.toml import from_mapping, merged, read_toml
+from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS
 from resnet_core.recipes.losses import LossConfig
 from resnet_core.train import RunConfig, TrainConfig
@@ -23,10 +24,15 @@ class ModelConfig:
     weights: str = ""
     """Weights to start from: a run's folder, a weights file, or published weights such as resnet50:IMAGENET1K_V2. Empty
     starts from random weights. If the number of classes differs, a new head is initialized."""
+    small_images: bool = False
+    """Replace the stem by a 3x3 convolution of stride 1 without max-pool, for images of about 32 pixels. The networks
+    cifar_resnet20 to cifar_resnet110 are made for such images as they are."""
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
             raise ValueError(f"model.name: unknown model {self.name!r}; {did_you_mean(self.name, MODELS)}")
+        if self.small_images and MODELS[self.name].network is CifarResNet:
+            raise ValueError(f"model.small_images: {self.name} is made for small images as it is; set it to False")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,6 +250,7 @@ PLAIN: dict[str, Callable[[object], bool]] = {
     "groups": _is_count,
     "width_per_group": _is_count,
     "stride_in_1x1": _is_flag,
+    "small_images": _is_flag,
     "zero_init_residual": _is_flag,
     "replace_stride_with_dilation": lambda value: isinstance(value, list | tuple) and all(map(_is_flag, value)),
     "shortcut": lambda value: value in ("A", "B"),

@@ -5,13 +5,15 @@ import inspect
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import resnet_core
-from resnet_core.models.backbone import Backbone, RecomputedStage, chosen_indices
+from resnet_core.models.backbone import Backbone, RecomputedStage, chosen_indices, has_small_stem
+from resnet_core.models.registry import build_on_meta
 from resnet_core.models.resnet import BasicBlock, Bottleneck
 
 
@@ -46,20 +48,62 @@ def test_feature_info_follows_a_stem_that_was_exchanged():
     assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 16, 32]
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1), nn.Identity()
     assert [info["reduction"] for info in model.feature_info] == [1, 1, 2, 4, 8]
+    assert tiny(small_images=True).feature_info == model.feature_info
+
+
+def exchanged(name, **config):
+    """torchvision's network with the stem that people put into it for CIFAR."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, **config)
+    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_with_small_images_a_network_is_torchvisions_with_the_stem_exchanged(name):
+    torch.manual_seed(0)
+    ours, theirs = resnet_core.get_model(name, num_classes=10, small_images=True), exchanged(name, num_classes=10)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    assert ours.conv1.weight.shape == (64, 3, 3, 3)
+
+    for model in (ours, theirs):
+        model.output = model(images(size=32))
+        model.output.square().mean().backward()
+    assert torch.equal(ours.output, theirs.output)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+    assert torch.equal(ours.eval()(images(size=32)), theirs.eval()(images(size=32)))
+
+
+def test_small_images_change_only_the_stem():
+    torch.manual_seed(0)
+    small = tiny(small_images=True, in_channels=1)
+    assert small.conv1.weight.shape == (64, 1, 3, 3)
+    large = tiny(in_channels=1).state_dict()
+    assert all(torch.equal(value, large[name]) for name, value in small.state_dict().items() if name != "conv1.weight")
+    assert [has_small_stem(model) for model in (small, tiny(), exchanged("resnet18"))] == [True, False, True]
+    for name in resnet_core.list_models(exclude="cifar*"):
+        model = build_on_meta(name, small_images=True)
+        assert model.forward_features(torch.empty(1, 3, 32, 32, device="meta")).shape[2:] == (4, 4)
 
 
 def test_a_backbone_overrides_nothing_of_resnet_and_prints_as_it():
     added = {name for name in vars(Backbone) if not name.startswith("__")}
     assert added & {*dir(resnet_core.ResNet)} == {"_get_name"}
-    assert "__init__" not in vars(Backbone)
+    theirs, ours = (inspect.signature(network).parameters for network in (resnet_core.ResNet, Backbone))
+    assert {name: ours[name] for name in theirs} == theirs
+    assert [*ours] == [*theirs, "small_images"]
     assert repr(tiny()) == repr(resnet_core.ResNet(Bottleneck, [1, 2, 1, 1]))
     assert repr(tiny()).startswith("ResNet(")
     assert resnet_core.describe(tiny()).model == "ResNet"
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
-def test_intermediates_are_the_maps_of_an_ordinary_forward(block):
-    model = tiny(block).eval()
+def test_intermediates_are_the_maps_of_an_ordinary_forward(block, small):
+    model = tiny(block, small_images=small).eval()
     maps = {}
     for info in model.feature_info:
         model.get_submodule(info["module"]).register_forward_hook(

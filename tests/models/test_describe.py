@@ -1,6 +1,7 @@
 """The table that `describe` computes, against the paper and other people's counts."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -51,12 +52,16 @@ def test_receptive_fields_of_v1_are_the_published_ones(name, pixels):
     assert fields["fc"] is None
 
 
-@pytest.mark.parametrize(("depths", "block"), [((1, 1, 1, 1), "BasicBlock"), ((1, 2, 1, 1), "Bottleneck")])
-def test_receptive_field_is_what_the_gradient_reaches(depths, block):
-    model = resnet_core.ResNet(getattr(resnet_core, block), depths, norm_layer=nn.Identity).double()
-    model.maxpool = nn.AvgPool2d(3, 2, 1)  # its gradient reaches every pixel, not the largest alone
-    row = resnet_core.describe(resnet_core.ResNet(getattr(resnet_core, block), depths)).rows[-3]
-    size = 512
+@pytest.mark.parametrize(
+    ("depths", "block", "small"),
+    [((1, 1, 1, 1), "BasicBlock", False), ((1, 2, 1, 1), "Bottleneck", False), ((1, 1, 1, 1), "BasicBlock", True)],
+)
+def test_receptive_field_is_what_the_gradient_reaches(depths, block, small):
+    build = partial(resnet_core.Backbone, getattr(resnet_core, block), depths, small_images=small)
+    model, row = build(norm_layer=nn.Identity).double(), resnet_core.describe(build()).rows[-3]
+    if not small:
+        model.maxpool = nn.AvgPool2d(3, 2, 1)  # its gradient reaches every pixel, not the largest alone
+    size = 128 if small else 512
     images = torch.ones(1, 3, size, size, dtype=torch.float64, requires_grad=True)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -64,6 +69,17 @@ def test_receptive_field_is_what_the_gradient_reaches(depths, block):
     features = model.eval().forward_features(images)
     features[0, 0, 8, 8].backward()
     assert int((images.grad[0, 0].sum(dim=0) > 0).sum()) == row.receptive_field
+
+
+def test_the_network_for_small_images_is_described_as_it_is():
+    """11,173,962 parameters: what the model summaries of those who train kuangliu/pytorch-cifar's ResNet18 print."""
+    description = resnet_core.describe(resnet_core.resnet18(small_images=True, num_classes=10), image_size=32)
+    assert description.parameters == 11_173_962
+    assert [row.output_shape for row in description.rows[:3]] == [(64, 32, 32)] * 3
+
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    assert description.rows == resnet_core.describe(theirs, image_size=32).rows
 
 
 def test_describing_a_model_leaves_it_alone():

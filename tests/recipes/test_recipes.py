@@ -15,6 +15,7 @@ from resnet_core.builders import get_model
 from resnet_core.classifier.losses import LOSSES
 from resnet_core.data import DataConfig, identity, load_digits
 from resnet_core.foundation.toml import from_mapping, to_toml
+from resnet_core.models.backbone import has_small_stem
 from resnet_core.models.registry import MODELS
 from resnet_core.recipes import RECIPES, SOURCES, LossConfig, get_recipe, make_loaders, make_model, make_trainer
 from resnet_core.recipes.losses import NAMES
@@ -347,9 +348,29 @@ def test_a_run_starts_from_weights_with_a_new_head_where_classes_differ(tmp_path
         make_model(config, num_classes=4, in_channels=3)
 
 
+def test_small_images_are_a_setting_of_the_recipe_which_its_weights_must_share(tmp_path):
+    config = ModelConfig(name="resnet18", small_images=True)
+    model = make_model(config, num_classes=4, in_channels=1)
+    assert has_small_stem(model)
+    with pytest.raises(ValueError, match="cifar_resnet20 is made for small images as it is; set it to False"):
+        replace(config, name="cifar_resnet20")
+
+    small = replace(config, weights=str(tmp_path / "small.safetensors"))
+    info = WeightsInfo(model="resnet18", config={"num_classes": 4, "in_channels": 1, "small_images": True})
+    write_weights(small.weights, model.state_dict(), info)
+    assert torch.equal(make_model(small, num_classes=4, in_channels=1).conv1.weight, model.conv1.weight)
+    for wrong, is_small in ((replace(small, small_images=False), True), (replace(config, weights="resnet18"), False)):
+        with pytest.raises(ValueError, match=f"small_images={is_small}, .*; set model.small_images to {is_small}, or"):
+            make_model(wrong, num_classes=4, in_channels=1)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("resnet50", {"stride_in_1x1": True}), ("cifar_resnet20", {"shortcut": "B"}), ("resnet18", {})],
+    [
+        ("resnet50", {"stride_in_1x1": True}),
+        ("cifar_resnet20", {"shortcut": "B"}),
+        ("resnet18", {"small_images": True}),
+    ],
 )
 def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(name, arguments, tmp_path):
     """A bottleneck's stride lies on another convolution in v1, and no shape of the weights shows it."""
@@ -359,7 +380,8 @@ def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(na
         start, get_model(name, **config).state_dict(), WeightsInfo(model=name, config=config, origin="a test")
     )
     data = DataConfig(name="image_folder", path=small_images(tmp_path / "images"), global_batch=4, train_size=32)
-    recipe = replace(TINY, model=ModelConfig(name=name, weights=str(start)), data=data)
+    small = arguments.get("small_images", False)
+    recipe = replace(TINY, model=ModelConfig(name=name, weights=str(start), small_images=small), data=data)
     run(recipe, out)
     start.unlink()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
