@@ -1,4 +1,4 @@
-"""The catalogue of published weights is torchvision's, field by field, and so is the preparation of images."""
+"""The catalogue of ImageNet weights is torchvision's, field by field, and so is the preparation of images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from resnet_core.foundation.precision import same_bits
 from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.weights.catalog import CATALOG, find_weights, imagenet_classes
 
-SETS = [pytest.param(row, id=f"{row.model} {row.name}") for sets in CATALOG.values() for row in sets.values()]
+TEN = {model: CATALOG[model] for model in [*TABLE_1, *WIDER]}
+SETS = [pytest.param(row, id=f"{row.model} {row.name}") for sets in TEN.values() for row in sets.values()]
 
 
 def theirs(row):
@@ -20,8 +21,8 @@ def theirs(row):
 
 
 def test_no_set_is_missing():
-    published = {model: list(torchvision.models.get_model_weights(model).__members__) for model in [*TABLE_1, *WIDER]}
-    assert {model: [*sets, "DEFAULT"] for model, sets in CATALOG.items()} == published
+    published = {model: list(torchvision.models.get_model_weights(model).__members__) for model in TEN}
+    assert {model: [*sets, "DEFAULT"] for model, sets in TEN.items()} == published
 
 
 @pytest.mark.parametrize("row", SETS)

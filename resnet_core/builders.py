@@ -50,6 +50,16 @@ class ResNetConfig(TypedDict, total=False):
     """True means `weights="IMAGENET1K_V1"`, as in torchvision before 0.13."""
 
 
+class CifarConfig(TypedDict, total=False):
+    """The arguments that a builder passes on to `CifarResNet`, which describes them.
+
+    `num_classes` is 10 unless it is given, or weights have another number.
+    """
+
+    shortcut: str
+    in_channels: int
+
+
 # None, a published set's name ("DEFAULT", "IMAGENET1K_V1", torchvision's own enum), or a weights file.
 Weights = str | Path | Enum | None
 
@@ -104,29 +114,39 @@ def wide_resnet101_2(*, weights: Weights = None, progress: bool = True, **config
     return _build("wide_resnet101_2", weights, progress, **config)
 
 
-def cifar_resnet20(num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> CifarResNet:
+def cifar_resnet20(
+    num_classes: int | None = None, *, weights: Weights = None, progress: bool = True, **config: Unpack[CifarConfig]
+) -> CifarResNet:
     """ResNet-20 (n = 3): 8.75% test error in the paper."""
-    return CifarResNet(3, num_classes, shortcut=shortcut, in_channels=in_channels)
+    return _build("cifar_resnet20", weights, progress, num_classes=num_classes, **config)
 
 
-def cifar_resnet32(num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> CifarResNet:
+def cifar_resnet32(
+    num_classes: int | None = None, *, weights: Weights = None, progress: bool = True, **config: Unpack[CifarConfig]
+) -> CifarResNet:
     """ResNet-32 (n = 5): 7.51% test error in the paper."""
-    return CifarResNet(5, num_classes, shortcut=shortcut, in_channels=in_channels)
+    return _build("cifar_resnet32", weights, progress, num_classes=num_classes, **config)
 
 
-def cifar_resnet44(num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> CifarResNet:
+def cifar_resnet44(
+    num_classes: int | None = None, *, weights: Weights = None, progress: bool = True, **config: Unpack[CifarConfig]
+) -> CifarResNet:
     """ResNet-44 (n = 7): 7.17% test error in the paper."""
-    return CifarResNet(7, num_classes, shortcut=shortcut, in_channels=in_channels)
+    return _build("cifar_resnet44", weights, progress, num_classes=num_classes, **config)
 
 
-def cifar_resnet56(num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> CifarResNet:
+def cifar_resnet56(
+    num_classes: int | None = None, *, weights: Weights = None, progress: bool = True, **config: Unpack[CifarConfig]
+) -> CifarResNet:
     """ResNet-56 (n = 9): 6.97% test error in the paper."""
-    return CifarResNet(9, num_classes, shortcut=shortcut, in_channels=in_channels)
+    return _build("cifar_resnet56", weights, progress, num_classes=num_classes, **config)
 
 
-def cifar_resnet110(num_classes: int = 10, *, shortcut: str = "A", in_channels: int = 3) -> CifarResNet:
+def cifar_resnet110(
+    num_classes: int | None = None, *, weights: Weights = None, progress: bool = True, **config: Unpack[CifarConfig]
+) -> CifarResNet:
     """ResNet-110 (n = 18): 6.43% test error in the paper, best of 5."""
-    return CifarResNet(18, num_classes, shortcut=shortcut, in_channels=in_channels)
+    return _build("cifar_resnet110", weights, progress, num_classes=num_classes, **config)
 
 
 def get_model(name: str, **config: Any) -> nn.Module:
@@ -134,20 +154,21 @@ def get_model(name: str, **config: Any) -> nn.Module:
 
     Raises ValueError for an unknown name, with the nearest known ones.
     """
-    if find_model(name).network is CifarResNet:
-        return build(name, **config)
+    find_model(name)
     return _build(name.lower(), **config)
 
 
-def _build(name: str, weights: Weights = None, progress: bool = True, **config: Any) -> Backbone:
+def _build(name: str, weights: Weights = None, progress: bool = True, **config: Any) -> Any:
     if config.pop("pretrained", False):
         if weights is not None:
             raise ValueError(f"{name}: pretrained=True means weights='IMAGENET1K_V1'; give one of the two")
         weights = "IMAGENET1K_V1"
+    if config.get("num_classes", 0) is None:
+        del config["num_classes"]
     if weights is None:
-        return build(name, **config)  # type: ignore[return-value]
+        return build(name, **config)
 
     # Imported here, since building a model needs only torch.
     from resnet_core.weights.pretrained import with_weights
 
-    return with_weights(name, weights, progress, config)  # type: ignore[return-value]
+    return with_weights(name, weights, progress, config)

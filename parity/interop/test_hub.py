@@ -33,9 +33,11 @@ def test_a_saved_model_comes_back_to_the_bit(hub, tmp_path):
     assert config == {"name": "resnext50_32x4d", "num_classes": 7, "replace_stride_with_dilation": [False, False, True]}
 
 
-def test_the_saved_file_is_a_file_of_weights_as_the_builders_read_it(hub, tmp_path):
-    model = hub.HubResNet("resnet18", num_classes=5)
+@pytest.mark.parametrize("config", [{}, {"small_images": True}], ids=str)
+def test_the_saved_file_is_a_file_of_weights_as_the_builders_read_it(hub, tmp_path, config):
+    model = hub.HubResNet("resnet18", num_classes=5, **config)
     model.save_pretrained(tmp_path)
+    assert same_bits(hub.HubResNet.from_pretrained(tmp_path).eval()(images()), model.eval()(images()))
     same = resnet_core.resnet18(weights=tmp_path / "model.safetensors")
     assert same_bits(same.eval()(images()), model.eval()(images()))
 

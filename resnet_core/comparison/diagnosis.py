@@ -29,7 +29,7 @@ from resnet_core.comparison.matching import (
     trace,
 )
 from resnet_core.comparison.mistakes import MISTAKES, NotApplicable
-from resnet_core.models.backbone import STAGES
+from resnet_core.models.backbone import STAGES, Backbone, has_small_stem
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
 SECONDS = 60.0
@@ -216,11 +216,12 @@ def as_resnet(model: nn.Module) -> ResNet | None:
             v1 = network.layer2[0].conv1.stride == (2, 2)
             config = {"groups": groups, "width_per_group": first.conv2.out_channels // groups, "stride_in_1x1": v1}
 
-        ours = ResNet(
+        ours = Backbone(
             Bottleneck if config else BasicBlock,
             [len(network.get_submodule(stage)) for stage in STAGES],
             num_classes=network.fc.out_features,
             in_channels=network.conv1.in_channels,
+            small_images=has_small_stem(network),
             **config,
         )
         ours.load_state_dict(network.state_dict())

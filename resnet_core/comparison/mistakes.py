@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnet_core.models.backbone import Backbone, has_small_stem
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1, make_stage
 
 Mistake = Callable[[ResNet], nn.Module]
@@ -226,11 +227,16 @@ def dropout_before_head(probability: float, model: ResNet) -> nn.Module:
 def rebuilt(model: ResNet, block: Any = None, layers: Sequence[int] | None = None, **config: Any) -> ResNet:
     """A network with the arguments of `model`, but for those given."""
     first: Any = model.layer1[0]
-    config = {"num_classes": model.fc.out_features, "in_channels": model.conv1.in_channels, **config}
+    config = {
+        "num_classes": model.fc.out_features,
+        "in_channels": model.conv1.in_channels,
+        "small_images": has_small_stem(model),
+        **config,
+    }
     if isinstance(first, Bottleneck):
         groups, width = first.conv2.groups, first.conv2.out_channels
         config = {"groups": groups, "width_per_group": width // groups, **config}
-    return ResNet(block or type(first), layers or [len(stage) for stage in stages(model)], **config)
+    return Backbone(block or type(first), layers or [len(stage) for stage in stages(model)], **config)
 
 
 def regrouped(groups: int, model: ResNet) -> nn.Module:

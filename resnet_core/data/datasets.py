@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from resnet_core.data.formats import read_cifar10_records, read_idx
 from resnet_core.data.images import find_images, read_image, refuse_dangling
-from resnet_core.data.transforms import CHANNEL_MODES, Images, ImageTransform
+from resnet_core.data.transforms import CHANNEL_MODES, CIFAR10_MEAN, CIFAR10_STD, Images, ImageTransform
 
 T = TypeVar("T")
 
@@ -179,8 +179,7 @@ def load_cifar10(folder: Path) -> Dataset:
             )
         train, test = decoded(lazy.train), decoded(lazy.test)
 
-    # Mean and standard deviation of the original's training pixels.
-    transform = full_size(train.images.shape[-1], mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    transform = full_size(train.images.shape[-1], mean=CIFAR10_MEAN, std=CIFAR10_STD)
     return Dataset(train=train, test=test, class_names=CIFAR10_CLASSES, transform=transform)
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Images = Tensor | list[Tensor]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G, B in 0..1
+# Of the training images' R, G, B in 0..1.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 LARGEST_SIZE = 4096  # pixels
 INTERPOLATIONS = ("bilinear", "bicubic")
 CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode

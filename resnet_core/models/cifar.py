@@ -52,6 +52,11 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(64, num_classes)
         initialize(self)
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the head by a freshly initialized one."""
+        like = self.conv1.weight
+        self.fc = nn.Linear(self.fc.in_features, num_classes, device=like.device, dtype=like.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))  # [N, 16, H, W]
         x = self.layer1(x)  # [N, 16, H, W]

@@ -15,6 +15,7 @@ from resnet_core.data import Dataset, EvalLoader, TrainLoader, dataset_of, ident
 from resnet_core.foundation.toml import to_toml
 from resnet_core.models import registry
 from resnet_core.models.backbone import Backbone
+from resnet_core.models.cifar import CifarResNet
 from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import Trainer, World
 from resnet_core.train.averaging import WeightAverage
@@ -135,13 +136,9 @@ def initial_model(config: ModelConfig, arguments: dict[str, Any]) -> nn.Module:
         return registry.build(config.name, **arguments)
 
     model, _ = load_model(config.weights, progress=False)
-    num_classes = arguments["num_classes"]
-    outputs, features = model.get_parameter("fc.weight").shape
-    if outputs != num_classes:
-        if isinstance(model, Backbone):
-            model.reset_classifier(num_classes)
-        else:
-            model.register_module("fc", nn.Linear(features, num_classes))
+    assert isinstance(model, Backbone | CifarResNet)
+    if model.fc.out_features != arguments["num_classes"]:
+        model.reset_classifier(arguments["num_classes"])
     return model.train()
 
 

@@ -1,4 +1,4 @@
-"""The weights that torchvision publishes for the ten models, and the names of ImageNet's classes."""
+"""Published weights: torchvision's for the ten models, akamaster's for CIFAR's; and the names of ImageNet's classes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from pathlib import PurePosixPath
 
+from resnet_core.data.datasets import CIFAR10_CLASSES
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.suggestions import did_you_mean
 
@@ -20,15 +21,22 @@ class WeightSet:
     name: str
     url: str
     top1: float
-    """Single-crop accuracy on ImageNet's 50,000 validation images in percent, as published; so is `top5`."""
-    top5: float
+    """Single-crop accuracy in percent, as published: on ImageNet's validation images, or on CIFAR-10's test images."""
+    top5: float | None
+    """The same among the five likeliest classes; None where it was not published."""
     transform: ImageTransform
     num_classes: int = 1000
+    credit: str = ""
+    """Who trained it and under which licence it is published, where that is not torchvision."""
 
     @property
     def sha256_prefix(self) -> str:
         """The first 8 hex digits of the file's SHA-256, which its name ends with."""
         return PurePosixPath(self.url).stem[-8:]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return imagenet_classes() if self.num_classes == 1000 else CIFAR10_CLASSES
 
 
 # Source: torchvision 0.29.2, models/resnet.py, which parity/test_catalog.py compares with this table.
@@ -53,6 +61,16 @@ PUBLISHED = [
     ("wide_resnet101_2", "IMAGENET1K_V1", "32ee1156", 78.848, 94.284, 256),
     ("wide_resnet101_2", "IMAGENET1K_V2", "d733dc28", 82.510, 96.020, 232),
 ]
+
+# Source: https://github.com/akamaster/pytorch_resnet_cifar10, README.md, which gives 100 - top-1, the test error.
+PUBLISHED_FOR_CIFAR10 = [
+    # depth, SHA-256, top-1
+    (20,  "12fca82f", 91.73),
+    (32,  "d509ac18", 92.63),
+    (44,  "014dd654", 93.10),
+    (56,  "4bfd9763", 93.39),
+    (110, "1d1ed7c2", 93.68),
+]
 # fmt: on
 
 
@@ -62,6 +80,14 @@ def _catalog() -> dict[str, dict[str, WeightSet]]:
         url = f"https://download.pytorch.org/models/{model}-{sha256}.pth"
         transform = ImageTransform(resize_size=resize_size, crop_size=224)
         catalog.setdefault(model, {})[name] = WeightSet(model, name, url, top1, top5, transform)
+
+    # Its trainer.py normalises with ImageNet's mean and deviation.
+    transform = ImageTransform(resize_size=32, crop_size=32)
+    for depth, sha256, top1 in PUBLISHED_FOR_CIFAR10:
+        folder = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
+        model, name, url = f"cifar_resnet{depth}", "CIFAR10_V1", f"{folder}/resnet{depth}-{sha256}.th"
+        credit = "trained by Yerlan Idelbayev, BSD 2-Clause licence"
+        catalog[model] = {name: WeightSet(model, name, url, top1, None, transform, num_classes=10, credit=credit)}
     return catalog
 
 

@@ -23,7 +23,7 @@ from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_heade
 from resnet_core.weights.info import WeightsInfo
 
 logger = logging.getLogger("resnet_core")
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
 

@@ -7,6 +7,7 @@ it says of itself is checked, and compared with its tensors, before a network is
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,8 +18,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
 from resnet_core.foundation.suggestions import did_you_mean
-from resnet_core.models.registry import build
+from resnet_core.models.backbone import Backbone
+from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, fit, read_file, read_info, read_weights
@@ -27,6 +31,13 @@ from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 
 LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
+CIFAR10_TRANSFORM = ImageTransform(resize_size=32, crop_size=32, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+# The arguments, where there is a choice, of the networks whose weights are published.
+PUBLISHED_FORMS: dict[type[nn.Module], dict[str, Any]] = {
+    Backbone: {"stride_in_1x1": False, "small_images": False},
+    CifarResNet: {"shortcut": "A"},
+}
 
 
 def with_weights(name: str, weights: str | Path | Enum, progress: bool, config: Mapping[str, Any]) -> nn.Module:
@@ -95,11 +106,11 @@ def _load(
     # A set is known before its download, so that what cannot be built is not fetched. A file is known once it is read.
     if isinstance(found, WeightSet):
         origin, info = f"{found.model}'s {found.name}", published_info(found)
-        needed = {"num_classes": found.num_classes, "stride_in_1x1": False}
+        needed = {"num_classes": found.num_classes, **PUBLISHED_FORMS[MODELS[found.model].network]}
         arguments, shape = _check(info, needed, asked, origin)
-        # torchvision publishes pickles: this one has the published hash, and only tensors are read from it.
+        # All are published as pickles: this one has the published hash, and only tensors are read from it.
         path = fetch(found.url, sha256_prefix=found.sha256_prefix, progress=progress)
-        state = read_weights(path, allow_pickle=True)
+        state = with_our_head(read_weights(path, allow_pickle=True))
     else:
         origin = str(found)
         state, metadata = read_file(found, allow_pickle=allow_pickle)
@@ -166,6 +177,12 @@ def _check(
                 "num_classes out and call model.reset_classifier(num_classes) afterwards, or load_weights(model, file, "
                 "new_head=True)"
             )
+        if key == "small_images" and not value:
+            raise ValueError(
+                f"{origin} needs small_images=False, got True: it was trained with the stem for large images, a 7x7 "
+                "convolution of stride 2 and a max-pool; leave small_images out, or leave weights out to start from "
+                "random ones"
+            )
         raise ValueError(f"{origin} needs {key}={value!r}, got {asked[key]!r}")
 
     arguments = {**asked, **needed}
@@ -195,28 +212,50 @@ def skeleton(name: str, arguments: Mapping[str, Any], origin: str) -> nn.Module:
 
 def published_info(published: WeightSet) -> WeightsInfo:
     return WeightsInfo(
-        model=published.model, transform=published.transform, class_names=imagenet_classes(), origin=published.url
+        model=published.model,
+        transform=published.transform,
+        class_names=published.class_names,
+        origin=f"{published.url}, {published.credit}" if published.credit else published.url,
     )
+
+
+def with_our_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, the head's as `fc`, which the published CIFAR sets call `linear`."""
+    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}
 
 
 def assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
     """What is most likely true of weights that do not say what they are."""
-    if model not in CATALOG:
-        return WeightsInfo(model=model, config=classes_of(state), origin="the file says no more")
-    config = classes_of(state)
+    config = shown_by_shapes(model, state)
+    if model.startswith("cifar_") or "small_images" in config:
+        return WeightsInfo(
+            model=model,
+            config=config,
+            transform=None if "in_channels" in config else CIFAR10_TRANSFORM,
+            origin="the file says no more: images are prepared as for CIFAR-10, with its mean and deviation at 32 "
+            "pixels" + (", and the 3x3 stem has stride 1 and no max-pool" if "small_images" in config else ""),
+        )
     return WeightsInfo(
         model=model,
         config=config,
-        transform=find_weights("resnet50", "IMAGENET1K_V1").transform,
+        transform=None if "in_channels" in config else find_weights("resnet50", "IMAGENET1K_V1").transform,
         class_names=imagenet_classes() if config.get("num_classes") == 1000 else None,
         origin="the file says no more: images are prepared as for torchvision's V1 sets, 1000 classes are ImageNet's",
     )
 
 
-def classes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The number of classes of a head's bias, as a builder's argument; nothing where there is none."""
-    bias = state.get("fc.bias")
-    return {"num_classes": len(bias)} if bias is not None and bias.dim() == 1 else {}
+def shown_by_shapes(model: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The builder's arguments that the shapes of head and stem show, without those that are the default."""
+    bias, stem = state.get("fc.bias"), state.get("conv1.weight")
+    arguments: dict[str, Any] = {}
+    if bias is not None and bias.dim() == 1:
+        arguments["num_classes"] = len(bias)
+    if stem is not None and stem.dim() == 4:
+        if stem.shape[1] != 3:
+            arguments["in_channels"] = stem.shape[1]
+        if stem.shape[2:] == (3, 3) and not model.startswith("cifar_"):
+            arguments["small_images"] = True
+    return arguments
 
 
 def names_a_file(weights: object) -> TypeGuard[str | Path]:

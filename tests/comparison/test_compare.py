@@ -14,8 +14,9 @@ from parity.drop_in import images as random_images
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.comparison.diagnosis import as_resnet
 from resnet_core.comparison.matching import align, fingerprint, trace
-from resnet_core.comparison.mistakes import INITIALISATIONS
+from resnet_core.comparison.mistakes import INITIALISATIONS, MISTAKES
 from resnet_core.comparison.rungs import LOGITS, SLOW, judge
+from resnet_core.models.backbone import has_small_stem
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
 images = partial(random_images, size=32)
@@ -148,6 +149,12 @@ def test_shapes_that_differ_are_named_and_the_rest_not_run():
     assert result.rungs[0].detail.startswith(
         "without counterpart: the second's layer2.1.conv1 (Conv2d weight [128, 512"
     )
+
+
+def test_a_mistake_that_rebuilds_a_network_keeps_its_stem():
+    for small in (False, True):
+        model = resnet_core.Backbone(Bottleneck, [1, 2, 1, 1], num_classes=7, small_images=small)
+        assert has_small_stem(MISTAKES["one block too few in layer2"](model)) == small
 
 
 def test_another_model_is_recognised_by_its_shapes():
@@ -526,6 +533,9 @@ def test_fingerprints_match_up_to_float64_rounding_and_no_further():
 def test_torchvisions_network_is_recognised_as_a_reference(name):
     reference = as_resnet(torchvision.models.get_model(name, num_classes=3))
     assert isinstance(reference, ResNet)
+    theirs = torchvision.models.get_model(name, num_classes=3)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    assert has_small_stem(as_resnet(theirs))
     assert as_resnet(torchvision.models.vgg11()) is None
     assert as_resnet(nn.Linear(2, 2)) is None
 

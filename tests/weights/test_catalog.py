@@ -36,6 +36,11 @@ HASHES = {
     "resnext101_64x4d": ["173b62eb"],
     "wide_resnet50_2": ["95faca4d", "9ba9bcbe"],
     "wide_resnet101_2": ["32ee1156", "d733dc28"],
+    "cifar_resnet20": ["12fca82f"],
+    "cifar_resnet32": ["d509ac18"],
+    "cifar_resnet44": ["014dd654"],
+    "cifar_resnet56": ["4bfd9763"],
+    "cifar_resnet110": ["1d1ed7c2"],
 }
 
 
@@ -77,7 +82,7 @@ def test_the_default_is_the_most_accurate_set():
         ("resnet50", ResNet18_Weights.IMAGENET1K_V1, "ResNet18_Weights.IMAGENET1K_V1 does not belong to resnet50"),
         ("resnet50", "ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1 does not belong to resnet50"),
         ("resnet5", "DEFAULT", "no weights are published for 'resnet5'; did you mean resnet50"),
-        ("cifar_resnet20", "DEFAULT", "no weights are published for 'cifar_resnet20'"),
+        ("cifar_resnet20", "IMAGENET1K_V1", "cifar_resnet20 has no weights 'IMAGENET1K_V1'; did you mean CIFAR10_V1?"),
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_reported_with_the_nearest(model, name, message):
@@ -104,12 +109,15 @@ def test_class_names_are_a_thousand_and_differ():
 
 
 def test_the_page_lists_every_set():
-    table = [line for line in PAGE.read_text().splitlines() if re.match(r"\| `\w+` \| `\w+_V\d` \|", line)]
-    assert table == [
+    rows = [row for sets in CATALOG.values() for row in sets.values()]
+    assert [line for line in PAGE.read_text().splitlines() if re.match(r"\| `\w+` \| `\w+_V\d` \|", line)] == [
         f"| `{row.model}` | `{row.name}` | {row.top1:.3f} | {row.top5:.3f} | {row.transform.resize_size} | "
         f"`{row.model}-{row.sha256_prefix}.pth` |"
-        for sets in CATALOG.values()
-        for row in sets.values()
+        if row.top5
+        else f"| `{row.model}` | `{row.name}` | {row.top1:.2f} | `{row.url.rpartition('/')[2]}` |"
+        for row in rows
     ]
-    assert all(row.transform.crop_size == 224 for sets in CATALOG.values() for row in sets.values())
-    assert len(table) == len(catalog.PUBLISHED) == 17
+    assert len(catalog.PUBLISHED) == 17
+    assert [row.transform.crop_size for row in rows] == 17 * [224] + 5 * [32]
+    assert {row.credit for row in rows[:17]} == {""}
+    assert {row.credit.partition(", ")[0] for row in rows[17:]} == {"trained by Yerlan Idelbayev"}

@@ -18,13 +18,16 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
 
-from resnet_core.weights import download
+import resnet_core
+from resnet_core.weights import CATALOG, download, find_weights
 from resnet_core.weights.download import DownloadError, fetch
 from tests.conftest import PATIENCE
+from tests.weights.networks import akamaster, akamaster_checkpoint
 
 BODY = bytes(range(256)) * 1200  # 307,200 bytes: five pieces
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -234,6 +237,30 @@ def test_a_file_in_torchs_cache_is_found_verified_and_shared(server, tmp_path, m
     assert fetch(url, sha256_prefix=sha256[:8], progress=False) == path
     assert torch.equal(torch.hub.load_state_dict_from_url(url, check_hash=True)["weight"], torch.arange(6.0))
     assert server.requests == 1
+
+
+def test_a_published_cifar_set_is_fetched_through_a_redirect_and_verified(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = io.BytesIO()
+    torch.save(akamaster_checkpoint(akamaster()), file)
+    sha256 = hashlib.sha256(file.getvalue()).hexdigest()
+    monkeypatch.setattr(download, "MOST_BYTES", 2 * MOST)
+    monkeypatch.setitem(ANSWERS, "as it should", [answer(file.getvalue())])
+    elsewhere = server.url("as it should").replace("127.0.0.1", "localhost")
+    monkeypatch.setitem(ANSWERS, "slowly", [redirect(elsewhere)])
+
+    url = server.url("slowly").replace(NAME, f"resnet20-{sha256[:8]}.th")
+    published = replace(find_weights("cifar_resnet20", "DEFAULT"), url=url)
+    monkeypatch.setitem(CATALOG["cifar_resnet20"], "CIFAR10_V1", published)
+    model = resnet_core.cifar_resnet20(weights="DEFAULT", progress=False)
+    saved = torch.load(file.seek(0) or file)["state_dict"]
+    assert torch.equal(model.fc.weight, saved["module.linear.weight"])
+    assert (tmp_path / "hub" / "checkpoints" / f"resnet20-{sha256[:8]}.th").read_bytes() == file.getvalue()
+
+    wrong = replace(published, url=url.replace(sha256[:8], "12fca82f"))
+    monkeypatch.setitem(CATALOG["cifar_resnet20"], "CIFAR10_V1", wrong)
+    with pytest.raises(DownloadError, match="the server sent another file than the published one"):
+        resnet_core.cifar_resnet20(weights="DEFAULT", progress=False)
 
 
 def test_a_wrong_file_in_the_cache_is_named_and_kept(server, tmp_path):
