@@ -227,20 +227,24 @@ def with_our_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
     """What is most likely true of weights that do not say what they are."""
     config = shown_by_shapes(model, state)
+    transform, class_names = find_weights("resnet50", "IMAGENET1K_V1").transform, None
+    guesses = ["images are prepared as for torchvision's V1 sets", "1000 classes are ImageNet's"]
     if model.startswith("cifar_") or "small_images" in config:
-        return WeightsInfo(
-            model=model,
-            config=config,
-            transform=None if "in_channels" in config else CIFAR10_TRANSFORM,
-            origin="the file says no more: images are prepared as for CIFAR-10, with its mean and deviation at 32 "
-            "pixels" + (", and the 3x3 stem has stride 1 and no max-pool" if "small_images" in config else ""),
-        )
+        transform = CIFAR10_TRANSFORM
+        guesses = ["images are prepared as for CIFAR-10, with its mean and deviation at 32 pixels"]
+    elif config.get("num_classes") == 1000:
+        class_names = imagenet_classes()
+    if "in_channels" in config:
+        guesses.pop(0)
+    if "small_images" in config:
+        guesses.append("its 3x3 stem has stride 1 and no max-pool")
+
     return WeightsInfo(
         model=model,
         config=config,
-        transform=None if "in_channels" in config else find_weights("resnet50", "IMAGENET1K_V1").transform,
-        class_names=imagenet_classes() if config.get("num_classes") == 1000 else None,
-        origin="the file says no more: images are prepared as for torchvision's V1 sets, 1000 classes are ImageNet's",
+        transform=None if "in_channels" in config else transform,
+        class_names=class_names,
+        origin=": ".join(["the file says no more", ", ".join(guesses)] if guesses else ["the file says no more"]),
     )
 
 
