@@ -80,7 +80,7 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_done(digits_run, di
     [
         (["no-such-run/", "x.png"], "no-such-run"),
         (["vgg16", "x.png"], "'vgg16' is neither a run's folder, nor a weights file"),
-        (["cifar_resnet21", "x.png"], "did you mean cifar_resnet20"),
+        (["cifar_resnet21", "x.png"], "or cifar_resnet20"),
         (["resnet50:IMAGENET1K_V3", "x.png"], "IMAGENET1K_V"),
         (["resnet50"], "predict needs an image"),
         (["resnet50", "x.png", "--top", "0"], "--top must be at least 1"),
