@@ -13,6 +13,7 @@ MODELS = {
     "resnet18": (lambda: resnet_core.resnet18(), 3, 64),
     "resnet50": (lambda: resnet_core.resnet50(), 3, 64),
     "grey CIFAR": (lambda: resnet_core.cifar_resnet20(in_channels=1), 1, 28),
+    "small images": (lambda: resnet_core.resnet18(small_images=True, num_classes=10), 3, 32),
 }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 import resnet_core
 from resnet_core.foundation.precision import same_bits
 from resnet_core.inference.export import EXPORTERS, ExportError, export
+from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.resnet import BasicBlock
 
 SIZE = 32
 
@@ -41,9 +44,13 @@ def replaced(monkeypatch, name="torch-export", **functions):
     monkeypatch.setitem(EXPORTERS, name, dataclasses.replace(EXPORTERS[name], **functions))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_file_of_torch_export_computes_what_the_model_computes(name, tmp_path, capfd):
-    model = resnet_core.get_model(name)
+@pytest.mark.parametrize(
+    "build",
+    [resnet_core.resnet18, resnet_core.resnet50, partial(Backbone, BasicBlock, (1, 1, 1, 1), small_images=True)],
+    ids=["resnet18", "resnet50", "for small images"],
+)
+def test_a_file_of_torch_export_computes_what_the_model_computes(build, tmp_path, capfd):
+    model = build()
     result = export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
     run = torch.export.load(tmp_path / "model.pt2").module()
     assert same_bits(run(images(5)), model.eval()(images(5)))

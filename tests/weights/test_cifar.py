@@ -12,6 +12,7 @@ from resnet_core.data import load_digits
 from resnet_core.data.datasets import CIFAR10_CLASSES
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
 from resnet_core.foundation.precision import same_bits
+from resnet_core.recipes import ModelConfig, make_model
 from resnet_core.weights import WeightsInfo, read_info, write_weights
 from resnet_core.weights.pretrained import info_of, load_model
 from tests.weights.networks import akamaster, akamaster_checkpoint, kuangliu
@@ -134,6 +135,14 @@ def test_the_remedy_for_another_class_count_works(published):
     model.reset_classifier(100)
     assert model(images()).shape == (2, 100)
     assert same_bits(model.layer3[2].conv2.weight, published.layer3[2].conv2.weight)
+
+
+def test_a_run_starts_from_akamasters_weights(published):
+    config = ModelConfig(name="cifar_resnet20", weights="cifar_resnet20")
+    for classes, head_is_theirs in ((10, True), (100, False)):
+        model = make_model(config, num_classes=classes, in_channels=3)
+        assert same_bits(model.layer3[2].conv2.weight, published.layer3[2].conv2.weight)
+        assert same_bits(model.fc.weight, published.linear.weight) == head_is_theirs
 
 
 def test_a_cifar_network_takes_a_file_s_configuration_and_says_where_another_is_asked_for(tmp_path):
