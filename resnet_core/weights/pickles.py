@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 1 << 48  # values of a tensor
-BUDGET, BUDGET_PER_BYTE = 48 << 20, 8  # bytes of memory for a pickle, and more for each byte of its file
+BUDGET, BUDGET_PER_BYTE = 32 << 20, 8  # bytes of memory for a pickle, and more for each byte of its file
 ENTRY, TENSOR, ODD_KEY = 104, 1024, 4096  # bytes charged for an entry of a dict, a tensor, a key that may collide
 LARGEST_RANK, LARGEST_KEY, DEEPEST = 64, 1000, 200
 LARGEST_INTEGER = 1024  # bits; numpy's generators have 128, and Python cannot print 15,000
@@ -120,22 +120,37 @@ def no_storages(reference: Any) -> Any:
     raise ValueError("it refers to storages, and has none")
 
 
-class Unpickler:
-    """Runs one pickle at a time from a stream.
+class Budget:
+    """The memory that the pickles of a file of `size` bytes may take."""
 
-    `stream.read(n)` must not take more memory than the stream has bytes; io.BytesIO does not.
-    """
-
-    def __init__(self, stream: IO[bytes], file_size: int, storages: Callable[[Any], Any] = no_storages) -> None:
-        self.stream = stream
-        self.storages = storages
-        self.budget = BUDGET + BUDGET_PER_BYTE * file_size
+    def __init__(self, size: int) -> None:
+        self.left = BUDGET + BUDGET_PER_BYTE * size
 
     def charge(self, size: int) -> None:
         """Takes bytes from the budget. Raises ValueError where it is exhausted."""
-        self.budget -= size
-        if self.budget < 0:
+        self.left -= size
+        if self.left < 0:
             raise ValueError("it takes more memory than a file of its size may")
+
+
+class Stream:
+    """A file up to `end` that pickles are read from, without memory for more bytes than it has."""
+
+    def __init__(self, file: IO[bytes], end: int) -> None:
+        self.file, self.end = file, end
+        self.tell, self.readline = file.tell, file.readline
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(max(0, min(count, self.end - self.file.tell())))
+
+
+class Unpickler:
+    """Runs one pickle after the other from a stream."""
+
+    def __init__(self, stream: Any, budget: Budget, storages: Callable[[Any], Any] = no_storages) -> None:
+        self.stream = stream
+        self.storages = storages
+        self.charge = budget.charge
 
     def load(self) -> Any:
         """What the next pickle of the stream makes. Raises ValueError, or what Python raises for malformed bytes."""
@@ -434,9 +449,14 @@ def plain_set(unpickler: Unpickler, items: list[Any] | tuple[Any, ...] = ()) -> 
 def encode(unpickler: Unpickler, text: Any, codec: Any = "") -> Any:
     """Bytes, which protocol 2 of Python 3 writes as text."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        return unpickler.inert("_codecs.encode", (text, codec))
+        return unpickler.inert("builtins.bytes", (text, codec))
     unpickler.charge(len(text))
     return text.encode("latin-1")
+
+
+def plain_bytes(unpickler: Unpickler, data: Any = b"", codec: Any = None) -> Any:
+    """The bytes of a `bytes` or a `bytearray`, which never get a number that would be their size."""
+    return encode(unpickler, data, codec) if not isinstance(data, bytes) else data
 
 
 def reconstructed(unpickler: Unpickler, type_: Any, *arguments: Any) -> Inert:
@@ -502,6 +522,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": plain_set,
     "collections.defaultdict": default_dict,
     "_codecs.encode": encode,
+    "builtins.bytes": plain_bytes,
+    "builtins.bytearray": plain_bytes,
     "copyreg._reconstructor": reconstructed,
     "copyreg.__newobj__": new_object,
     "numpy.core.multiarray._reconstruct": reconstructed,

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import warnings
@@ -256,6 +257,189 @@ def pickles(mark):
         "safetensors.pt": safetensors({"a": tensor()}, bytes(8)),
         "nan.pth": saved({**WEIGHTS, "weight": torch.full((2, 3), float("nan"))}),
     }  # fmt: skip
+
+
+def called(name, *arguments):
+    """A fragment of a pickle that calls `name`, "module function"."""
+    return reduced(name, *arguments)[2:-1]
+
+
+def fragment(value):
+    return pickle.dumps(value, 2)[2:-1]
+
+
+STORAGE = b"((" + short(b"storage") + b"ctorch\nFloatStorage\n<KEY>" + short(b"cpu") + b"K\x06<END>Q"  # of `weight`
+TWO = b"K\0K\2\x85K\1\x85"  # the place of two numbers in it: offset, shape, stride
+
+
+def view(place):
+    """A tensor that shares its storage with `weight`."""
+    return b"ctorch._utils\n_rebuild_tensor_v2\n" + STORAGE + place + b"\x89}tR"
+
+
+def doubled(start, twice):
+    """A value that holds the one before it twice, 60 times over: 2**60 values when somebody counts."""
+    return start + b"q\xf00" + (twice + b"q\xf00") * 60 + b"h\xf0"
+
+
+def repeated(function, arguments, times, before=b""):
+    """A tuple of many results of one call, each in a few bytes."""
+    name = b"c" + function.replace(" ", "\n").encode() + b"\nq\xf1"
+    return b"(" + before + arguments + b"q\xf0" + name + b"h\xf1h\xf0R" * times + b"t"
+
+
+def harmless_neighbours(mark):
+    """Fragments of pickles by name that harm a reader who believes them, and that an inert reader reads."""
+    touch = f"touch {mark}"
+    array = fragment(numpy.zeros(4))
+    system = b"cos\nsystem\n"
+    return {
+        "os.system": called("os system", touch),
+        "posix.system": called("posix system", touch),
+        "eval": called("__builtin__ eval", f"__import__('os').system({touch!r})"),
+        "exec": called("builtins exec", f"__import__('os').system({touch!r})"),
+        "import": called("builtins __import__", "leaves_a_mark"),
+        "import_module": called("importlib import_module", "leaves_a_mark"),
+        "named module": b"cleaves_a_mark\nanything\n",
+        "named library": b"cantigravity\nanything\n",
+        "subprocess": called("subprocess Popen", ["touch", str(mark)]),
+        "pty": called("pty spawn", ["touch", str(mark)]),
+        "open": called("builtins open", str(mark), "w"),
+        "run_path": called("runpy run_path", str(mark.parent / "leaves_a_mark.py")),
+        "nested pickle": called("pickle loads", executions(mark)["os.system"]),
+        "torch.load": called("torch.serialization load", str(mark)),
+        "torch.hub": called("torch.hub load_state_dict_from_url", "http://localhost/a"),
+        "load_library": called("torch._ops load_library", str(mark)),
+        "numpy.load": called("numpy load", str(mark)),
+        "ctypes": called("ctypes CDLL", str(mark)),
+        "function": called("types FunctionType", "code"),
+        "getattr": executions(mark)["getattr"][2:-1],
+        "attrgetter": b"coperator\nattrgetter\n" + short(b"system") + b"\x85Rcos\nsystem\n\x85R",
+        "partial": b"cfunctools\npartial\n" + system + short(touch.encode()) + b"\x86R)R",
+        "instance": executions(mark)["instance"][:-1],
+        "object": executions(mark)["object"][:-1],
+        "new object with keywords": system + b")}" + short(b"a") + b"Ns\x92",
+        "reconstructor": b"ccopy_reg\n_reconstructor\n" + system + b"c__builtin__\nobject\nN\x87R",
+        "newobj function": b"ccopyreg\n__newobj__\n" + system + short(touch.encode()) + b"\x86R",
+        "extension": b"\x82\x01",
+        "extension of 2 bytes": b"\x83\x01\x01",
+        "extension of 4 bytes": b"\x84\xff\xff\xff\x7f",
+        "add_extension": called("copyreg add_extension", "os", "system", 1),
+        "setstate": called("collections OrderedDict") + called("os system", touch) + b"b",
+        "class by state": system + b")R}" + short(b"__class__") + system + b"sb",
+        "state twice": system + b")R}b}b",
+        "slots": system + b")RN}" + short(b"__dict__") + b"Ns\x86b",
+        "state of a type": b"ccollections\nOrderedDict\n}" + short(b"clear") + b"Nsb",
+        "items of a type": system + short(b"a") + b"Ns",
+        "type of tensor": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + 2 * system + short(touch.encode()) + b"\x85}tR",
+        "wrapper": called("torch._utils _rebuild_wrapper_subclass", touch),
+        "sparse": called("torch._utils _rebuild_sparse_tensor", touch, (1, 2, 3)),
+        "meta": called("torch._utils _rebuild_meta_tensor_no_storage", touch, (1 << 60,), (1,), True),
+        "quantized": called("torch._utils _rebuild_qtensor", touch),
+        "parameter of text": called("torch._utils _rebuild_parameter", touch, True, None),
+        "scalar": b"cnumpy.core.multiarray\nscalar\n" + fragment(numpy.dtype("O")) + short(b"x") + b"\x86R",
+        "array of objects": fragment(numpy.array([Call(os.system, touch)], dtype=object)),
+        "array of an unknown dtype": array.replace(b"f8", b"Z9"),
+        "codec": called("_codecs encode", "x" * 99, "zip"),
+        "bytearray": called("builtins bytearray", 1 << 40),
+        "range": called("builtins range", 1 << 60),
+        "list of a range": b"cbuiltins\nlist\n" + called("builtins range", 1 << 60) + b"\x85R",
+        "torch.zeros": called("torch zeros", 1 << 40),
+        "torch.Size": called("torch Size", (1 << 60,) * 99),
+        "typed tensor": called("torch FloatTensor", 1 << 40),
+        "defaultdict": b"ccollections\ndefaultdict\n" + system + b"\x85R",
+        "doubled lists": doubled(b"]", b"(h\xf0h\xf0l"),
+        "doubled tuples": doubled(b")", b"h\xf0h\xf0\x86"),
+        "doubled objects": doubled(b")", system + b"h\xf0h\xf0\x86R"),
+        "doubled set": b"c__builtin__\nset\n](" + doubled(b")", b"h\xf0h\xf0\x86") + b"e\x85R",
+        "deep lists": b"]" * 20_000 + b"a" * 19_999,
+        "deep tuples": b")" + b"\x85" * 20_000,
+        "deep dicts": (b"}" + short(b"")) * 20_000 + b"N" + b"s" * 20_000,
+        "list of itself": b"]q\xf0h\xf0a",
+        "dict of itself": b"}q\xf0" + short(b"a") + b"h\xf0s",
+        "object of itself": system + b")Rq\xf0h\xf0b",
+        "far memo": b"Nr\xff\xff\xff\xff",
+        "frame of 8 EiB": b"\x95" + struct.pack("<Q", 1 << 62) + b"N",
+        "megabyte of integer": b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20),
+        "integer of 2000 bits": b"\x8a\xfa" + b"\x7f" * 250,
+        "source of a module": b"(" + short(b"module") + system + short(str(mark).encode()) + short(b"x") + b"tQ",
+        "view of the weights": view(TWO),
+    }  # fmt: skip
+
+
+def malformed_neighbours():
+    """Fragments of pickles by name that no pickle of Python's has, or that take memory or time."""
+    array = fragment(numpy.zeros(4))
+    key = short(b"../../../../etc/passwd")
+    below = b"J\xff\xff\xff\xff"
+    thousands = b"}(" + b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(20_000)) + b"u"
+    megabyte = struct.pack("<I", 1 << 20) + bytes(1 << 20)
+    from_buffer = b"(B" + megabyte + fragment(numpy.dtype("f4")) + fragment((1 << 18,)) + short(b"C") + b"t"
+    colliding = b"".join(fragment(number * ((1 << 61) - 1)) + b"N" for number in range(1 << 10, 20_000))
+    return {
+        "tuples as a key": b"}" + doubled(b")", b"h\xf0h\xf0\x86") + b"Ns",
+        "unhashable key": b"}]Ns",
+        "integers as keys": b"}(" + colliding + b"u",
+        "copied dicts": repeated("collections OrderedDict", thousands + b"\x85", 2_000),
+        "copied sets": repeated("builtins set", b"(" + b"N" * 20_000 + b"t\x85", 5_000),
+        "copied arguments": repeated("copyreg __newobj__", b"(cos\nsystem\n" + b"N" * 20_000 + b"t", 5_000),
+        "copied bytes": repeated("_codecs encode", b"X" + megabyte + short(b"latin1") + b"\x86", 200),
+        "copied arrays": repeated("numpy.core.numeric _frombuffer", from_buffer, 200),
+        "copied tensors": repeated("torch._utils _rebuild_tensor_v2", STORAGE + TWO + b"\x89}t", 60_000),
+        "sets": b"(" + b"\x8f" * 200_000 + b"t",
+        "memo": b"N" + b"".join(b"r" + struct.pack("<I", number) for number in range(500_000)),
+        "nested calls": repeated("copyreg __newobj__", b"(" + b"ccopyreg\n__newobj__\n" * 3_000 + b"t", 1),
+        "expanded": view(b"K\0\x8a\x06" + struct.pack("<q", 1 << 40)[:6] + b"\x85K\0\x85"),
+        "negative stride": view(b"K\5K\2\x85" + below + b"\x85"),
+        "negative shape": view(b"K\0" + below + below + b"\x86K\1K\1\x86"),
+        "negative offset": view(below + b"K\2\x85K\1\x85"),
+        "65 dimensions": view(b"K\0(" + b"K\1" * 65 + b"t(" + b"K\1" * 65 + b"t"),
+        "shape of text": view(b"K\0" + short(b"2") + b"K\1\x85"),
+        "fewer strides": view(b"K\0K\2\x85)"),
+        "outside of its storage": view(b"K\5K\2\x85K\1\x85"),
+        "storage outside of the file": view(TWO).replace(b"<KEY>", key),
+        "storage under a number": view(TWO).replace(b"<KEY>", b"K\0"),
+        "storage of another size": view(TWO).replace(b"K\x06", b"K\x05"),
+        "storage of an unknown type": view(TWO).replace(b"FloatStorage", b"OddStorage"),
+        "tensor without a storage": called("torch._utils _rebuild_tensor", "x", 0, (1,), (1,)),
+        "persistent text": b"P../../../etc/passwd\n",
+        "unknown persistent id": key + b"Q",
+        "buffer outside": b"\x97",
+        "8 EiB of bytes": b"\x8e" + struct.pack("<Q", 1 << 62),
+        "8 EiB of bytearray": b"\x96" + struct.pack("<Q", 1 << 62),
+        "8 EiB of text": b"\x8d" + struct.pack("<Q", 1 << 62),
+        "long integer in digits": b"L" + b"7" * 5000 + b"L\n",
+        "tuple over a mark": b"((\x87",
+        "more pops than values": b"0" * 9,
+        "module under a number": b"K\1K\2\x93",
+        "call of text": short(b"os.system") + b")R",
+        "call with a list": b"cos\nsystem\n]R",
+        "state of text": short(b"x") + b"}b",
+        "append to text": short(b"x") + b"Na",
+        "items of a list": b"]NNs",
+        "items without a value": b"}(NNNu",
+        "items of text": b"ccollections\nOrderedDict\n" + short(b"abcd") + b"\x85R",
+        "unknown memo": b"h\xee",
+        "other weights by state": view(TWO) + STORAGE + TWO + b"tb",
+        "state of weights": view(TWO) + short(b"x") + b"b",
+        "append to weights": view(TWO) + b"Na",
+        "items of weights": view(TWO) + b"NNs",
+        "array outside of its bytes": array.replace(b"K\x04\x85", b"J\0\0\0\x10\x85"),
+    }  # fmt: skip
+
+
+def beside_weights(hostile, old_form):
+    """A file with good weights and, before them, a hostile fragment under another name."""
+    honest = saved(WEIGHTS, old_form)
+    pickled = honest if old_form else records(WEIGHTS)[b"data.pkl"]
+    start = pickled.index(b"}q\x00(" + short(b"weight"))
+    end = pickled.index(b"u.", start)
+    key = re.search(rb"X.\0\0\0(\d+)q.X\x03\0\0\0cpu", pickled, re.DOTALL)[1]
+    hostile = hostile.replace(b"<KEY>", short(key)).replace(b"<END>", b"Nt" if old_form else b"t")
+    changed = b"}" + short(b"neighbour") + hostile + b"s" + pickled[start + 3 : end]
+    if old_form:
+        return honest[:start] + changed + honest[end:]
+    return rezipped(WEIGHTS, data_pkl=pickled[:start] + changed + pickled[end:])
 
 
 def tar_to_zip(honest):
