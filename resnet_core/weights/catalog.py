@@ -81,13 +81,13 @@ def _catalog() -> dict[str, dict[str, WeightSet]]:
         transform = ImageTransform(resize_size=resize_size, crop_size=224)
         catalog.setdefault(model, {})[name] = WeightSet(model, name, url, top1, top5, transform)
 
-    # Its trainer.py normalises with ImageNet's mean and deviation.
-    transform = ImageTransform(resize_size=32, crop_size=32)
+    folder = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
+    credit = "trained by Yerlan Idelbayev, BSD 2-Clause licence"
+    transform = ImageTransform(resize_size=32, crop_size=32)  # with ImageNet's mean and deviation, as its trainer.py
     for depth, sha256, top1 in PUBLISHED_FOR_CIFAR10:
-        folder = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
-        model, name, url = f"cifar_resnet{depth}", "CIFAR10_V1", f"{folder}/resnet{depth}-{sha256}.th"
-        credit = "trained by Yerlan Idelbayev, BSD 2-Clause licence"
-        catalog[model] = {name: WeightSet(model, name, url, top1, None, transform, num_classes=10, credit=credit)}
+        model, url = f"cifar_resnet{depth}", f"{folder}/resnet{depth}-{sha256}.th"
+        row = WeightSet(model, "CIFAR10_V1", url, top1, None, transform, num_classes=10, credit=credit)
+        catalog[model] = {row.name: row}
     return catalog
 
 
