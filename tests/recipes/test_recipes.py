@@ -385,7 +385,7 @@ def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(na
     recipe = replace(TINY, model=model, data=data, optimizer=slow)  # a faster one can end in nan
     run(recipe, out)
     start.unlink()
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     variant = get_model(name, num_classes=2, **arguments)
     load_weights(variant, out / "model.safetensors")
     found = load_run(out).model(images)
