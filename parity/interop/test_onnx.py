@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import resnet_core
-from resnet_core.inference.export import export
+from resnet_core.data.transforms import ImageTransform
+from resnet_core.inference.export import EARLIER_OPSETS, export
+from resnet_core.weights import WeightsInfo
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.interop
@@ -63,6 +65,38 @@ def test_the_file_tells_no_folder_of_the_machine_that_wrote_it(exported):
     assert b"resnet_core/" not in exported[1].read_bytes()
 
 
-def test_exporting_prints_nothing(tmp_path, capfd):
-    export(resnet_core.cifar_resnet20(), tmp_path / "model.onnx", format="onnx", image_size=32)
+@pytest.mark.parametrize("opset", [None, 17])
+def test_exporting_prints_nothing(opset, tmp_path, capfd):
+    export(resnet_core.cifar_resnet20(), tmp_path / "model.onnx", format="onnx", image_size=32, opset=opset)
     assert capfd.readouterr().out == ""
+
+
+INFO = WeightsInfo(
+    model="resnet18",
+    transform=ImageTransform(resize_size=64, crop_size=64, interpolation="bicubic"),
+    class_names=("zero", "ö"),
+    origin="a test",
+)
+
+
+@pytest.mark.parametrize("opset", [None, *EARLIER_OPSETS])
+def test_a_file_of_any_opset_and_size_computes_what_the_model_computes_and_carries_its_info(opset, tmp_path):
+    torch.manual_seed(0)
+    model, file = resnet_core.resnet18().eval(), tmp_path / "model.onnx"
+    result = export(model, file, format="onnx", image_size=64, opset=opset, dynamic_size=True, info=INFO)
+    print(f"\n{result}")
+    onnx.checker.check_model(file, full_check=True)
+    assert opset in (None, result.opset)
+    assert [entry.version for entry in onnx.load(file).opset_import if not entry.domain] == [result.opset]
+    assert b"site-packages" not in file.read_bytes()
+
+    runner = session(file)
+    assert [(value.name, value.shape) for value in runner.get_inputs()] == [("images", ["batch", 3, "height", "width"])]
+    assert WeightsInfo.from_metadata(runner.get_modelmeta().custom_metadata_map) == INFO
+    for height, width in ((64, 64), (33, 97), (224, 160)):
+        images = torch.randn(3, 3, height, width)
+        (logits,) = runner.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            expected = model(images)
+        atol = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=atol)

@@ -149,16 +149,30 @@ class Export:
     """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
     image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Height and width of the input. By default the size at which the weights were evaluated."""
+    dynamic_size: bool = False
+    """Accept images of any height and width from 33 pixels, and check the file at two more sizes."""
+    opset: Annotated[int | None, tyro.conf.arg(metavar="11..17")] = None
+    """Version of ONNX's operators, for runtimes that lack the one that torch writes by default."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that a weights file belongs to, if the file does not record it."""
     allow_pickle: bool = False
     """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
 
     def __call__(self) -> None:
-        find_exporter(self.out, self.format)
+        find_exporter(self.out, self.format, self.opset)
         model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
         size = self.image_size
         if size is None:
             size = info.transform.crop_size if info.transform else 224
         channels = info.config.get("in_channels", 3)
-        print(export(model, self.out, format=self.format, image_size=size, channels=channels))
+        result = export(
+            model,
+            self.out,
+            format=self.format,
+            image_size=size,
+            channels=channels,
+            opset=self.opset,
+            dynamic_size=self.dynamic_size,
+            info=info,
+        )
+        print(result)

@@ -181,14 +181,14 @@ def compiled(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
 
 def from_file(format: Literal["onnx", "torch-export"], model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     """Logits of the network's exported file, run on the CPU."""
-    from resnet_core.inference.export import EXPORTERS, capture
+    from resnet_core.inference.export import EXPORTERS, Request
 
     exporter = EXPORTERS[format]
     if lacking := exporter.lacks():
         raise NotRun(f"needs {lacking}")
     with TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, f"model{exporter.suffix}")
-        exporter.write(capture(model.cpu().eval(), inputs.cpu()), file)
+        exporter.write(Request(model.cpu().eval(), inputs.cpu()), file)
         return {LOGITS: exporter.load(file)(inputs.cpu()).to(inputs.device)}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from resnet_core.foundation.atomic import replacing
 from resnet_core.foundation.errors import first_line
 from resnet_core.foundation.precision import FACTOR, float_errors
 from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.weights.info import KEY, WeightsInfo
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -25,6 +27,7 @@ Format = Literal["onnx", "torch-export", "aoti"]
 
 EXAMPLE_BATCH = 2
 CHECKED_BATCHES = (1, 5)  # not the example's, so that a batch that became a constant shows
+EARLIER_OPSETS = range(11, 18)  # of torch's earlier ONNX exporter
 
 
 class ExportError(ValueError):
@@ -56,18 +59,40 @@ class Export:
         )
 
 
-def export(model: nn.Module, out: str | Path, *, format: Format, image_size: int = 224, channels: int = 3) -> Export:
+@dataclass(frozen=True)
+class Request:
+    """What an exporter writes: a network in evaluation mode, with images to trace it with."""
+
+    network: nn.Module
+    example: Tensor
+    dynamic_size: bool = False
+    """Whether height and width are free, as the batch is."""
+    opset: int | None = None
+    """One of EARLIER_OPSETS for ONNX; None: the one that this torch writes by default."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Texts by name that the file carries."""
+
+
+def export(
+    model: nn.Module, out: str | Path, *, format: Format, image_size: int = 224, channels: int = 3,
+    opset: int | None = None, dynamic_size: bool = False, info: WeightsInfo | None = None,
+) -> Export:  # fmt: skip
     """Writes the file `out`: `[N, channels, image_size, image_size]` -> logits in float32 on the CPU, for any N.
 
-    The model is exported in evaluation mode, and is itself not changed. The file takes its name only if its error
-    against a float64 run of the model, on random images, is at most FACTOR times the float32 model's own.
+    With `dynamic_size` the file takes any height and width that leave the last stage more than one pixel each way: from
+    33 for a ResNet. `opset` is one of ONNX's versions 11 to 17 for runtimes that lack the newer default. `info`, as
+    `load_model` returns it, is written into the file. The model is exported in evaluation mode, and is itself not
+    changed. The file takes its name only if its error against a float64 run of the model, on random images, is at most
+    FACTOR times the float32 model's own.
     Raises ExportError if it is larger, or if the format cannot be written; ValueError or OSError for arguments that do
     not fit.
     """
     path = Path(out)
-    exporter = find_exporter(path, format)
+    exporter = find_exporter(path, format, opset)
     network = copy.deepcopy(model).cpu().float().eval()
-    example, *batches = seeded_images(image_size, channels)
+    example, *batches = seeded_images(image_size, channels, dynamic_size)
+    metadata = {KEY: info.to_metadata()[KEY]} if info else {}
+    request = Request(network, example, dynamic_size, opset, metadata)
 
     with torch.no_grad(), beside(path) as folder:
         logits = run_model(network, batches)
@@ -75,25 +100,36 @@ def export(model: nn.Module, out: str | Path, *, format: Format, image_size: int
 
         file = Path(folder, path.name)
         try:
-            opset = exporter.write(capture(network, example), file)
+            written_opset = exporter.write(request, file)
             written = torch.cat([exporter.load(file)(images) for images in batches])
             measured = measure_errors(written, logits, exact)
         except OSError:
             raise
         except Exception as error:  # exporters and runtimes have no family of errors in common
-            raise ExportError(f"{path} was not written: {format} failed on this model ({first_line(error)})") from error
+            larger = "; with dynamic_size the last stage needs more than one pixel: take a larger image_size"
+            raise ExportError(
+                f"{path} was not written: {format} failed on this model ({first_line(error)})"
+                f"{larger if dynamic_size else ''}"
+            ) from error
 
-        result = Export(path, format, file.stat().st_size, opset, *measured)
+        result = Export(path, format, file.stat().st_size, written_opset, *measured)
         check(result)
         with replacing(path) as aside:
             file.replace(aside)
     return result
 
 
-def find_exporter(path: Path, format: str) -> Exporter:
+def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter:
     """The exporter of a format that can be written, here and to `path`. Raises ValueError or OSError if it cannot."""
     if format not in EXPORTERS:
         raise ValueError(f"unknown format {format!r}; {did_you_mean(format, EXPORTERS)}")
+    if opset is not None and format != "onnx":
+        raise ValueError(f"opset {opset} needs the format onnx, got {format}; leave the opset out")
+    if opset is not None and opset not in EARLIER_OPSETS:
+        raise ValueError(
+            f"opset must be {EARLIER_OPSETS[0]} to {EARLIER_OPSETS[-1]}, got {opset}; leave it out for the newer one "
+            "that this torch writes by default"
+        )
     exporter = EXPORTERS[format]
     if path.suffix != exporter.suffix:
         raise ValueError(
@@ -115,13 +151,17 @@ def beside(path: Path) -> TemporaryDirectory[str]:
     return TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
 
 
-def seeded_images(image_size: int, channels: int) -> list[Tensor]:
+def seeded_images(image_size: int, channels: int, dynamic_size: bool = False) -> list[Tensor]:
     """Normally distributed images, the same in every run: a batch to export with, and those to check with."""
     if min(image_size, channels) < 1:
         raise ValueError(f"image_size and channels must be at least 1, got {image_size} and {channels}")
+    size = image_size
+    shapes = [(batch, channels, size, size) for batch in (EXAMPLE_BATCH, *CHECKED_BATCHES)]
+    if dynamic_size:  # two sizes more to check, none of them the example's
+        shapes[0] = (EXAMPLE_BATCH, channels, size + 32, size + 64)
+        shapes += [(1, channels, size + 17, 2 * size), (2, channels, 2 * size, size + 40)]
     generator = torch.Generator().manual_seed(0)
-    batches = (EXAMPLE_BATCH, *CHECKED_BATCHES)
-    return [torch.randn(batch, channels, image_size, image_size, generator=generator) for batch in batches]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def run_model(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
@@ -138,11 +178,14 @@ def run_model(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     return logits
 
 
-def capture(network: nn.Module, example: Tensor) -> ExportedProgram:
+def capture(request: Request) -> ExportedProgram:
     """The model as a graph of operators for any batch, without this machine's folders."""
     from torch.export import Dim, export
 
-    program = export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+    free: dict[int, Any] = {0: Dim("batch", min=1)}
+    if request.dynamic_size:
+        free |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    program = export(request.network, (request.example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -165,15 +208,25 @@ def check(result: Export) -> None:
         )
 
 
-def write_onnx(program: ExportedProgram, file: Path) -> int:
-    from torch.export import Dim
+def write_onnx(request: Request, file: Path) -> int:
+    import onnx
 
-    written = torch.onnx.export(
-        program, f=file, input_names=["images"], output_names=["logits"], dynamic_shapes=({0: Dim("batch", min=1)},),
-        dynamo=True, external_data=False, verbose=False,
-    )  # fmt: skip
-    assert written is not None  # as torch.onnx promises for dynamo=True
-    return written.model.opset_imports[""]
+    free = {0: "batch", 2: "height", 3: "width"} if request.dynamic_size else {0: "batch"}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
+    if request.opset is None:
+        torch.onnx.export(capture(request), f=file, **names, dynamic_shapes=(free,), dynamo=True, external_data=False)
+    else:
+        with warnings.catch_warnings(action="ignore"):  # deprecation, and constants that are not folded
+            torch.onnx.export(
+                request.network, (request.example,), str(file), **names, dynamo=False, opset_version=request.opset,
+                dynamic_axes={"images": free, "logits": {0: "batch"}},
+            )  # fmt: skip
+
+    written = onnx.load(file)
+    if request.metadata:
+        onnx.helper.set_model_props(written, request.metadata)
+        onnx.save(written, file)
+    return next(each.version for each in written.opset_import if not each.domain)
 
 
 def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
@@ -188,10 +241,10 @@ def lacks_onnx() -> str:
     return f"{', '.join(missing)}: pip install 'resnet-core[export]'" if missing else ""
 
 
-def write_torch_export(program: ExportedProgram, file: Path) -> None:
+def write_torch_export(request: Request, file: Path) -> None:
     from torch.export import save
 
-    save(program, file)
+    save(capture(request), file, extra_files=dict(request.metadata))
 
 
 def load_torch_export(file: Path) -> Callable[[Tensor], Tensor]:
@@ -200,10 +253,10 @@ def load_torch_export(file: Path) -> Callable[[Tensor], Tensor]:
     return load(file).module()
 
 
-def write_aoti(program: ExportedProgram, file: Path) -> None:
+def write_aoti(request: Request, file: Path) -> None:
     # Without dynamic_threads the file would always use as many threads as the process that exported it.
-    options = {"cpp.dynamic_threads": True}
-    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+    options = {"cpp.dynamic_threads": True, "aot_inductor.metadata": dict(request.metadata)}
+    torch._inductor.aoti_compile_and_package(capture(request), package_path=str(file), inductor_configs=options)
 
 
 def load_aoti(file: Path) -> Callable[[Tensor], Tensor]:
@@ -226,7 +279,7 @@ class Exporter:
     """How a format is written and run, and what this machine lacks for it: a text with the remedy, or an empty one."""
 
     suffix: str
-    write: Callable[[ExportedProgram, Path], int | None]
+    write: Callable[[Request, Path], int | None]
     """Returns ONNX's opset."""
     load: Callable[[Path], Callable[[Tensor], Tensor]]
     lacks: Callable[[], str]

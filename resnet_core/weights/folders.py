@@ -57,7 +57,7 @@ class Description:
             config=self.config,
             transform=self.transform,
             class_names=self.class_names,
-            origin=f"{self.library}'s {self.architecture}, as {self.path} describes it",
+            origin=f"{self.library}'s {self.architecture}, as its {self.path.name} describes it",
         )
 
 

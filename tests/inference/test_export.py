@@ -12,11 +12,13 @@ from torch import nn
 from torch._inductor.cpp_builder import cpp_compiler_search
 
 import resnet_core
+from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
 from resnet_core.inference.export import EXPORTERS, ExportError, export
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.resnet import BasicBlock
+from resnet_core.weights import WeightsInfo
 
 SIZE = 32
 
@@ -61,17 +63,27 @@ def test_a_file_of_torch_export_computes_what_the_model_computes(build, tmp_path
     assert capfd.readouterr().out == ""
 
 
+INFO = WeightsInfo(
+    model="cifar_resnet20",
+    transform=ImageTransform(resize_size=40, crop_size=32, interpolation="bicubic"),
+    class_names=("zero", "ö"),
+    origin="a test",
+)
+
+
 @pytest.fixture(scope="module")
 def grey_aoti(tmp_path_factory):
     """A compiled CIFAR network of one channel: its model, its file, and what `export` said."""
     model = tiny(in_channels=1)
     file = tmp_path_factory.mktemp("aoti") / "model.pt2"
-    return model, file, export(model, file, format="aoti", image_size=28, channels=1)
+    return model, file, export(model, file, format="aoti", image_size=28, channels=1, info=INFO)
 
 
-def test_a_compiled_file_computes_what_the_model_computes(grey_aoti):
+def test_a_compiled_file_computes_what_the_model_computes_and_carries_its_info(grey_aoti):
     model, file, result = grey_aoti
-    assert_computes(torch._inductor.aoti_load_package(str(file)), model, 1, 28)
+    run = torch._inductor.aoti_load_package(str(file))
+    assert_computes(run, model, 1, 28)
+    assert WeightsInfo.from_metadata(run.get_metadata()) == INFO
     assert 0 < result.largest_difference < 1e-5 * result.largest_logit
 
 
@@ -83,12 +95,25 @@ def test_a_compiled_file_uses_the_threads_of_the_machine_that_runs_it(grey_aoti)
 
 
 @pytest.mark.interop
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_compiled_resnet_computes_what_the_model_computes(name, tmp_path, capfd):
+@pytest.mark.parametrize(("name", "dynamic_size"), [("resnet18", False), ("resnet18", True), ("resnet50", False)])
+def test_a_compiled_resnet_computes_what_the_model_computes(name, dynamic_size, tmp_path, capfd):
     model = resnet_core.get_model(name)
-    export(model, tmp_path / "model.pt2", format="aoti", image_size=SIZE)
-    assert_computes(torch._inductor.aoti_load_package(str(tmp_path / "model.pt2")), model)
+    export(model, tmp_path / "model.pt2", format="aoti", image_size=64, dynamic_size=dynamic_size)
+    run = torch._inductor.aoti_load_package(str(tmp_path / "model.pt2"))
+    for size in (64, 33, 97) if dynamic_size else (64,):
+        assert_computes(run, model, size=size)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnets_file_of_any_size_takes_images_from_33_pixels(name, tmp_path):
+    model = resnet_core.get_model(name).eval()
+    export(model, tmp_path / "model.pt2", format="torch-export", image_size=33, dynamic_size=True)
+    run = torch.export.load(tmp_path / "model.pt2").module()
+    assert same_bits(run(images(3, size=33)), model(images(3, size=33)))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        run(images(3, size=32))
 
 
 def test_the_model_stays_as_it_was(tmp_path):
@@ -101,6 +126,35 @@ def test_the_model_stays_as_it_was(tmp_path):
     assert all(same_bits(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert [name for name, value in model.named_parameters() if not value.requires_grad] == ["fc.weight"]
+
+
+def test_a_file_of_any_size_computes_what_the_model_computes_and_carries_its_info(tmp_path):
+    model, file = tiny().eval(), tmp_path / "model.pt2"
+    result = export(model, file, format="torch-export", image_size=SIZE, dynamic_size=True, info=INFO)
+    extra = {"resnet_core": ""}
+    run = torch.export.load(file, extra_files=extra).module()
+    for height, width in ((5, 64), (97, 40), (64, 64)):
+        pictures = torch.randn(3, 3, height, width)
+        assert same_bits(run(pictures), model(pictures))
+    assert result.largest_difference == 0
+    assert WeightsInfo.from_metadata(extra) == INFO
+
+
+def test_a_size_that_cannot_be_dynamic_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(ExportError, match=r"failed on this model \(Guard failed.*take a larger image_size"):
+        export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=4, dynamic_size=True)
+
+
+@pytest.mark.parametrize("spoiled_size", [(2 * SIZE, SIZE + 40), (SIZE + 17, 2 * SIZE)])
+def test_a_file_that_disagrees_at_one_of_the_two_other_sizes_is_not_left(spoiled_size, tmp_path, monkeypatch):
+    model = tiny().eval()
+
+    def run(batch):
+        return model(batch) + 0.1 * (batch.shape[2:] == spoiled_size)
+
+    replaced(monkeypatch, write=lambda _, file: file.touch(), load=lambda _: run)
+    with pytest.raises(ExportError, match="computes something else"):
+        export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE, dynamic_size=True)
 
 
 def test_a_file_takes_images_of_its_size_alone(tmp_path):
@@ -207,6 +261,9 @@ def test_a_model_of_zeros_is_no_division_by_zero(tmp_path):
         ("here.pt2", {"format": "aoti"}, OSError, r"here\.pt2 exists; remove it or choose another name"),
         ("no/model.pt2", {"format": "aoti"}, OSError, r"no is not a folder; create it"),
         ("model.pt2", {"format": "aoti", "image_size": 0}, ValueError, "at least 1, got 0 and 3"),
+        ("model.pt2", {"format": "aoti", "opset": 17}, ValueError, "opset 17 needs the format onnx, got aoti"),
+        ("model.onnx", {"format": "onnx", "opset": 10}, ValueError, "opset must be 11 to 17, got 10; leave it out"),
+        ("model.onnx", {"format": "onnx", "opset": 18}, ValueError, "opset must be 11 to 17, got 18; leave it out"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named_with_the_remedy(out, arguments, error, message, tmp_path):

@@ -278,7 +278,7 @@ def test_predict_prepares_images_and_names_classes_as_the_folder_says(folder, te
     classes = json.loads(finished.stdout)[0]["classes"]
     assert [each["name"] for each in classes] == [f"kind{each['index']}" for each in classes]
     assert [each["probability"] for each in classes] == pytest.approx(sorted(expected.tolist(), reverse=True))
-    assert "timm's resnet18, as" in finished.stderr
+    assert "timm's resnet18, as its config.json describes it" in finished.stderr
     assert "assumed" not in finished.stderr
     assert resnet_core.resnet18(weights=path / "model.safetensors").fc.out_features == 4
 
