@@ -21,7 +21,7 @@ from resnet_core.weights.rules import Rule, Values, read_json, shown
 
 NETWORKS = (*TABLE_1, *WIDER)
 WEIGHTS = (
-    "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json",
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ class Description:
             config=self.config,
             transform=self.transform,
             class_names=self.class_names,
-            origin=f"{self.library}'s {self.architecture}, as its {self.path.name} describes it",
+            origin=f"{self.architecture} of {self.library}, as its {self.path.name} describes it",
         )
 
 

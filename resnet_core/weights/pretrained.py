@@ -66,6 +66,8 @@ def info_of(source: str | Path) -> WeightsInfo:
     """
     found = locate(source)
     info = published_info(found) if isinstance(found, WeightSet) else read_info(found)
+    if info is None and isinstance(found, Path) and (described := description_of(found)):
+        info = described.info()
     if info is None:
         raise ValueError(
             f"{found} does not record which model its weights belong to; `resnet-core convert` writes a file that does"
@@ -149,14 +151,15 @@ def info_beside(file: Path, state: Mapping[str, Tensor]) -> WeightsInfo | None:
 
     # What the folder leaves open is assumed, as for a file without a folder.
     likely = assumed(info.model, state)
-    transform = None if described.caveat or "in_channels" in info.config else likely.transform
-    assumes = "" if info.transform and info.class_names else "; the rest is assumed as for torchvision's V1 sets"
+    transform = info.transform or (None if described.caveat else likely.transform)
+    names = info.class_names or likely.class_names
+    says = [info.origin]
+    if transform is not info.transform:
+        says.append("images are prepared as for torchvision's V1 sets")
+    if names is not info.class_names:
+        says.append("1000 classes are ImageNet's")
     return replace(
-        info,
-        config=likely.config | info.config,
-        transform=info.transform or transform,
-        class_names=info.class_names or likely.class_names,
-        origin=f"{info.origin}{assumes}",
+        info, config=likely.config | info.config, transform=transform, class_names=names, origin="; ".join(says)
     )
 
 

@@ -12,7 +12,7 @@ from resnet_core.data.images import read_image
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.weights import WeightsError, WeightsInfo, read_info, read_weights, write_weights
 from resnet_core.weights.folders import read_description
-from resnet_core.weights.pretrained import load_model
+from resnet_core.weights.pretrained import info_of, load_model
 
 # As timm's save_for_hf writes it, and as the Hub's microsoft/resnet-18 and what ResNetConfig saves look.
 TIMM = {
@@ -278,9 +278,30 @@ def test_predict_prepares_images_and_names_classes_as_the_folder_says(folder, te
     classes = json.loads(finished.stdout)[0]["classes"]
     assert [each["name"] for each in classes] == [f"kind{each['index']}" for each in classes]
     assert [each["probability"] for each in classes] == pytest.approx(sorted(expected.tolist(), reverse=True))
-    assert "timm's resnet18, as its config.json describes it" in finished.stderr
-    assert "assumed" not in finished.stderr
+    assert "resnet18 of timm, as its config.json describes it" in finished.stderr
+    assert "V1 sets" not in finished.stderr
     assert resnet_core.resnet18(weights=path / "model.safetensors").fc.out_features == 4
+
+
+def test_weights_in_several_files_are_read_from_their_index(folder, tensors):
+    path, state = folder(TIMM), read_weights(tensors)
+    places = {name: f"model-0000{number % 2 + 1}-of-00002.safetensors" for number, name in enumerate(state)}
+    for file in set(places.values()):
+        write_weights(path / file, {name: state[name] for name, place in places.items() if place == file})
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    model, info = load_model(path)
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+    assert info.class_names == ("kind0", "kind1", "kind2", "kind3")
+    assert info_of(path).transform == info.transform == read_description(path).transform
+
+
+def test_what_the_folder_leaves_open_is_assumed_and_said(folder, tensors):
+    path = folder(TRANSFORMERS | {"id2label": None})
+    (path / "model.safetensors").symlink_to(tensors)
+    assert load_model(path)[1].origin == (
+        "ResNetForImageClassification of transformers, as its config.json describes it; images are prepared as for "
+        "torchvision's V1 sets"
+    )
 
 
 def test_the_files_own_record_is_preferred(folder, tensors):
