@@ -8,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from parity.oracles.transformers import classifier
+from resnet_core.cli.main import main
+from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
+from resnet_core.weights.convert import convert
+from resnet_core.weights.files import read_info
 from resnet_core.weights.folders import read_description
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.pretrained import load_model
@@ -77,6 +82,40 @@ def test_a_folder_of_timm_gives_its_logits_on_images_bitwise(name, options, pict
     mode = "L" if options.get("in_chans") == 1 else "RGB"
     for picture in pictures[:2]:
         assert same_bits(ours(info.transform(picture)[None]), theirs(prepare(picture.convert(mode))[None]))
+
+
+def test_convert_records_the_preparation_and_the_names_of_timms_folder(tmp_path):
+    timm = pytest.importorskip("timm")
+    saved, names = timm.create_model("resnet18", num_classes=3), ["a", "b", "c"]
+    data = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 288, 288), "crop_pct": 1.0}
+    timm.models.save_for_hf(saved, tmp_path, {"label_names": names}, safe_serialization=True, data_config=data)
+    info = read_info(convert(tmp_path, tmp_path / "ours.safetensors", source="timm").path)
+    assert (info.transform, info.class_names) == (read_description(tmp_path).transform, tuple(names))
+    assert (info.transform.resize_size, info.transform.crop_size, info.transform.mean) == (288, 288, (0.5,) * 3)
+
+
+def test_convert_records_the_preparation_and_the_names_of_transformers_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    classifier("resnet18", id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 224}, image_mean=[0.1, 0.2, 0.3]).save_pretrained(
+        tmp_path
+    )
+    info = read_info(convert(tmp_path, tmp_path / "ours.safetensors", source="transformers").path)
+    assert (info.transform, info.class_names) == (read_description(tmp_path).transform, ("cat", "dog"))
+    assert (info.transform.interpolation, info.transform.mean) == ("bicubic", (0.1, 0.2, 0.3))
+
+
+def test_a_preparation_that_cannot_be_followed_is_recorded_as_the_warning_says(tmp_path):
+    timm = pytest.importorskip("timm")
+    saved = timm.create_model("resnet18", num_classes=3)
+    timm.models.save_for_hf(saved, tmp_path, safe_serialization=True, data_config={"crop_mode": "squash"})
+    with pytest.warns(UserWarning, match="crop_mode 'squash'") as warned:
+        load_model(tmp_path)
+    remedy = str(warned[0].message).partition("record one with resnet-core ")[2]
+    out = tmp_path / "ours.safetensors"
+    words = remedy.replace("OUT.safetensors", str(out)).replace("PIXELS", "224")
+    assert main(words.split()) == 0
+    assert load_model(out)[1].transform == ImageTransform(resize_size=224, crop_size=224)
 
 
 @pytest.mark.parametrize(
