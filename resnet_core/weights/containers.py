@@ -92,12 +92,12 @@ def recognise(path: Path) -> str:
             return recognise_zip(path, file, size)
 
     for kind, pattern in STARTS.items():
-        if pattern.match(head):
+        if re.match(pattern, head, re.DOTALL):
             return kind
-    if path.name.endswith(".index.json") and b'"weight_map"' in path.read_bytes()[:INDEX_LIMIT]:
-        return "sharded safetensors" if "safetensors" in path.name else "sharded torch files"
-    for refusal, pattern in OTHERS.items():
-        if pattern.match(head):
+    if path.name.endswith(".index.json"):
+        return shards_of(path)
+    for pattern, refusal in OTHERS.items():
+        if re.match(pattern, head, re.DOTALL):
             raise WeightsError(refusal.format(path=path))
     if path.suffix.lower() == ".safetensors":
         read_header(path)  # whose refusal says what is wrong with it
@@ -112,7 +112,7 @@ def recognise_folder(path: Path) -> str:
         return "torch distributed checkpoint"
     index = index_in(path)
     if index is not None:
-        return "sharded safetensors" if "safetensors" in index.name else "sharded torch files"
+        return shards_of(index)
     if (path / "saved_model.pb").exists():
         raise WeightsError(
             f"{path} is a TensorFlow SavedModel, which is not read; load it in Keras, save it there with "
@@ -123,6 +123,10 @@ def recognise_folder(path: Path) -> str:
         f"{path} is a folder that is neither a distributed checkpoint nor sharded weights; name the weights file in it "
         f"({shortened(files) or 'it has none'})"
     )
+
+
+def shards_of(index: Path) -> str:
+    return "sharded safetensors" if "safetensors" in index.name else "sharded torch files"
 
 
 def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
@@ -142,17 +146,17 @@ def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
     if names and all(name.endswith(".npy") for name in names):
         raise WeightsError(
             f"{path} is a numpy archive (.npz), which is not read; write it as safetensors: write_weights("
-            "'NAME.safetensors', {name: torch.from_numpy(value) for name, value in numpy.load(FILE).items()})"
+            f"'NAME.safetensors', {{name: torch.from_numpy(value) for name, value in numpy.load('{path}').items()}})"
         )
     if "models/model.json" in names or "serialized_exported_program.json" in names:
         raise WeightsError(
             f"{path} is an exported program of torch.export, which is not read; save its weights with "
-            "torch.save(torch.export.load(FILE).state_dict, 'NAME.pth')"
+            f"torch.save(torch.export.load('{path}').state_dict, 'NAME.pth')"
         )
     if "model.json" in names:
         raise WeightsError(
             f"{path} is a TorchScript archive of torch 1.0, which is not read; save its weights with "
-            "torch.save(torch.jit.load(FILE).state_dict(), 'NAME.pth')"
+            f"torch.save(torch.jit.load('{path}').state_dict(), 'NAME.pth')"
         )
     raise WeightsError(
         f"{path} is a zip of other files ({shortened(sorted(archive.members)) or 'none'}); unpack it and give the "
@@ -160,42 +164,31 @@ def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
     )
 
 
+# How files begin, as patterns whose dot is any byte.
 STARTS = {
-    "safetensors": re.compile(rb".{6}\0\0\{", re.DOTALL),  # first: its length may begin with a pickle's bytes
-    "legacy torch file": re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL),
-    "HDF5": re.compile(rb"\x89HDF\r\n\x1a\n"),
-    "old torch tar": re.compile(rb"(?:sys_info|pickle|tensors|storages)\0.{1,256}ustar", re.DOTALL),
-    "pickle of arrays": re.compile(rb"\x80[\x02-\x05]|\((?:dp?|lp?)\d*\n|c(?:collections|__builtin__)\n"),
+    "safetensors": rb".{6}\0\0\{",  # first, since its length may begin with a pickle's bytes
+    "legacy torch file": rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.",  # torch's magic number
+    "HDF5": rb"\x89HDF\r\n\x1a\n",
+    "old torch tar": rb"(?:sys_info|pickle|tensors|storages)\0.{1,256}ustar",
+    "pickle of arrays": rb"\x80[\x02-\x05]|\((?:dp?|lp?)\d*\n|c(?:collections|__builtin__)\n",
 }
 OTHERS = {
-    "{path} is empty; fetch it again": re.compile(rb"\Z"),
-    "{path} is not a weights file: it is a Git LFS pointer, which stands for the file; run `git lfs pull` in its "
-    "repository, or download the file itself": re.compile(rb"version https://git-lfs"),
-    "{path} is not a weights file: it is a web page saved under its name; download it again from the link to the file "
-    "itself": re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE),
-    "{path} is an ONNX file, which is run and not loaded: give the checkpoint from which it was exported": re.compile(
-        rb"\x08[\x03-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]"
-    ),
-    "{path} is a file of TensorFlow's, which is not read; load it in Keras, save it there with model.save_weights("
-    "'NAME.weights.h5') and convert that file": re.compile(
-        rb"\x08\x01\x12|.{4}TFL3|\0\0.{0,6}\n?.{0,3}\x08\x01", re.DOTALL
-    ),
-    "{path} is a numpy array (.npy), which has no names; give the checkpoint that it comes from": re.compile(
-        rb"\x93NUMPY"
-    ),
-    "{path} is compressed or an archive; unpack it with `tar -xf`, `gunzip`, `unzip` or `7z x` and give the weights "
-    "file that it holds": re.compile(
-        rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar",
-        re.DOTALL,
-    ),
-    "{path} is an image; name it after the weights file": re.compile(
-        rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", re.DOTALL
-    ),
-    "{path} is a GGUF file, in which no ResNet is published; give the checkpoint that it comes from": re.compile(
-        rb"GGUF"
-    ),
-    "{path} is a JSON file; name the weights file beside it, or the folder": re.compile(rb"\s*[{\[][\s\"]"),
-    "{path} is a text file; name the weights file": re.compile(rb"[\t\n\r\x20-\x7e]{16,}\Z|[\t\n\r\x20-\x7e]{256}"),
+    rb"\Z": "{path} is empty; fetch it again",
+    rb"version https://git-lfs": "{path} is not a weights file: it is a Git LFS pointer, which stands for the file; "
+    "run `git lfs pull` in its repository, or download the file itself",
+    rb"(?:\xef\xbb\xbf)?\s*<(?i:!doctype|html|head|\?xml)": "{path} is not a weights file: it is a web page saved "
+    "under its name; download it again from the link to the file itself",
+    rb"\x08[\x03-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]": "{path} is an ONNX file, which is run and not loaded; give the "
+    "checkpoint from which it was exported",
+    rb"\x08\x01\x12|.{4}TFL3": "{path} is a file of TensorFlow's, which is not read; load it in Keras, save it there "
+    "with model.save_weights('NAME.weights.h5') and convert that file",
+    rb"\x93NUMPY": "{path} is a numpy array (.npy), which has no names; give the checkpoint that it comes from",
+    rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar": "{path} is compressed or an archive; "
+    "unpack it with `tar -xf`, `gunzip`, `unzip` or `7z x` and give the weights file that it holds",
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "{path} is an image and not a weights file; give the weights file",
+    rb"GGUF": "{path} is a GGUF file, which is not read; give the checkpoint that it comes from",
+    rb"\s*[{\[]\s*[\"{\[\]}\d]": "{path} is a JSON file and not a weights file; give the weights file or the folder",
+    rb"[\t\n\r\x20-\x7e]{3,}\Z": "{path} is a text file and not a weights file; give the weights file",
 }
 
 

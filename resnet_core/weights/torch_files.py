@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import zlib
+from collections import namedtuple
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resnet_core.weights.header import WeightsError, check_file
+from resnet_core.weights.header import INDEX_LIMIT, WeightsError, check_file
 from resnet_core.weights.pickles import (
     DTYPES,
     Budget,
@@ -31,7 +32,6 @@ from resnet_core.weights.pickles import (
     tensor,
 )  # fmt: skip
 
-ZIP_LIMIT = 8 << 20  # bytes of a zip's directory; that of a training state has 0.3 million
 INFLATION = 4  # times that compressed members may be larger than their file
 
 # The zip format's records, by PKWARE's APPNOTE.
@@ -39,6 +39,11 @@ ZIP_END = struct.Struct("<4sHHHHIIH")
 ZIP_END64 = struct.Struct("<4sQHHIIQQQQ")
 ZIP_LOCATOR = struct.Struct("<4sIQI")
 ZIP_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
+ZipEntry = namedtuple(
+    "ZipEntry",
+    "signature made_by needed flags method time date crc32 stored_size size name_length extra_length comment_length "
+    "disk internal external offset",
+)
 ZIP_LOCAL = struct.Struct("<4sHHHHHIIIHH")
 
 
@@ -81,7 +86,7 @@ class Zip:
             raise ValueError(f"its members claim more bytes than it has, such as {name[:80]!a}")
 
         # The header before the member's bytes, whose name has to be the directory's.
-        self.file.seek(member.offset)
+        self.file.seek(min(member.offset, self.size))
         header = ZIP_LOCAL.unpack(self.file.read(ZIP_LOCAL.size))
         local_name = self.file.read(header[9])
         if header[0] != b"PK\3\4" or local_name.decode("utf-8", "replace") != f"{self.prefix}{name}":
@@ -126,13 +131,13 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
     # Where the sizes do not fit into the old record, or the writer is torch, they stand in a longer one before it.
     if at >= ZIP_LOCATOR.size and tail[at - ZIP_LOCATOR.size :].startswith(b"PK\6\7"):
         position = ZIP_LOCATOR.unpack_from(tail, at - ZIP_LOCATOR.size)[2]
-        file.seek(position)
+        file.seek(min(position, size))
         end64 = ZIP_END64.unpack(file.read(ZIP_END64.size))
         count, length, offset = end64[7:]
         if end64[0] != b"PK\6\6":
             raise ValueError("its end is malformed")
-    if length > ZIP_LIMIT or offset + length != position or count * ZIP_ENTRY.size > length:
-        raise ValueError(f"its directory of {length} bytes is misplaced or has more than {ZIP_LIMIT}")
+    if length > INDEX_LIMIT or offset + length != position or count * ZIP_ENTRY.size > length:
+        raise ValueError(f"its directory of {length} bytes is misplaced or has more than {INDEX_LIMIT}")
 
     file.seek(offset)
     return dict(members_in(file.read(length), count))
@@ -142,20 +147,34 @@ def members_in(directory: bytes, count: int) -> Iterator[tuple[str, Member]]:
     """The names and places that a zip's directory lists. Raises ValueError."""
     position, seen = 0, set()
     for _ in range(count):
-        entry = ZIP_ENTRY.unpack_from(directory, position)
-        signature, flags, method, crc32, stored, size = entry[0], entry[3], *entry[4:5], *entry[7:10]
-        offset = entry[16]
-        after_name = position + ZIP_ENTRY.size + entry[10]
+        entry = ZipEntry._make(ZIP_ENTRY.unpack_from(directory, position))
+        after_name = position + ZIP_ENTRY.size + entry.name_length
+        after_extra = after_name + entry.extra_length
         name = directory[position + ZIP_ENTRY.size : after_name].decode("utf-8", "replace")
-        if signature != b"PK\1\2" or flags & 1 or method not in (0, 8) or 0xFFFFFFFF in (stored, size, offset):
-            raise ValueError(f"its member {name[:60]!a} is encrypted, malformed, or beyond 4 GiB")
+        if entry.signature != b"PK\1\2" or entry.flags & 1 or entry.method not in (0, 8):
+            raise ValueError(f"its member {name[:60]!a} is encrypted or malformed")
         if name.lower() in seen:
             raise ValueError(f"it has two members of the name {name[:60]!a}")
         seen.add(name.lower())
-        yield name, Member(offset, stored, size, method, crc32)
-        position = after_name + entry[11] + entry[12]
+
+        # Beyond 4 GiB a number stands in the entry's extra fields, in this order.
+        places = [entry.size, entry.stored_size, entry.offset]
+        wide = wide_numbers(directory[after_name:after_extra])
+        size, stored, offset = (next(wide) if number == 0xFFFFFFFF else number for number in places)
+        yield name, Member(offset, stored, size, entry.method, entry.crc32)
+        position = after_extra + entry.comment_length
     if position != len(directory):
         raise ValueError("its directory has more bytes than entries")
+
+
+def wide_numbers(extra: bytes) -> Iterator[int]:
+    """The 64-bit numbers in a member's extra fields. Raises ValueError where there are no more."""
+    while len(extra) >= 4:
+        field, length = struct.unpack_from("<HH", extra)
+        if field == 1:
+            yield from struct.unpack_from(f"<{length // 8}Q", extra, 4)
+        extra = extra[4 + length :]
+    raise ValueError("its directory lacks the place of a member beyond 4 GiB")
 
 
 def read_torch_zip(path: Path) -> tuple[Any, dict[str, str]]:
@@ -368,9 +387,8 @@ class Pieces:
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
             raise ValueError(f"it names the file {name[:80]!a}, which does not lie in it")
         self.left -= length
-        if length < 0 or offset < 0 or self.left < 0:
+        if length < 0 or self.left < 0 or not 0 <= offset <= check_file(self.folder / name) - length:
             raise ValueError("its pieces claim more bytes than its files have")
-        check_file(self.folder / name)
         with (self.folder / name).open("rb") as file:
             file.seek(offset)
             data = file.read(length)
