@@ -52,7 +52,7 @@ def test_the_file_names_its_input_its_output_and_the_free_batch(exported):
     assert [(value.name, value.shape[0]) for value in runner.get_outputs()] == [("logits", "batch")]
 
 
-def test_the_file_is_whole_valid_and_of_the_opset_that_was_told(exported):
+def test_the_file_is_whole_valid_and_of_the_opset_that_is_reported(exported):
     _, file, result, *_ = exported
     onnx.checker.check_model(file, full_check=True)
     assert {entry.domain: entry.version for entry in onnx.load(file).opset_import}[""] == result.opset
@@ -60,7 +60,7 @@ def test_the_file_is_whole_valid_and_of_the_opset_that_was_told(exported):
     assert str(result).startswith(f"{file}: onnx opset {result.opset}, ")
 
 
-def test_the_file_tells_no_folder_of_the_machine_that_wrote_it(exported):
+def test_the_file_names_no_folder_of_the_machine_that_wrote_it(exported):
     assert b"site-packages" not in exported[1].read_bytes()
     assert b"resnet_core/" not in exported[1].read_bytes()
 

@@ -96,7 +96,7 @@ def describe_timm(config: Values) -> Description:
     # Files from before timm 0.8 are flat.
     trained = config.inside("pretrained_cfg") if "pretrained_cfg" in config.values else config
     arguments = config.inside("model_args")
-    architecture = config.get("architecture", rules.TEXT, "")
+    architecture = config.get("architecture", rules.WORD, "")
     classes = config.get("num_classes", rules.COUNT_OR_0, trained.get("num_classes", rules.COUNT_OR_0, None))
 
     # timm's own evaluation prefers the test size to the one that the network was trained at.
@@ -122,7 +122,7 @@ def describe_timm(config: Values) -> Description:
 def timm_refusal(config: Values, arguments: Values, architecture: str) -> str:
     """Why the network is not one of ours; empty if it is one."""
     model = architecture.partition(".")[0]
-    pool = arguments.get("global_pool", rules.TEXT, config.get("global_pool", rules.TEXT, "avg"))
+    pool = arguments.get("global_pool", rules.WORD, config.get("global_pool", rules.WORD, "avg"))
     changed = [key for key, value in arguments.values.items() if key not in TIMM_ARGUMENTS and value is not None]
 
     if model not in NETWORKS:
@@ -161,8 +161,8 @@ def timm_transform(trained: Values, channels: int, size: list[int]) -> tuple[Ima
         share = trained.get("test_crop_pct", rules.SHARE, share)
     mean, std = trained.get("mean", rules.NUMBERS, IMAGENET_MEAN), trained.get("std", rules.DEVIATIONS, IMAGENET_STD)
     mode, interpolation = (
-        trained.get("crop_mode", rules.TEXT, "center"),
-        trained.get("interpolation", rules.TEXT, "bicubic"),
+        trained.get("crop_mode", rules.WORD, "center"),
+        trained.get("interpolation", rules.WORD, "bicubic"),
     )
     resize_size = math.floor(size[0] / share)
 
@@ -199,10 +199,10 @@ def dilation(arguments: Values) -> dict[str, Any]:
 
 
 def describe_transformers(config: Values) -> Description:
-    kind = config.get("model_type", rules.TEXT, "")
-    architecture = (config.get("architectures", rules.TEXTS, None) or [kind])[0]
+    kind = config.get("model_type", rules.WORD, "")
+    architecture = (config.get("architectures", rules.WORDS, None) or [kind])[0]
     channels = config.get("num_channels", rules.COUNT, 3)
-    layer = config.get("layer_type", rules.TEXT, "bottleneck")
+    layer = config.get("layer_type", rules.WORD, "bottleneck")
     v1 = layer == "bottleneck" and config.get("downsample_in_bottleneck", rules.FLAG, False)
 
     labels = config.get("id2label", rules.LABELS, {})
@@ -253,7 +253,7 @@ def transformers_transform(path: Path, channels: int) -> tuple[ImageTransform | 
     if not path.is_file():
         return None, ""
     values = Values(path, read_json(path))
-    kind = values.get("image_processor_type", rules.TEXT, values.get("feature_extractor_type", rules.TEXT, "ConvNext"))
+    kind = values.get("image_processor_type", rules.WORD, values.get("feature_extractor_type", rules.WORD, "ConvNext"))
     crops = values.get("do_center_crop", rules.FLAG, False)
 
     # ConvNext's processor, which is ResNet's, resizes to size / crop_pct; others name the size of their crop.

@@ -39,6 +39,10 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_word(value: Any) -> bool:
+    return is_text(value) and value.isprintable() and len(value) <= 200
+
+
 COUNT = Rule(f"a whole number from 1 to {COUNT_LIMIT}", is_count)
 COUNT_OR_0 = Rule(
     f"a whole number from 0 to {COUNT_LIMIT}", lambda value: type(value) is int and 0 <= value <= COUNT_LIMIT
@@ -59,8 +63,8 @@ DEVIATIONS = Rule(
     lambda value: is_list(value, lambda each: is_number(each) and each > 0, 16),
 )
 FLAG = Rule("true or false", lambda value: type(value) is bool)
-TEXT = Rule("text", is_text)
-TEXTS = Rule("a list of texts", lambda value: is_list(value, is_text, 16))
+WORD = Rule("a word of at most 200 characters", is_word)
+WORDS = Rule("a list of words of at most 200 characters", lambda value: is_list(value, is_word, 16))
 LABELS = Rule(
     f"at most {COUNT_LIMIT} names, as a list or by number",
     lambda value: (

@@ -157,13 +157,13 @@ def test_a_file_that_disagrees_at_one_of_the_two_other_sizes_is_not_left(spoiled
         export(model, tmp_path / "model.pt2", format="torch-export", image_size=SIZE, dynamic_size=True)
 
 
-def test_a_file_takes_images_of_its_size_alone(tmp_path):
+def test_a_file_takes_only_images_of_its_size(tmp_path):
     export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
     with pytest.raises(AssertionError, match="size"):
         torch.export.load(tmp_path / "model.pt2").module()(images(2, size=48))
 
 
-def test_a_file_tells_no_folder_of_the_machine_that_wrote_it(tmp_path):
+def test_a_file_names_no_folder_of_the_machine_that_wrote_it(tmp_path):
     export(tiny(), tmp_path / "model.pt2", format="torch-export", image_size=SIZE)
     content = (tmp_path / "model.pt2").read_bytes()
     for module in (resnet_core, torch):
