@@ -129,7 +129,7 @@ def test_a_preparation_that_cannot_be_followed_is_recorded_as_the_warning_says(t
         ("resnetv2_18", {}, "'resnetv2_18', whose blocks normalise before"),
         ("resnet26", {}, "'resnet26', which is not a network of resnet_core"),
         ("resnet18", {"global_pool": "max"}, "global_pool 'max', which has resnet18's tensors"),
-        ("resnet18", {"act_layer": "gelu"}, "model_args act_layer, which may make a network other than resnet18"),
+        ("resnet18", {"act_layer": "gelu"}, "model_args act_layer, which may make another network"),
     ],
 )
 @torch.no_grad()

@@ -131,7 +131,7 @@ def timm_refusal(config: Values, arguments: Values, architecture: str) -> str:
     elif pool not in ("avg", "fast", ""):
         fault = f"global_pool {shown(pool)}, which has {model}'s tensors and gives other logits"
     elif changed:
-        fault = f"model_args {shortened(changed)}, which may make a network other than {model} of the same tensors"
+        fault = f"model_args {shortened(changed)}, which may make another network of the same tensors as {model}"
     else:
         return ""
     return (
@@ -156,14 +156,10 @@ TIMM_OTHERS = {
 
 def timm_transform(trained: Values, channels: int, size: list[int]) -> tuple[ImageTransform | None, str]:
     """timm's preparation of an image in evaluation, or why ImageTransform cannot do it."""
-    share = trained.get("crop_pct", rules.SHARE, 0.875)
-    if trained.values.get("test_input_size") is not None or trained.values.get("test_crop_pct") is not None:
-        share = trained.get("test_crop_pct", rules.SHARE, share)
+    share = trained.get("test_crop_pct", rules.SHARE, trained.get("crop_pct", rules.SHARE, 0.875))
     mean, std = trained.get("mean", rules.NUMBERS, IMAGENET_MEAN), trained.get("std", rules.DEVIATIONS, IMAGENET_STD)
-    mode, interpolation = (
-        trained.get("crop_mode", rules.WORD, "center"),
-        trained.get("interpolation", rules.WORD, "bicubic"),
-    )
+    mode = trained.get("crop_mode", rules.WORD, "center")
+    interpolation = trained.get("interpolation", rules.WORD, "bicubic")
     resize_size = math.floor(size[0] / share)
 
     unfit = ""
@@ -205,10 +201,12 @@ def describe_transformers(config: Values) -> Description:
     layer = config.get("layer_type", rules.WORD, "bottleneck")
     v1 = layer == "bottleneck" and config.get("downsample_in_bottleneck", rules.FLAG, False)
 
-    labels = config.get("id2label", rules.LABELS, {})
-    names = read_names(config, "id2label", len(labels) or None)
-    if names == tuple(f"LABEL_{number}" for number in range(len(labels))):
+    names = read_names(config, "id2label", None)
+    classes = len(names) if names else None
+    if names == tuple(f"LABEL_{number}" for number in range(classes or 0)):
         names = None
+    if architecture in ("ResNetModel", "ResNetBackbone"):  # networks without a head, whose labels are a default
+        classes, names = None, None
 
     model, refusal = find_transformers_model(config, kind, layer)
     transform, caveat = transformers_transform(config.path.with_name("preprocessor_config.json"), channels)
@@ -219,7 +217,7 @@ def describe_transformers(config: Values) -> Description:
         weights=weights_in(config.path.parent),
         model=model,
         refusal=refusal,
-        config=not_default(num_classes=len(labels), in_channels=channels, stride_in_1x1=v1),
+        config=not_default(num_classes=classes, in_channels=channels, stride_in_1x1=v1),
         transform=transform,
         caveat=caveat,
         class_names=names,
@@ -256,12 +254,14 @@ def transformers_transform(path: Path, channels: int) -> tuple[ImageTransform | 
     kind = values.get("image_processor_type", rules.WORD, values.get("feature_extractor_type", rules.WORD, "ConvNext"))
     crops = values.get("do_center_crop", rules.FLAG, False)
 
-    # ConvNext's processor, which is ResNet's, resizes to size / crop_pct; others name the size of their crop.
+    # ConvNext's processor, which is ResNet's, resizes to size / crop_pct. Others resize to a shortest edge and name the
+    # size of their crop. A number alone means a square to some of them.
     size = crop_size = edge(values, "size")
     if kind.startswith("ConvNext"):
         resize_size = int(size / values.get("crop_pct", rules.SHARE, 224 / 256)) if size < 384 and not crops else 0
     else:
-        resize_size, crop_size = size, edge(values, "crop_size") if crops else 0
+        resize_size = size if isinstance(values.values.get("size"), dict) else 0
+        crop_size = edge(values, "crop_size") if crops else 0
 
     off = [key for key in ("do_resize", "do_rescale") if not values.get(key, rules.FLAG, True)]
     resample, factor = values.get("resample", rules.COUNT_OR_0, 3), values.get("rescale_factor", rules.NUMBER, 1 / 255)

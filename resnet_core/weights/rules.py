@@ -56,7 +56,7 @@ SHAPE = Rule(
     lambda value: is_list(value, is_count, 3) and len(value) == 3 and max(value) <= LARGEST_SIZE,
 )
 NUMBER = Rule("a number", is_number)
-SHARE = Rule("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1)
+SHARE = Rule("a number from 0.01 to 1", lambda value: is_number(value) and 0.01 <= value <= 1)
 NUMBERS = Rule("a list of numbers, one for each channel", lambda value: is_list(value, is_number, 16))
 DEVIATIONS = Rule(
     "a list of numbers above 0, one for each channel",

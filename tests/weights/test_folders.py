@@ -143,6 +143,11 @@ def test_transformers_description(folder):
     )
 
 
+def test_a_network_of_transformers_without_a_head_has_no_classes(folder):
+    described = read_description(folder(TRANSFORMERS | {"architectures": ["ResNetModel"]}))
+    assert (described.model, described.config, described.class_names) == ("resnet18", {}, None)
+
+
 def test_transformers_resnet50_v1_is_recognised(folder):
     described = read_description(folder({"model_type": "resnet", "downsample_in_bottleneck": True}))
     assert (described.model, described.config) == ("resnet50", {"stride_in_1x1": True})
@@ -159,6 +164,7 @@ def test_transformers_resnet50_v1_is_recognised(folder):
         (
             {
                 "image_processor_type": "BitImageProcessor",
+                "size": {"shortest_edge": 224},
                 "do_center_crop": True,
                 "crop_size": {"height": 200, "width": 200},
             },
@@ -178,12 +184,18 @@ UNFIT = {
     "squashed": (changed(TIMM, crop_mode="squash"), None, "crop_mode 'squash'"),
     "lanczos": (changed(TIMM, interpolation="lanczos"), None, "interpolation 'lanczos'"),
     "oblong": (changed(TIMM, input_size=[3, 224, 256]), None, r"input_size \[224, 256\], which is not square"),
-    "tiny crop": (changed(TIMM, crop_pct=0.001), None, "more than 4096"),
+    "tiny crop": (changed(TIMM, crop_pct=0.02), None, "more than 4096"),
     "means": (changed(TIMM, mean=[0.5, 0.5]), None, "2 means and 3 deviations for images of 3 channels"),
     "four channels": (TIMM | {"model_args": {"in_chans": 4}}, None, "prepare images in Python"),
     "384": (TRANSFORMERS, PROCESSOR | {"size": 384}, "with size 384"),
     "no size": (TRANSFORMERS, {}, "with size None"),
     "oblong resize": (TRANSFORMERS, PROCESSOR | {"size": {"height": 224, "width": 224}}, "a shortest edge"),
+    "a square": (
+        TRANSFORMERS,
+        PROCESSOR
+        | {"image_processor_type": "ViTImageProcessor", "size": 256, "do_center_crop": True, "crop_size": 224},
+        "'ViTImageProcessor' with size 256",
+    ),
     "nearest": (TRANSFORMERS, PROCESSOR | {"resample": 0}, "resample 0"),
     "as it is": (TRANSFORMERS, PROCESSOR | {"do_resize": False, "do_rescale": False}, "do_resize and do_rescale false"),
     "to 2": (TRANSFORMERS, PROCESSOR | {"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078"),
@@ -210,8 +222,9 @@ WRONG = {
     "classes": (TIMM | {"num_classes": 2**40}, None, "num_classes 1099511627776, which must be a whole number from 0"),
     "true": (TIMM | {"num_classes": True}, None, "num_classes True"),
     "channels": (TIMM | {"model_args": {"in_chans": -1}}, None, r"model_args\.in_chans -1"),
+    "true channels": (TIMM | {"model_args": {"in_chans": True}}, None, r"model_args\.in_chans True"),
     "stride": (TIMM | {"model_args": {"output_stride": 8.0}}, None, r"model_args\.output_stride 8\.0.* 8, 16 or 32"),
-    "share": (changed(TIMM, crop_pct=0), None, r"pretrained_cfg\.crop_pct 0, which must be a number above 0 and at"),
+    "share": (changed(TIMM, crop_pct=0), None, r"pretrained_cfg\.crop_pct 0, which must be a number from 0.01 to 1"),
     "size": (changed(TIMM, input_size=[3, 10**9, 10**9]), None, r"pretrained_cfg\.input_size \[3, 1000000000, "),
     "deviation": (changed(TIMM, std=[0.1, 0.1, 0]), None, r"std \[0\.1, 0\.1, 0\].* above 0"),
     "NaN": (changed(TIMM, mean=[float("nan")] * 3), None, r"mean \[nan, nan, nan\]"),
@@ -257,6 +270,22 @@ def test_another_network_of_timm_is_refused_by_name_with_the_reason(architecture
             WeightsError, match=rf"architecture '{architecture}', wh.*{words}.*timm\.create_model\('local"
         ):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"global_pool": "max"}, "global_pool 'max', which has resnet18's tensors and gives other logits"),
+        (
+            {"model_args": {"act_layer": "gelu", "drop_rate": 0.1}},
+            "model_args act_layer, which may make another",
+        ),
+    ],
+    ids=str,
+)
+def test_a_network_of_our_name_with_other_parts_is_refused(change, words, folder):
+    described = read_description(folder({key: value for key, value in TIMM.items() if key != "model_args"} | change))
+    assert (described.model, words in described.refusal) == (None, True)
 
 
 def test_another_network_of_transformers_is_refused_by_name(folder):
