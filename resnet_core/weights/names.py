@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
-import torch
 from torch import Tensor
 
 from resnet_core.models.resnet import TABLE_1
 
 # Our modules -> theirs. The digit after a field says at which number it starts: {stage1} counts the stages 1, 2, 3, 4,
 # {stage0} counts the same ones 0, 1, 2, 3.
+OURS = {
+    "conv1": "conv1",
+    "bn1": "bn1",
+    "layer{stage1}.{block0}.conv{layer1}": "layer{stage1}.{block0}.conv{layer1}",
+    "layer{stage1}.{block0}.bn{layer1}": "layer{stage1}.{block0}.bn{layer1}",
+    "layer{stage1}.{block0}.downsample.{part0}": "layer{stage1}.{block0}.downsample.{part0}",
+}
+KUANGLIU = {**OURS, "layer{stage1}.{block0}.downsample.{part0}": "layer{stage1}.{block0}.shortcut.{part0}"}
+SEQUENTIAL = {
+    "conv1": "0",
+    "bn1": "1",
+    **{ours: ours.replace("layer{stage1}", "{stage4}") for ours in OURS if "stage" in ours},
+}
 TRANSFORMERS = {
-    "conv1": "resnet.embedder.embedder.convolution",
-    "bn1": "resnet.embedder.embedder.normalization",
-    "layer{stage1}.{block0}.conv{layer1}": "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.convolution",
-    "layer{stage1}.{block0}.bn{layer1}": "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.normalization",
-    "layer{stage1}.{block0}.downsample.0": "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.convolution",
-    "layer{stage1}.{block0}.downsample.1": "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.normalization",
-    "fc": "classifier.1",
+    "conv1": "embedder.embedder.convolution",
+    "bn1": "embedder.embedder.normalization",
+    "layer{stage1}.{block0}.conv{layer1}": "encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.convolution",
+    "layer{stage1}.{block0}.bn{layer1}": "encoder.stages.{stage0}.layers.{block0}.layer.{layer0}.normalization",
+    "layer{stage1}.{block0}.downsample.0": "encoder.stages.{stage0}.layers.{block0}.shortcut.convolution",
+    "layer{stage1}.{block0}.downsample.1": "encoder.stages.{stage0}.layers.{block0}.shortcut.normalization",
+}
+DETECTRON2 = {
+    "conv1": "stem.conv1",
+    "bn1": "stem.conv1.norm",
+    "layer{stage1}.{block0}.conv{layer1}": "res{stage2}.{block0}.conv{layer1}",
+    "layer{stage1}.{block0}.bn{layer1}": "res{stage2}.{block0}.conv{layer1}.norm",
+    "layer{stage1}.{block0}.downsample.0": "res{stage2}.{block0}.shortcut",
+    "layer{stage1}.{block0}.downsample.1": "res{stage2}.{block0}.shortcut.norm",
 }
 KERAS = {
     "conv1": "conv1_conv",
@@ -28,43 +49,87 @@ KERAS = {
     "layer{stage1}.{block0}.bn{layer1}": "conv{stage2}_block{block1}_{layer1}_bn",
     "layer{stage1}.{block0}.downsample.0": "conv{stage2}_block{block1}_0_conv",
     "layer{stage1}.{block0}.downsample.1": "conv{stage2}_block{block1}_0_bn",
-    "fc": "predictions",
-}
-SAME = {ours: ours for ours in TRANSFORMERS}
-COMPOSER = {ours: f"module.{ours}" for ours in TRANSFORMERS}
-
-MODULES = {"torchvision": SAME, "timm": SAME, "transformers": TRANSFORMERS, "composer": COMPOSER, "keras": KERAS}
-
-# A Keras layer's variables -> a torch module's tensors. A convolution's bias goes into the BatchNorm after it.
-KERAS_VARIABLES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
 }
 
 
-def their_names(source: str, names: Iterable[str]) -> dict[str, str]:
-    """Our state-dict names -> the source's, whose last part (`weight`, `running_mean`) is ours."""
-    most_blocks = max(max(depths) for _, depths in TABLE_1.values())
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How one library names the modules of a ResNet."""
 
-    modules: dict[str, str] = {}
-    for stage, block, layer in product(range(4), range(most_blocks), range(3)):
-        numbers = {"stage": stage, "block": block, "layer": layer}
-        fields = {f"{what}{first}": number + first for what, number in numbers.items() for first in range(3)}
-        modules |= {ours.format(**fields): theirs.format(**fields) for ours, theirs in MODULES[source].items()}
-
-    return {name: ".".join((modules[name.rpartition(".")[0]], name.rpartition(".")[2])) for name in names}
+    modules: Mapping[str, str]
+    heads: tuple[str, ...]
+    """Names of the classifier, counted from the body's prefix, or from the prefix that the whole network has."""
+    stride_in_1x1: bool = False
+    """Whether that library's Bottlenecks have their stride on the first 1x1, which no file shows."""
 
 
-def convert_names(tensors: Mapping[str, Tensor], source: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """The source's tensors under our names, where it has them; a BatchNorm without a count of batches gets 0."""
-    converted = {}
-    for ours, theirs in their_names(source, names).items():
-        if theirs in tensors:
-            converted[ours] = tensors[theirs]
-        elif ours.endswith(".num_batches_tracked"):
-            converted[ours] = torch.tensor(0)
-    return converted
+SCHEMES: dict[str, Scheme] = {
+    "torchvision": Scheme(modules=OURS, heads=("fc", "linear", "head.fc", "head", "classifier", "last_linear")),
+    "kuangliu": Scheme(modules=KUANGLIU, heads=("linear", "fc")),
+    "transformers": Scheme(modules=TRANSFORMERS, heads=("classifier.1", "classifier")),
+    "detectron2": Scheme(modules=DETECTRON2, heads=("linear", "fc"), stride_in_1x1=True),
+    "keras": Scheme(modules=KERAS, heads=("predictions",), stride_in_1x1=True),
+    "sequential": Scheme(modules=SEQUENTIAL, heads=("9", "fc")),
+}
+"""Recognised by the name of the first convolution of the first block, in this order."""
+
+ANCHOR = "layer1.0.conv1"
+COUNTERS = {"total_ops", "total_params"}  # that profilers leave in a network
+MOST_STAGES = 4
+MOST_BLOCKS = max(max(depths) for _, depths in TABLE_1.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """The tensors of one network in a file, under our names and without a head."""
+
+    scheme: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    beside: dict[str, Tensor]
+    """Tensors under the prefix that the scheme has no name for, without the prefix."""
+
+
+@cache
+def our_modules(scheme: str) -> Mapping[str, str]:
+    """Their modules -> ours, for every block that any of our networks has."""
+    names = {}
+    for stage, block, layer, part in product(range(MOST_STAGES), range(MOST_BLOCKS), range(3), range(2)):
+        numbers = {"stage": stage, "block": block, "layer": layer, "part": part}
+        fields = {f"{what}{first}": number + first for what, number in numbers.items() for first in range(5)}
+        names |= {theirs.format(**fields): ours.format(**fields) for ours, theirs in SCHEMES[scheme].modules.items()}
+    return names
+
+
+def find_bodies(tensors: Mapping[str, Tensor]) -> list[Body]:
+    """Each network's body in these tensors: one for each prefix under which the first block of a scheme begins."""
+    bodies: dict[str, Body] = {}
+    for scheme in SCHEMES:
+        anchor = f"{their_module(scheme, ANCHOR)}.weight"
+        for key in tensors:
+            prefix = key.removesuffix(anchor)
+            if key.endswith(anchor) and (not prefix or prefix.endswith(".")):
+                body = take_body(tensors, scheme, prefix)
+                if key not in bodies or len(body.tensors) > len(bodies[key].tensors):
+                    bodies[key] = body  # two schemes may share the first block's names
+    return list(bodies.values())
+
+
+def take_body(tensors: Mapping[str, Tensor], scheme: str, prefix: str) -> Body:
+    ours = our_modules(scheme)
+    found: dict[str, Tensor] = {}
+    beside: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if not key.startswith(prefix):
+            continue
+        name = key.removeprefix(prefix)
+        module, _, last = name.rpartition(".")
+        if module in ours and last not in COUNTERS:
+            found[f"{ours[module]}.{last}"] = value
+        elif last not in COUNTERS:
+            beside[name] = value
+    return Body(scheme=scheme, prefix=prefix, tensors=found, beside=beside)
+
+
+def their_module(scheme: str, ours: str) -> str:
+    return next(theirs for theirs, our in our_modules(scheme).items() if our == ours)

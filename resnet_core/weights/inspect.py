@@ -1,0 +1,426 @@
+"""What is in a file of weights: which networks, where they lie, and how to load them. Nothing in the file is executed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnet_core.foundation.errors import shortened
+from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.registry import MODELS, build_on_meta
+from resnet_core.models.resnet import Bottleneck
+from resnet_core.weights.containers import Container, read_container
+from resnet_core.weights.header import WeightsError
+from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, our_modules
+from resnet_core.weights.pickles import Inert, module_tensors, walk
+
+AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)|_ema|ema_", re.IGNORECASE)
+# Self-supervised learning: these networks end in a projection, which is no classifier, whatever its shape.
+PROJECTED = re.compile(r"encoder_q|encoder_k|momentum|student|teacher|online|target")
+QUANTIZATION_AWARE = re.compile(r"activation_post_process|fake_quant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network in a file, under our names."""
+
+    key: str
+    """The keys that lead to its dict of tensors, joined by dots; empty where the file is that dict."""
+    prefix: str
+    """What stands before each of its names."""
+    scheme: str
+    """Whose names they are: a key of SCHEMES."""
+    model: str
+    config: dict[str, Any]
+    """Arguments of the builder that are not its defaults."""
+    tensors: dict[str, Tensor] = field(repr=False)
+    head: str
+    """In words: "linear, 10 classes", or why there is no classifier."""
+    averaged: bool
+    left_out: tuple[str, ...]
+    """The file's names beside those of the network."""
+
+    @property
+    def has_head(self) -> bool:
+        return "fc.weight" in self.tensors
+
+    def dtypes(self) -> str:
+        counts = Counter(str(value.dtype).removeprefix("torch.") for value in self.tensors.values())
+        return ", ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a file or a folder of weights holds."""
+
+    path: Path
+    container: str
+    info: WeightsInfo | None
+    """What a file of this package's says about itself."""
+    networks: tuple[Network, ...]
+    nearest: str
+    """Where there is no network: what the file's tensors come nearest to, and why they are not that."""
+    beside: tuple[str, ...]
+    """Types of the values beside the tensors, none of which was built."""
+
+    def choose(
+        self, *, key: str | None = None, prefix: str | None = None, model: str | None = None
+    ) -> tuple[Network, str]:
+        """The one network that is meant, and a note where another was left. Raises WeightsError for several or none."""
+        networks = [
+            network
+            for network in self.networks
+            if (key is None or network.key == key) and (prefix is None or network.prefix == prefix)
+        ]
+        if not networks:
+            raise WeightsError(self._none_of(key, prefix))
+        if model is not None and model not in {network.model for network in networks}:
+            raise WeightsError(f"{self.path} holds weights of {networks[0].model}, not {model}")
+
+        averaged = [network for network in networks if network.averaged]
+        if len(averaged) == 1 and len(networks) > 1:
+            raw = next(network for network in networks if not network.averaged)
+            return averaged[0], (
+                f"{self.path} also holds the weights of the last step; the averaged ones are taken, as their own tools "
+                f"evaluate them. For the others add {' '.join(options_for(raw, networks))}"
+            )
+        if len(networks) > 1:
+            choices = "; ".join(" ".join(options_for(network, networks)) for network in networks)
+            raise WeightsError(f"{self.path} holds {len(networks)} networks: choose one with {choices}")
+        return networks[0], ""
+
+    def _none_of(self, key: str | None, prefix: str | None) -> str:
+        if not self.networks:
+            return f"{self.path} holds no ResNet that this package has: {self.nearest}"
+        asked = " and ".join(
+            f"{name} {value!r}" for name, value in (("key", key), ("prefix", prefix)) if value is not None
+        )
+        known = "; ".join(f"key {network.key!r}, prefix {network.prefix!r}" for network in self.networks)
+        return f"{self.path} has no network at {asked}; it has {known}"
+
+    def command(self) -> str:
+        """The command that uses the file, as it is to be typed."""
+        if not self.networks:
+            return ""
+        try:
+            network = self.choose()[0]
+            options: list[str] = []
+        except WeightsError:
+            network = self.networks[0]
+            options = options_for(network, self.networks)
+        path = shlex.quote(str(self.path))
+        if network.has_head:
+            return " ".join(["resnet-core predict", path, "IMAGE", *options])
+        if options:
+            return " ".join(["resnet-core convert", path, "body.safetensors", *options])
+        return f"resnet-core train finetune --model.name {network.model} --model.weights {path} --data.path FOLDER"
+
+    def python(self) -> str:
+        """The line of Python that loads the file."""
+        if not self.networks:
+            return ""
+        try:
+            network = self.choose()[0]
+            options = ""
+        except WeightsError:
+            network = self.networks[0]
+            options = "".join(f", {name}={value!r}" for name, value in distinguishing(network, self.networks).items())
+        if network.has_head:
+            return f"network, info = resnet_core.weights.load_model({str(self.path)!r}{options})"
+        config = "".join(f", {name}={value!r}" for name, value in network.config.items())
+        return (
+            f"network = resnet_core.{network.model}(num_classes=10{config}); "
+            f"resnet_core.weights.load_weights(network, {str(self.path)!r}, new_head=True{options})"
+        )
+
+    def cannot_show(self) -> tuple[str, ...]:
+        """What other networks the same tensors could be of, and what else no file of this kind records."""
+        if not self.networks or self.info is not None:
+            return ()
+        notes = []
+        network = self.networks[0]
+        if is_bottleneck(network.model):
+            v1 = SCHEMES[network.scheme].stride_in_1x1
+            usual = f"{network.scheme}'s networks are v1: add --stride-in-1x1" if v1 else "v1.5 is assumed"
+            notes.append(f"whether the stride of a Bottleneck sits on its 3x3 (v1.5) or its first 1x1 (v1): {usual}")
+        notes.append("whether pooling is anti-aliased or blurred, as in timm's resnetaa50 and resnetblur50")
+        notes.append("how images are prepared, and what the classes are called")
+        return tuple(notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "path": str(self.path),
+            "container": self.container,
+            "networks": [
+                {
+                    "key": network.key,
+                    "prefix": network.prefix,
+                    "names": network.scheme,
+                    "model": network.model,
+                    "config": network.config,
+                    "head": network.head,
+                    "averaged": network.averaged,
+                    "tensors": len(network.tensors),
+                    "dtypes": network.dtypes(),
+                    "left_out": list(network.left_out),
+                }
+                for network in self.networks
+            ],
+            "nearest": self.nearest,
+            "beside": list(self.beside),
+            "cannot_show": list(self.cannot_show()),
+            "command": self.command(),
+            "python": self.python(),
+        }
+
+    def __str__(self) -> str:
+        rows = [("file", str(self.path)), ("container", self.container)]
+        for network in self.networks:
+            config = "".join(f", {key}={value}" for key, value in network.config.items())
+            averaged = ", averaged weights" if network.averaged else ""
+            rows += [
+                ("network", f"{network.model}{config}{averaged}"),
+                ("  at", f"key {network.key or 'none'}, prefix {network.prefix or 'none'}"),
+                ("  names", f"as {network.scheme}'s"),
+                ("  head", network.head),
+                ("  tensors", network.dtypes()),
+            ]
+            if network.left_out:
+                rows.append(("  left out", shortened(network.left_out)))
+        if self.nearest:
+            rows.append(("network", f"none that this package has: {self.nearest}"))
+        if self.beside:
+            rows.append(("beside", f"{shortened(self.beside)} (never built)"))
+        rows += [("cannot show", note) for note in self.cannot_show()]
+        if self.networks:
+            rows += [("command", self.command()), ("Python", self.python())]
+        width = max(len(name) for name, _ in rows) + 2
+        return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
+
+
+def inspect_weights(path: str | Path, *, ignore: Sequence[str] = ()) -> Inspection:
+    """What a file or a folder of weights holds, from its content; nothing in it is executed.
+
+    Tensors whose name matches a pattern of `ignore`, such as "*.mask", are left out. Raises WeightsError for what is
+    not a weights file, saying what it is.
+    """
+    return inspect_container(read_container(path), ignore=ignore)
+
+
+def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> Inspection:
+    networks: list[Network] = []
+    misfits: list[tuple[int, str]] = []
+    for key, found in named_tensors(container):
+        tensors = plain_tensors(found, container, ignore)
+        for body in find_bodies(tensors):
+            network = identify(body, key, tensors)
+            if isinstance(network, Network):
+                networks.append(network)
+            else:
+                misfits.append(network)
+    distinct = {tuple(map(id, network.tensors.values())): network for network in reversed(networks)}
+    networks = list(distinct.values())[::-1]
+    nearest = "" if networks else min(misfits, default=(0, nothing_like_a_resnet(container)))[1]
+    return Inspection(
+        path=container.path,
+        container=container.kind,
+        info=WeightsInfo.from_metadata(container.metadata, str(container.path)),
+        networks=tuple(networks),
+        nearest=nearest,
+        beside=container.beside,
+    )
+
+
+def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dict of tensors in the content, and every pickled module's, with the keys that lead to it."""
+    inside: set[int] = set()
+    for path, value in walk(container.content):
+        if isinstance(value, dict):
+            if any(isinstance(each, Tensor) and isinstance(key, str) for key, each in value.items()):
+                if id(value) not in inside:
+                    yield ".".join(path), value
+        elif isinstance(value, Inert) and id(value) not in inside:
+            tensors = module_tensors(value)
+            if tensors:
+                inside |= {id(each) for _, each in walk(value)}
+                yield ".".join(path), tensors
+
+
+def plain_tensors(found: Mapping[str, Any], container: Container, ignore: Sequence[str]) -> dict[str, Tensor]:
+    """The dense tensors by name, with pruned weights put together. Raises WeightsError for quantized networks."""
+    quantized = [key for key, value in found.items() if isinstance(value, Inert) and "qtensor" in value.kind]
+    aware = [key for key in found if isinstance(key, str) and QUANTIZATION_AWARE.search(key)]
+    if quantized or aware:
+        what = "int8" if quantized else "quantization-aware"
+        raise WeightsError(
+            f"{container.path} holds an {what} network ({shortened([str(key) for key in quantized or aware])}): its "
+            "numbers only fit the network that was quantized; take the float32 weights that it was made from"
+        )
+
+    tensors = {
+        key: value
+        for key, value in found.items()
+        if isinstance(key, str) and isinstance(value, Tensor) and not any(fnmatchcase(key, each) for each in ignore)
+    }
+    for key in [key for key in tensors if key.endswith("_orig") and f"{key.removesuffix('_orig')}_mask" in tensors]:
+        name = key.removesuffix("_orig")
+        tensors[name] = tensors.pop(key) * tensors.pop(f"{name}_mask")
+    return tensors
+
+
+def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> Network | tuple[int, str]:
+    """The network that a body is of, or how many tensors do not fit the nearest one, and the first of these."""
+    stem = body.tensors.get("conv1.weight")
+    if stem is None or stem.dim() != 4:
+        return len(body.tensors), f"the convolution of the stem, {body.prefix}conv1 as {body.scheme} has it, is missing"
+    found = [(name, config_of(name, body.tensors)) for name in models_of_depth(body.tensors)]
+    if not found:
+        return len(body.tensors), f"the stages under prefix {body.prefix!r} have {depths(body.tensors)} blocks"
+
+    own = {module.partition(".")[0] for module in our_modules(body.scheme)}
+    foreign = [f"{name} is unknown" for name in body.beside if name.partition(".")[0] in own]
+    faults = {name: list_misfits(body.tensors, name, config) + foreign for name, config in found}
+    model, config = min(found, key=lambda each: len(faults[each[0]]))
+    if faults[model]:
+        more = f" and {len(faults[model]) - 3} more" if len(faults[model]) > 3 else ""
+        return len(faults[model]), f"the nearest is {model}, but {', '.join(faults[model][:3])}{more}"
+
+    shape = list_shapes(model)["fc.weight"]
+    head, words = find_head(body, key, tensors, features=shape[1])
+    if head.used and len(head.tensors["fc.weight"]) != shape[0]:
+        config["num_classes"] = len(head.tensors["fc.weight"])
+    taken = head.used | {name for name in tensors if name.rpartition(".")[2] in COUNTERS}
+    outside = (name for name in tensors if not name.startswith(body.prefix))
+    left_out = [name for name in (*(f"{body.prefix}{name}" for name in body.beside), *outside) if name not in taken]
+    return Network(
+        key=key,
+        prefix=body.prefix,
+        scheme=body.scheme,
+        model=model,
+        config=config,
+        tensors={**body.tensors, **head.tensors},
+        head=words,
+        averaged="n_averaged" in tensors or bool(AVERAGED.search(f"{key}.{body.prefix}")),
+        left_out=tuple(name for name in left_out if name != "n_averaged"),
+    )
+
+
+def depths(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The number of blocks of each stage, by the names."""
+    places = [match for name in tensors if (match := re.match(r"layer(\d+)\.(\d+)\.", name))]
+    last = {int(match[1]): 0 for match in places}
+    for match in places:
+        last[int(match[1])] = max(last[int(match[1])], int(match[2]) + 1)
+    return tuple(last[stage] for stage in sorted(last))
+
+
+def models_of_depth(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The models with as many blocks in each stage, of the same kind."""
+    found, bottleneck = depths(tensors), "layer1.0.conv3.weight" in tensors
+    return [name for name in MODELS if depths_of(name) == found and is_bottleneck(name) == bottleneck]
+
+
+def depths_of(model: str) -> tuple[int, ...]:
+    row = MODELS[model]
+    return row.arguments * 3 if row.network is CifarResNet else tuple(row.arguments[1])
+
+
+def is_bottleneck(model: str) -> bool:
+    return MODELS[model].arguments[0] is Bottleneck
+
+
+def config_of(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The builder's arguments that the shapes show."""
+    _, channels, height, _ = tensors["conv1.weight"].shape
+    config: dict[str, Any] = {} if channels == 3 else {"in_channels": channels}
+    if MODELS[model].network is CifarResNet:
+        return config | ({"shortcut": "B"} if any(".downsample." in name for name in tensors) else {})
+    return config | ({"small_images": True} if height == 3 else {})
+
+
+def list_misfits(tensors: Mapping[str, Tensor], model: str, config: Mapping[str, Any]) -> list[str]:
+    """What is missing or of another shape, in words, where these tensors are taken for the body of a model."""
+    expected = {name: shape for name, shape in list_shapes(model, **config).items() if not name.startswith("fc.")}
+    required = [name for name in expected if not name.endswith(".num_batches_tracked")]
+    missing = [f"{name} is missing" for name in required if name not in tensors]
+    shapes = [
+        f"{name} has shape {list(value.shape)} instead of {list(expected[name])}"
+        for name, value in tensors.items()
+        if name in expected and value.shape != expected[name]
+    ]
+    return missing + shapes + [f"{name} is unknown" for name in tensors if name not in expected]
+
+
+@cache
+def list_shapes(model: str, **config: Any) -> Mapping[str, torch.Size]:
+    return {name: value.shape for name, value in build_on_meta(model, **config).state_dict().items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A classifier under our names, and the names that it has in the file."""
+
+    tensors: dict[str, Tensor]
+    used: set[str]
+
+
+NO_HEAD = Head(tensors={}, used=set())
+
+
+def find_head(body: Body, key: str, tensors: Mapping[str, Tensor], *, features: int) -> tuple[Head, str]:
+    """The one linear layer after the body, beside it or under a prefix that the whole network has; and in words."""
+    projects = PROJECTED.search(f"{key}.{body.prefix}")
+    for start in head_starts(body):
+        under = {name: value for name, value in tensors.items() if name.startswith(f"{start}.")}
+        matrices = [name for name, value in under.items() if value.dim() == 2]
+        if not matrices:
+            continue
+        weight = matrices[0]
+        bias = f"{weight.removesuffix('weight')}bias"
+        if projects or under.keys() - {weight, bias} or under[weight].shape[1] != features:
+            return NO_HEAD, f"none: {shortened(list(under))} are a projection or several layers, and are left out"
+        values = under.get(bias, torch.zeros(len(under[weight]), dtype=under[weight].dtype))
+        without = "" if bias in under else " without bias"
+        head = Head(tensors={"fc.weight": under[weight], "fc.bias": values}, used={weight, bias})
+        return head, f"linear{without}, {len(under[weight])} classes"
+    return NO_HEAD, "none: a body without a classifier"
+
+
+def head_starts(body: Body) -> Iterator[str]:
+    """Where a head's names may start: at the body's prefix, and at each shorter one."""
+    parts = body.prefix.split(".")[:-1]
+    for length in range(len(parts), -1, -1):
+        prefix = "".join(f"{part}." for part in parts[:length])
+        yield from (f"{prefix}{head}" for head in SCHEMES[body.scheme].heads)
+
+
+def distinguishing(network: Network, networks: Sequence[Network]) -> dict[str, str]:
+    """Which of `key` and `prefix` tell a network from the others of its file."""
+    return {
+        name: getattr(network, name)
+        for name in ("key", "prefix")
+        if len({getattr(each, name) for each in networks}) > 1
+    }
+
+
+def options_for(network: Network, networks: Sequence[Network]) -> list[str]:
+    return [
+        word for name, value in distinguishing(network, networks).items() for word in (f"--{name}", shlex.quote(value))
+    ]
+
+
+def nothing_like_a_resnet(container: Container) -> str:
+    found = [key for _, tensors in named_tensors(container) for key in tensors]
+    return f"its tensors are {shortened(found)}" if found else "it has no tensors with names"
