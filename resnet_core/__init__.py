@@ -31,12 +31,17 @@ __all__ += builders.__all__
 
 # Loaded on first use, since the models need only torch.
 ROOMS = ("data", "exercises", "inference", "recipes", "runs", "train", "weights")
+FUNCTIONS = {"inspect_weights": "resnet_core.weights.inspect"}
+__all__ += FUNCTIONS
 
 if TYPE_CHECKING:
     from resnet_core import data, exercises, inference, recipes, runs, train, weights  # noqa: F401
+    from resnet_core.weights.inspect import inspect_weights  # noqa: F401
 else:
 
     def __getattr__(name):
         if name in ROOMS:
             return import_module(f"resnet_core.{name}")
+        if name in FUNCTIONS:
+            return getattr(import_module(FUNCTIONS[name]), name)
         raise AttributeError(f"module 'resnet_core' has no attribute {name!r}")

@@ -12,6 +12,7 @@ import tyro
 
 from resnet_core.cli.errors import SOME_FAILED
 from resnet_core.cli.training import describe_scores
+from resnet_core.cli.weights import FromFile
 from resnet_core.data import DataConfig
 from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.data.images import ImageError, find_images
@@ -26,7 +27,7 @@ from resnet_core.weights.pretrained import load_model, locate
 
 
 @dataclass(frozen=True)
-class Predict:
+class Predict(FromFile):
     """Classify images: print the most likely classes and their probabilities."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
@@ -38,9 +39,7 @@ class Predict:
     top: int = 5
     """How many classes to print for each image."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The model that a weights file belongs to, if the file does not record it."""
-    allow_pickle: bool = False
-    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
+    """The model that a weights file must be of. By default it is found from the file."""
     json: bool = False
     """Print JSON."""
 
@@ -51,7 +50,7 @@ class Predict:
     def __call__(self) -> int:
         if not self.images:
             raise ValueError("predict needs an image or a folder of images after the weights")
-        model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
+        model, info = load_model(self.weights, model=self.model, **self.choice())
         if info.transform is None:
             raise ValueError(
                 f"{self.weights} does not record how to prepare an image for {info.model}; `resnet-core convert` "
@@ -90,7 +89,7 @@ def failed(image: Path, error: ImageError) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(FromFile):
     """Evaluate a finished run again on its test data, or any weights on your own data."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
@@ -100,9 +99,7 @@ class Evaluate:
     dataset: str = ""
     """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The model that a weights file belongs to, if the file does not record it."""
-    allow_pickle: bool = False
-    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
+    """The model that a weights file must be of. By default it is found from the file."""
     json: bool = False
     """Print JSON."""
 
@@ -112,9 +109,7 @@ class Evaluate:
         data = self._data(recipe)
         on_cpu = recipe is not None and recipe.run.device == "cpu"
         with join_world("cpu" if on_cpu else "auto") as world:
-            model, info = load_model(
-                self.weights, model=self.model, allow_pickle=self.allow_pickle, progress=world.is_main
-            )
+            model, info = load_model(self.weights, model=self.model, **self.choice(), progress=world.is_main)
             if world.is_main:
                 print(f"{info.model}, {info.origin}", file=sys.stderr)
             scores = evaluate_weights(model, info, data, recipe.train if recipe else TrainConfig(), world)
@@ -138,7 +133,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(FromFile):
     """Export a model to run without this package, after comparing the file's outputs with the model's."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
@@ -154,13 +149,11 @@ class Export:
     opset: Annotated[int | None, tyro.conf.arg(metavar="11..17")] = None
     """Version of ONNX's operators, for runtimes that lack the one that torch writes by default."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The model that a weights file belongs to, if the file does not record it."""
-    allow_pickle: bool = False
-    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
+    """The model that a weights file must be of. By default it is found from the file."""
 
     def __call__(self) -> None:
         find_exporter(self.out, self.format, self.opset)
-        model, info = load_model(self.weights, model=self.model, allow_pickle=self.allow_pickle)
+        model, info = load_model(self.weights, model=self.model, **self.choice())
         size = self.image_size
         if size is None:
             size = info.transform.crop_size if info.transform else 224

@@ -20,7 +20,7 @@ from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.inference import Evaluate, Export, Predict
 from resnet_core.cli.networks import Describe, Models
 from resnet_core.cli.training import Plot, Recipes, Show, Train
-from resnet_core.cli.weights import Convert
+from resnet_core.cli.weights import Convert, Inspect
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.distributed.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED
@@ -40,6 +40,7 @@ COMMANDS: dict[str, type] = {
     "compare": Compare,
     "exercise": Exercise,
     "grade": Grade,
+    "inspect": Inspect,
     "predict": Predict,
     "convert": Convert,
     "export": Export,

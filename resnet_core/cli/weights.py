@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.weights.convert import convert
+from resnet_core.weights.inspect import inspect_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFile:
+    """What is chosen where a weights file leaves it open."""
+
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    """The key of the network's dict of tensors in a file with several networks, as `inspect` shows it."""
+    prefix: Annotated[str | None, tyro.conf.arg(metavar="PREFIX")] = None
+    """What stands before the network's names in a file with several networks, as `inspect` shows it."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN ...")] = ()
+    """Leave out tensors whose name matches one of these patterns, such as '*.extra'."""
+    stride_in_1x1: bool = False
+    """The weights are of a v1 network, with the stride on the first 1x1 of a Bottleneck. No file shows that."""
+    allow_pickle: bool = False
+    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
+
+    def choice(self) -> dict[str, Any]:
+        """The same as keyword arguments of `load_model` and `convert`."""
+        chosen = ("key", "prefix", "ignore", "stride_in_1x1")
+        return {name: getattr(self, name) for name in chosen}
 
 
 @dataclass(frozen=True)
-class Convert:
+class Inspect:
+    """Show what is in a weights file: networks, where they lie, and the command that loads them."""
+
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """A weights file of any library, or a folder that one saved."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN ...")] = ()
+    """Leave out tensors whose name matches one of these patterns, such as '*.extra'."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        found = inspect_weights(self.path, ignore=self.ignore)
+        print(json.dumps(found.to_json(), indent=2) if self.json else found)
+
+
+@dataclass(frozen=True)
+class Convert(FromFile):
     """Convert another library's weights to ours, after comparing the outputs of both models."""
 
     src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
     """The file that holds the weights, or a transformers folder."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """The .safetensors file to write."""
-    source: str
-    """The library that the weights come from: timm, transformers, keras, composer or torchvision."""
+    source: Annotated[str | None, tyro.conf.arg(metavar="LIBRARY")] = None
+    """Compare with this library's own network: timm, transformers, keras, composer or torchvision."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The model that the weights must be of. By default it is found from the shapes."""
     resize_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Size to which `predict` resizes an image's shorter side. Recorded in the file."""
     crop_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Height and width of the crop that `predict` then takes. Recorded in the file."""
-    allow_pickle: bool = False
-    """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
 
     def __post_init__(self) -> None:
         if (self.resize_size is None) != (self.crop_size is None):
@@ -45,6 +82,6 @@ class Convert:
             source=self.source,
             model=self.model,
             transform=transform,
-            allow_pickle=self.allow_pickle,
+            **self.choice(),
             report=print,
         )

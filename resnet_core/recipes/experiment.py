@@ -135,7 +135,7 @@ def initial_model(config: ModelConfig, arguments: dict[str, Any]) -> nn.Module:
     if not config.weights:
         return registry.build(config.name, **arguments)
 
-    model, _ = load_model(config.weights, progress=False)
+    model, _ = load_model(config.weights, new_head=True, progress=False)
     assert isinstance(model, Backbone | CifarResNet)
     if model.fc.out_features != arguments["num_classes"]:
         model.reset_classifier(arguments["num_classes"])

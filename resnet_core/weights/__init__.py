@@ -12,10 +12,13 @@ from resnet_core.weights.files import (
     write_weights,
 )
 from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.inspect import Inspection, inspect_weights
+from resnet_core.weights.pretrained import load_model
 
 __all__ = [
     "CATALOG",
     "DownloadError",
+    "Inspection",
     "LoadReport",
     "WeightSet",
     "WeightsError",
@@ -24,6 +27,8 @@ __all__ = [
     "find_weights",
     "fit",
     "imagenet_classes",
+    "inspect_weights",
+    "load_model",
     "load_weights",
     "read_info",
     "read_weights",

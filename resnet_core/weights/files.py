@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.weights.containers import read_container, recognise
 from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
 from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.inspect import Network, inspect_container, named_tensors
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -48,16 +50,34 @@ class LoadReport:
         )
 
 
-def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was taken from a file of weights."""
+
+    tensors: dict[str, Tensor]
+    """Under our names where they are of one of our networks, else under the file's."""
+    raw: dict[str, Tensor]
+    """The same tensors and those beside them, under the file's names."""
+    info: WeightsInfo | None
+    """What the file says of itself."""
+    network: Network | None
+    """What the shapes and names say; None for weights of a network that this package does not have."""
+    refusal: str
+    """Where there is no network: why."""
+
+
+def read_weights(
+    path: str | Path, *, key: str | None = None, prefix: str | None = None, ignore: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
     """Tensors by name, on the CPU, from a file or a folder of weights, whatever its ending.
 
-    The tensors are a dict, itself or under "state_dict" or "model". What else the file holds is passed over, and
-    nothing in it is executed; `allow_pickle` is accepted for older scripts and has no effect.
-    A file of `write_weights` is verified against its SHA-256.
-    The prefixes that DistributedDataParallel and torch.compile put before every name are taken off.
-    Raises WeightsError.
+    A ResNet's come under our names, whatever library wrote them and wherever they lie in the file. Where it holds
+    several networks, `key` or `prefix` chooses one as `inspect_weights` shows them. Names that match a pattern of
+    `ignore` are left out. Nothing in the file is executed; `allow_pickle` is accepted for older scripts and has no
+    effect. A file of `write_weights` is verified against its SHA-256. Raises WeightsError.
     """
-    return read_file(path, allow_pickle=allow_pickle)[0]
+    return read_file(path, key=key, prefix=prefix, ignore=ignore).tensors
 
 
 def read_info(path: str | Path) -> WeightsInfo | None:
@@ -71,19 +91,32 @@ def read_info(path: str | Path) -> WeightsInfo | None:
     return WeightsInfo.from_metadata(read_header(path)[1], str(path))
 
 
-def read_file(path: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of `read_weights` and the file's metadata, from one reading. Raises WeightsError."""
+def read_file(
+    path: str | Path, *, key: str | None = None, prefix: str | None = None, ignore: Sequence[str] = ()
+) -> Found:
+    """One reading of a file, as `read_weights` describes it. Raises WeightsError."""
     container = read_container(path)
-    content = container.content
-    nested = [content[key] for key in ("state_dict", "model") if is_dict(content) and is_dict(content.get(key))]
-    tensors = nested[0] if nested else content
-    remedy = "save only model.state_dict(), with torch.save or, better, write_weights"
-    if not is_dict(tensors):
-        raise WeightsError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors; {remedy}")
-    foreign = [str(name) for name, value in tensors.items() if not isinstance(name, str) or not is_plain(value)]
-    if foreign:
-        raise WeightsError(f"{path} holds other things than named tensors: {shortened(foreign)}; {remedy}")
-    return without_wrappers(tensors), container.metadata
+    inspection = inspect_container(container, ignore=ignore)
+    info = inspection.info
+    if inspection.networks or key is not None or prefix is not None:
+        network, note = inspection.choose(key=key, prefix=prefix)
+        if note:
+            warnings.warn(note, stacklevel=2)
+        raw = next(found for place, found in named_tensors(container) if place == network.key)
+        return Found(tensors=network.tensors, raw=without_wrappers(raw), info=info, network=network, refusal="")
+
+    # Another network's weights: the one dict of tensors.
+    found = list(named_tensors(container))
+    if len(found) != 1:
+        keys = shortened([place or "the file itself" for place, _ in found])
+        raise WeightsError(
+            f"{path} holds {len(found)} dicts of tensors ({keys}), and none is a ResNet's of this package: "
+            f"{inspection.nearest}"
+        )
+    raw = {name: value for name, value in found[0][1].items() if isinstance(name, str) and is_plain(value)}
+    return Found(
+        tensors=without_wrappers(raw), raw=without_wrappers(raw), info=info, network=None, refusal=inspection.nearest
+    )
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: WeightsInfo | None = None) -> None:
@@ -121,23 +154,50 @@ def in_order(data: bytes) -> bytes:
 
 def load_weights(
     model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, strict: bool = True, new_head: bool = False,
-    allow_pickle: bool = False,
+    key: str | None = None, prefix: str | None = None, ignore: Sequence[str] = (), allow_pickle: bool = False,
 ) -> LoadReport:  # fmt: skip
     """Copies weights into the model from a file or from tensors by name, and reports what was copied.
 
-    Floating tensors of any width become the model's; `module.` before every name is put on or taken off as the model
-    has it. `new_head` keeps the model's own head and leaves out the file's, for another number of classes. `strict`
-    demands all names and no others, but for `num_batches_tracked`, which old files lack and which then stays as it is.
-    Raises WeightsError, and leaves the model as it was, for wrong names, shapes or kinds, for values that are not
-    finite, and where not one name is the model's.
+    A file is read as `read_weights` reads it, with the same `key`, `prefix` and `ignore`. Floating tensors of any width
+    become the model's; `module.` before every name is put on or taken off as the model has it. `new_head` keeps the
+    model's own head and leaves out the file's, for another number of classes or for a file without a classifier.
+    `strict` demands all names and no others, but for `num_batches_tracked`, which old files lack and which then stays
+    as it is. Raises WeightsError, and leaves the model as it was, for wrong names, shapes or kinds, for values that are
+    not finite, and where not one name is the model's.
     """
-    source = "the weights" if isinstance(weights, Mapping) else str(weights)
-    found = weights if isinstance(weights, Mapping) else read_weights(weights, allow_pickle=allow_pickle)
-    matched, report = fit(model, found, source, strict=strict, new_head=new_head)
+    if isinstance(weights, Mapping):
+        source, matched, report = "the weights", *fit(model, weights, "the weights", strict=strict, new_head=new_head)
+    else:
+        source, found = str(weights), read_file(weights, key=key, prefix=prefix, ignore=ignore)
+        matched, report = fit_file(model, found, source, strict=strict, new_head=new_head)
     model.load_state_dict(matched, strict=False)
     if report.dropped:
         logger.warning("%s: the model keeps its own head; %s left out", source, shortened(report.dropped))
     return report
+
+
+def fit_file(
+    model: nn.Module, found: Found, source: str, *, strict: bool = True, new_head: bool = False
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """`fit` with what was found in a file: under our names, or under the file's where those are the model's."""
+    network = found.network
+    own = without_wrappers(dict(model.state_dict()))
+    if network is None or len(own.keys() & found.raw.keys()) > len(own.keys() & found.tensors.keys()):
+        return fit(model, found.raw, source, strict=strict, new_head=new_head)
+
+    if not (network.has_head or new_head) and "fc.weight" in own:
+        raise WeightsError(
+            f"{source} has no classifier ({network.head}): load_weights(..., new_head=True) loads the body and keeps "
+            f"the model's own head, and `resnet-core train finetune --model.name {network.model} --model.weights "
+            f"{source} --data.path FOLDER` trains one"
+        )
+    if strict and network.has_head and network.unknown and not new_head:
+        raise WeightsError(
+            f"{source} has tensors beside {network.model}'s: unexpected {shortened(network.unknown)}; if they do not "
+            f"matter, leave them out with ignore={[network.unknown[0]]!r} (--ignore {network.unknown[0]!r})"
+        )
+    matched, report = fit(model, found.tensors, source, strict=strict, new_head=new_head)
+    return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))
 
 
 def fit(
@@ -170,8 +230,8 @@ def fit(
     faults = list(misfits(matched, own, in_head))
     if not matched:
         faults = [
-            f"none of its names ({shortened(found)}) is the model's ({shortened(own)}); `resnet-core convert` renames "
-            "other libraries' weights"
+            f"none of its names ({shortened(found)}) is the model's ({shortened(own)}); `resnet-core inspect FILE` "
+            "shows what is in a file"
         ]
     elif strict:
         required = [name for name in report.missing if name not in batch_counts(model)]

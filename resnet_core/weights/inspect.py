@@ -1,4 +1,4 @@
-"""What is in a file of weights: which networks, where they lie, and how to load them. Nothing in the file is executed."""
+"""What is in a file of weights: which networks, where they lie, and how to load them. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class Network:
     averaged: bool
     left_out: tuple[str, ...]
     """The file's names beside those of the network."""
+    unknown: tuple[str, ...]
+    """Those of them under the network's own prefix."""
 
     @property
     def has_head(self) -> bool:
@@ -248,9 +250,9 @@ def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
     inside: set[int] = set()
     for path, value in walk(container.content):
         if isinstance(value, dict):
-            if any(isinstance(each, Tensor) and isinstance(key, str) for key, each in value.items()):
-                if id(value) not in inside:
-                    yield ".".join(path), value
+            named = any(isinstance(each, Tensor) and isinstance(key, str) for key, each in value.items())
+            if named and id(value) not in inside:
+                yield ".".join(path), value
         elif isinstance(value, Inert) and id(value) not in inside:
             tensors = module_tensors(value)
             if tensors:
@@ -303,6 +305,7 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> Network | t
         config["num_classes"] = len(head.tensors["fc.weight"])
     taken = head.used | {name for name in tensors if name.rpartition(".")[2] in COUNTERS}
     outside = (name for name in tensors if not name.startswith(body.prefix))
+    taken.add("n_averaged")
     left_out = [name for name in (*(f"{body.prefix}{name}" for name in body.beside), *outside) if name not in taken]
     return Network(
         key=key,
@@ -313,7 +316,8 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> Network | t
         tensors={**body.tensors, **head.tensors},
         head=words,
         averaged="n_averaged" in tensors or bool(AVERAGED.search(f"{key}.{body.prefix}")),
-        left_out=tuple(name for name in left_out if name != "n_averaged"),
+        left_out=tuple(left_out),
+        unknown=tuple(name for name in left_out if name.startswith(body.prefix)),
     )
 
 

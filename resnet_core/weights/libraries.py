@@ -20,7 +20,7 @@ from torch import Tensor
 from resnet_core.foundation.errors import first_line
 from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.weights.containers import read_container
-from resnet_core.weights.files import load_weights, read_weights
+from resnet_core.weights.files import load_weights, read_file
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.names import KERAS_VARIABLES
 
@@ -36,8 +36,8 @@ class Original:
     """What another library's file holds, and that library's own network with these weights, to compare with."""
 
     tensors: Mapping[str, Tensor]
-    network: Callable[[str, int], Network]
-    """A name of NETWORKS and the number of classes -> the network, in evaluation mode."""
+    network: Callable[[str, int], Network] | None
+    """A name of NETWORKS and the number of classes -> the network, in evaluation mode; None if there is none."""
     config: dict[str, Any] = field(default_factory=dict)
     """Arguments of our builder that cannot be found from the shapes."""
     class_names: tuple[str, ...] | None = None
@@ -47,7 +47,9 @@ class Original:
 class Source:
     """A library: how its files are read, how far its logits may be from ours."""
 
-    read: Callable[[Path, bool], Original]
+    read: Callable[[Path], Original]
+    scheme: str = "torchvision"
+    """Whose names its tensors have: a key of SCHEMES."""
     bound: float = 0.0
     """In units of the largest logit, or of 1 where that is larger."""
 
@@ -63,8 +65,13 @@ def library(name: str) -> ModuleType:
         ) from error
 
 
-def read_torchvision(path: Path, allow_pickle: bool) -> Original:
-    tensors = read_weights(path, allow_pickle=allow_pickle)
+def raw_tensors(path: Path) -> dict[str, Tensor]:
+    """A file's tensors under its own names."""
+    return read_file(path).raw
+
+
+def read_torchvision(path: Path) -> Original:
+    tensors = raw_tensors(path)
     return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
 
 
@@ -76,7 +83,7 @@ def torchvision_network(name: str, classes: int, tensors: Mapping[str, Tensor]) 
     return network.eval()
 
 
-def read_timm(path: Path, allow_pickle: bool) -> Original:
+def read_timm(path: Path) -> Original:
     """A bare file, or one with the Hub's `config.json` beside it. The architecture in that file is checked."""
     file = weights_file(path)
     architecture = config_beside(file).get("architecture", "resnet50")
@@ -84,7 +91,7 @@ def read_timm(path: Path, allow_pickle: bool) -> Original:
         raise WeightsError(
             f"{file.with_name('config.json')} has architecture {architecture!r}, which is not one of ours"
         )
-    tensors = read_weights(file, allow_pickle=allow_pickle)
+    tensors = raw_tensors(file)
 
     def network(name: str, classes: int) -> Network:
         model = library("timm").create_model(name, num_classes=classes)
@@ -94,13 +101,13 @@ def read_timm(path: Path, allow_pickle: bool) -> Original:
     return Original(tensors=tensors, network=network)
 
 
-def read_transformers(path: Path, allow_pickle: bool) -> Original:
+def read_transformers(path: Path) -> Original:
     """The folder of `save_pretrained`, or its file of weights: `config.json` says where a Bottleneck's stride sits."""
     file = weights_file(path)
     values = config_beside(file)
     if values.get("model_type") != "resnet":
         raise WeightsError(f"{file.with_name('config.json')} must exist and have model_type 'resnet'")
-    tensors = read_weights(file, allow_pickle=allow_pickle)
+    tensors = raw_tensors(file)
     transformers = library("transformers")
     try:
         config = transformers.ResNetConfig.from_dict(values)
@@ -155,7 +162,7 @@ def config_beside(file: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a JSON object ({error}); fetch it again") from error
 
 
-def read_composer(path: Path, allow_pickle: bool) -> Original:
+def read_composer(path: Path) -> Original:
     """A checkpoint of Composer's Trainer, whose network was torchvision's."""
     try:
         tensors = read_container(path).content["state"]["model"]
@@ -167,7 +174,7 @@ def read_composer(path: Path, allow_pickle: bool) -> Original:
     return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
 
 
-def read_keras(path: Path, allow_pickle: bool) -> Original:
+def read_keras(path: Path) -> Original:
     """A `.weights.h5`, `.h5` or `.keras` file of keras.applications' ResNet50, 101 or 152. Its code is not run."""
     os.environ.setdefault("KERAS_BACKEND", "torch")  # read at keras' first import
     keras = library("keras")
@@ -252,7 +259,7 @@ def fold_keras(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
 SOURCES = {
     "torchvision": Source(read=read_torchvision),
     "timm": Source(read=read_timm),
-    "transformers": Source(read=read_transformers),
+    "transformers": Source(read=read_transformers, scheme="transformers"),
     "composer": Source(read=read_composer),
-    "keras": Source(read=read_keras, bound=2e-5),
+    "keras": Source(read=read_keras, scheme="keras", bound=2e-5),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from resnet_core.models.resnet import TABLE_1
@@ -52,6 +53,17 @@ KERAS = {
 }
 
 
+# A Keras layer's variables -> a torch module's tensors. A convolution's bias goes into the BatchNorm after it.
+KERAS_VARIABLES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
     """How one library names the modules of a ResNet."""
@@ -59,6 +71,8 @@ class Scheme:
     modules: Mapping[str, str]
     heads: tuple[str, ...]
     """Names of the classifier, counted from the body's prefix, or from the prefix that the whole network has."""
+    prefix: str = ""
+    """What the library's own classifier has before the names of its body."""
     stride_in_1x1: bool = False
     """Whether that library's Bottlenecks have their stride on the first 1x1, which no file shows."""
 
@@ -66,7 +80,7 @@ class Scheme:
 SCHEMES: dict[str, Scheme] = {
     "torchvision": Scheme(modules=OURS, heads=("fc", "linear", "head.fc", "head", "classifier", "last_linear")),
     "kuangliu": Scheme(modules=KUANGLIU, heads=("linear", "fc")),
-    "transformers": Scheme(modules=TRANSFORMERS, heads=("classifier.1", "classifier")),
+    "transformers": Scheme(modules=TRANSFORMERS, heads=("classifier.1", "classifier"), prefix="resnet."),
     "detectron2": Scheme(modules=DETECTRON2, heads=("linear", "fc"), stride_in_1x1=True),
     "keras": Scheme(modules=KERAS, heads=("predictions",), stride_in_1x1=True),
     "sequential": Scheme(modules=SEQUENTIAL, heads=("9", "fc")),
@@ -93,7 +107,7 @@ class Body:
 @cache
 def our_modules(scheme: str) -> Mapping[str, str]:
     """Their modules -> ours, for every block that any of our networks has."""
-    names = {}
+    names: dict[str, str] = {}
     for stage, block, layer, part in product(range(MOST_STAGES), range(MOST_BLOCKS), range(3), range(2)):
         numbers = {"stage": stage, "block": block, "layer": layer, "part": part}
         fields = {f"{what}{first}": number + first for what, number in numbers.items() for first in range(5)}
@@ -133,3 +147,21 @@ def take_body(tensors: Mapping[str, Tensor], scheme: str, prefix: str) -> Body:
 
 def their_module(scheme: str, ours: str) -> str:
     return next(theirs for theirs, our in our_modules(scheme).items() if our == ours)
+
+
+def their_names(scheme: str, names: Iterable[str]) -> dict[str, str]:
+    """Our state-dict names -> those of the library's own classifier; their last part (`weight`, ..) is ours."""
+    row = SCHEMES[scheme]
+    modules = {ours: f"{row.prefix}{theirs}" for theirs, ours in our_modules(scheme).items()} | {"fc": row.heads[0]}
+    return {name: ".".join((modules[name.rpartition(".")[0]], name.rpartition(".")[2])) for name in names}
+
+
+def convert_names(tensors: Mapping[str, Tensor], scheme: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """Their tensors under our names, where there are any; a BatchNorm without a count of batches gets 0."""
+    converted = {}
+    for ours, theirs in their_names(scheme, names).items():
+        if theirs in tensors:
+            converted[ours] = tensors[theirs]
+        elif ours.endswith(".num_batches_tracked"):
+            converted[ours] = torch.tensor(0)
+    return converted

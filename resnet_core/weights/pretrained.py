@@ -7,16 +7,15 @@ it says of itself is checked, and compared with its tensors, before a network is
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
 from resnet_core.foundation.suggestions import did_you_mean
@@ -25,10 +24,11 @@ from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import fetch
-from resnet_core.weights.files import SUFFIXES, fit, read_file, read_info, read_weights
+from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file, read_info
 from resnet_core.weights.folders import description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.inspect import Network
 
 LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
 CIFAR10_TRANSFORM = ImageTransform(resize_size=32, crop_size=32, mean=CIFAR10_MEAN, std=CIFAR10_STD)
@@ -47,32 +47,29 @@ def with_weights(name: str, weights: str | Path | Enum, progress: bool, config: 
 
 
 def load_model(
-    source: str | Path, *, model: str | None = None, allow_pickle: bool = False, progress: bool = True
-) -> tuple[nn.Module, WeightsInfo]:
+    source: str | Path, *, model: str | None = None, key: str | None = None, prefix: str | None = None,
+    ignore: Sequence[str] = (), stride_in_1x1: bool = False, new_head: bool = False, allow_pickle: bool = False,
+    progress: bool = True,
+) -> tuple[nn.Module, WeightsInfo]:  # fmt: skip
     """A trained model in evaluation mode, and what its weights say of themselves.
 
-    `source` is a finished run's folder, a weights file, or a published set: "resnet50" (its best) or
-    "resnet50:IMAGENET1K_V1". `model` names the architecture for a file that does not record it; images for one of the
-    ten are then prepared as torchvision's V1 sets need them. Raises ValueError or OSError with the remedy.
+    `source` is a finished run's folder, a weights file of any library, or a published set: "resnet50" (its best) or
+    "resnet50:IMAGENET1K_V1". The model is found from the file, and refused where it is not `model`. How a file that
+    does not say it has its images prepared is assumed, and `origin` says so. `key`, `prefix` and `ignore` are those of
+    `read_weights`. `stride_in_1x1` makes it a v1 network, which a file cannot show. With `new_head`, a body without
+    classifier gets one with random weights. Raises ValueError or OSError with the remedy.
     """
-    network, info = _load(locate(source), model, {}, allow_pickle=allow_pickle, progress=progress)
+    choice = Choice(key=key, prefix=prefix, ignore=tuple(ignore), stride_in_1x1=stride_in_1x1, new_head=new_head)
+    network, info = _load(locate(source), model, {}, choice=choice, progress=progress)
     return network.eval(), info
 
 
 def info_of(source: str | Path) -> WeightsInfo:
-    """The info that `load_model` would return, from the file's header; nothing is downloaded.
-
-    Raises what `load_model` raises, and ValueError for a file that does not record its model.
-    """
+    """The info that `load_model` would return; nothing is downloaded. Raises what `load_model` raises."""
     found = locate(source)
-    info = published_info(found) if isinstance(found, WeightSet) else read_info(found)
-    if info is None and isinstance(found, Path) and (described := description_of(found)):
-        info = described.info()
-    if info is None:
-        raise ValueError(
-            f"{found} does not record which model its weights belong to; `resnet-core convert` writes a file that does"
-        )
-    return info
+    if isinstance(found, WeightSet):
+        return published_info(found)
+    return read_info(found) or _info_for(None, read_file(found), found, CHOICE)
 
 
 def locate(source: str | Path) -> Path | WeightSet:
@@ -101,8 +98,22 @@ def locate(source: str | Path) -> Path | WeightSet:
     return find_weights(name, chosen or "DEFAULT")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a caller chooses that a file leaves open: see `load_model`."""
+
+    key: str | None = None
+    prefix: str | None = None
+    ignore: tuple[str, ...] = ()
+    stride_in_1x1: bool = False
+    new_head: bool = False
+
+
+CHOICE = Choice()
+
+
 def _load(
-    found: Path | WeightSet, model: str | None, asked: Mapping[str, Any], *, allow_pickle: bool = False, progress: bool
+    found: Path | WeightSet, model: str | None, asked: Mapping[str, Any], *, choice: Choice = CHOICE, progress: bool
 ) -> tuple[nn.Module, WeightsInfo]:
     """The network of located weights, and their info. `model` and `asked` are what the caller asked for."""
     # A set is known before its download, so that what cannot be built is not fetched. A file is known once it is read.
@@ -112,34 +123,34 @@ def _load(
         arguments, shape = _check(info, needed, asked, origin)
         # All are published as pickles: this one has the published hash, and only tensors are read from it.
         path = fetch(found.url, sha256_prefix=found.sha256_prefix, progress=progress)
-        state = with_our_head(read_weights(path, allow_pickle=True))
+        read = read_file(path)
     else:
         origin = str(found)
-        state, metadata = read_file(found, allow_pickle=allow_pickle)
-        own = WeightsInfo.from_metadata(metadata, origin) or info_beside(found, state)
-        info = _info_for(model, own, state, origin)
+        read = read_file(found, key=choice.key, prefix=choice.prefix, ignore=choice.ignore)
+        info = _info_for(model, read, found, choice)
         arguments, shape = _check(info, check_config(info.config, origin), asked, origin)
 
-    matched, _ = fit(shape, state, origin)
+    headless = read.network is not None and not read.network.has_head
+    matched, _ = fit_file(shape, read, origin, new_head=choice.new_head and headless)
     network = build(info.model, **arguments)
     network.load_state_dict(matched, strict=False)
     return network, info
 
 
-def _info_for(model: str | None, info: WeightsInfo | None, state: Mapping[str, Tensor], origin: str) -> WeightsInfo:
-    """A file's own info, or what is assumed of `model`'s. Raises ValueError where neither names the model asked for."""
-    if info is None and model is None:
-        raise ValueError(
-            f"{origin} does not record which model its weights belong to; name it with --model, or model= in Python"
-        )
-    if info is None:
-        return assumed(str(model), state)
+def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> WeightsInfo:
+    """What a file, or its folder, says of itself; else what its shapes show, with assumptions for the rest.
+
+    Raises WeightsError for another network than one of ours, or than the one asked for.
+    """
+    if read.network is None:
+        raise WeightsError(f"{path} holds no ResNet that this package has: {read.refusal}")
+    info = read.info or info_beside(path, read.network) or assumed(read.network)
     if model not in (None, info.model):
-        raise ValueError(f"{origin} holds weights of {info.model}, not {model}")
-    return info
+        raise WeightsError(f"{path} holds weights of {info.model}, not {model}")
+    return replace(info, config={**info.config, "stride_in_1x1": True}) if choice.stride_in_1x1 else info
 
 
-def info_beside(file: Path, state: Mapping[str, Tensor]) -> WeightsInfo | None:
+def info_beside(file: Path, network: Network) -> WeightsInfo | None:
     """What timm's or transformers' files beside a weights file say of it. Raises WeightsError for another network."""
     described = description_of(file)
     if described is None:
@@ -150,7 +161,7 @@ def info_beside(file: Path, state: Mapping[str, Tensor]) -> WeightsInfo | None:
         warnings.warn(described.caveat, stacklevel=2)
 
     # What the folder leaves open is assumed, as for a file without a folder.
-    likely = assumed(info.model, state)
+    likely = assumed(network)
     transform = info.transform or (None if described.caveat else likely.transform)
     names = info.class_names or likely.class_names
     says = [info.origin]
@@ -222,20 +233,15 @@ def published_info(published: WeightSet) -> WeightsInfo:
     )
 
 
-def with_our_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, the head's as `fc`, which the published CIFAR sets call `linear`."""
-    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}
-
-
-def assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
+def assumed(network: Network) -> WeightsInfo:
     """What is most likely true of weights that do not say what they are."""
-    config = shown_by_shapes(model, state)
+    model, config = network.model, network.config
     transform, class_names = find_weights("resnet50", "IMAGENET1K_V1").transform, None
     guesses = ["images are prepared as for torchvision's V1 sets", "1000 classes are ImageNet's"]
     if model.startswith("cifar_") or "small_images" in config:
         transform = CIFAR10_TRANSFORM
         guesses = ["images are prepared as for CIFAR-10, with its mean and deviation at 32 pixels"]
-    elif config.get("num_classes") == 1000:
+    elif network.has_head and "num_classes" not in config:
         class_names = imagenet_classes()
     if "in_channels" in config:
         guesses.pop(0)
@@ -249,20 +255,6 @@ def assumed(model: str, state: Mapping[str, Tensor]) -> WeightsInfo:
         class_names=class_names,
         origin=": ".join(["the file says no more", ", ".join(guesses)] if guesses else ["the file says no more"]),
     )
-
-
-def shown_by_shapes(model: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The builder's arguments that the shapes of head and stem show, without those that are the default."""
-    bias, stem = state.get("fc.bias"), state.get("conv1.weight")
-    arguments: dict[str, Any] = {}
-    if bias is not None and bias.dim() == 1:
-        arguments["num_classes"] = len(bias)
-    if stem is not None and stem.dim() == 4:
-        if stem.shape[1] != 3:
-            arguments["in_channels"] = stem.shape[1]
-        if stem.shape[2:] == (3, 3) and not model.startswith("cifar_"):
-            arguments["small_images"] = True
-    return arguments
 
 
 def names_a_file(weights: object) -> TypeGuard[str | Path]:
