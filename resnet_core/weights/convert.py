@@ -92,6 +92,8 @@ def convert(
     config = original.config | (said.config if said else {}) | network.config | asked
     ours = build(network.model, **config)
     load_weights(ours, network.tensors, new_head=not network.has_head)
+    counts = {name: torch.tensor(0) for name in ours.state_dict() if name.endswith(".num_batches_tracked")}
+    tensors = counts | network.tensors
 
     # Both networks on the same images.
     classes = len(network.tensors["fc.weight"]) if network.has_head else 0
@@ -114,7 +116,7 @@ def convert(
         compared_with=source or "torchvision",
         model=network.model,
         config=config,
-        tensors=len(network.tensors),
+        tensors=len(tensors),
         largest_difference=difference,
         left_out=network.left_out,
         path=dst,
@@ -128,7 +130,7 @@ def convert(
             warnings.warn(described.caveat, stacklevel=2)
     origin = f"{src.name}, converted from {source or network.scheme}"
     info = WeightsInfo(model=network.model, config=config, transform=transform, class_names=names, origin=origin)
-    write_weights(dst, network.tensors, info)
+    write_weights(dst, tensors, info)
     return conversion
 
 

@@ -27,6 +27,7 @@ from resnet_core.weights.inspect import Network, inspect_container, named_tensor
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
+USUAL_KEYS = ("", "state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
 
 
@@ -105,8 +106,10 @@ def read_file(
         raw = next(found for place, found in named_tensors(container) if place == network.key)
         return Found(tensors=network.tensors, raw=without_wrappers(raw), info=info, network=network, refusal="")
 
-    # Another network's weights: the one dict of tensors.
-    found = list(named_tensors(container))
+    # Another network's weights: the one dict of tensors, or the one in its usual place.
+    found = list(named_tensors(container)) or [("", {})]
+    usual = [(place, tensors) for place, tensors in found if place in USUAL_KEYS]
+    found = usual if len(usual) == 1 else found
     if len(found) != 1:
         keys = shortened([place or "the file itself" for place, _ in found])
         raise WeightsError(

@@ -25,7 +25,7 @@ from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file, read_info
-from resnet_core.weights.folders import description_of, weights_in
+from resnet_core.weights.folders import Description, description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import Network
@@ -142,25 +142,22 @@ def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> Wei
 
     Raises WeightsError for another network than one of ours, or than the one asked for.
     """
+    described = None if read.info else description_of(path)
+    info = described.info() if described else read.info  # first, since it refuses a network that is not ours by name
     if read.network is None:
         raise WeightsError(f"{path} holds no ResNet that this package has: {read.refusal}")
-    info = read.info or info_beside(path, read.network) or assumed(read.network)
+    if described and info:
+        info = with_the_rest(info, described, read.network)
+    info = info or assumed(read.network)
     if model not in (None, info.model):
         raise WeightsError(f"{path} holds weights of {info.model}, not {model}")
     return replace(info, config={**info.config, "stride_in_1x1": True}) if choice.stride_in_1x1 else info
 
 
-def info_beside(file: Path, network: Network) -> WeightsInfo | None:
-    """What timm's or transformers' files beside a weights file say of it. Raises WeightsError for another network."""
-    described = description_of(file)
-    if described is None:
-        return None
-
-    info = described.info()
+def with_the_rest(info: WeightsInfo, described: Description, network: Network) -> WeightsInfo:
+    """What timm's or transformers' files beside a weights file say; what they leave open is assumed as without them."""
     if described.caveat:
         warnings.warn(described.caveat, stacklevel=2)
-
-    # What the folder leaves open is assumed, as for a file without a folder.
     likely = assumed(network)
     transform = info.transform or (None if described.caveat else likely.transform)
     names = info.class_names or likely.class_names

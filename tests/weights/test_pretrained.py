@@ -131,7 +131,7 @@ def test_a_file_that_says_nothing_gives_the_number_of_classes(tmp_path):
     assert same_bits(resnet_core.resnet18(weights=path).eval()(images()), model(images()))
     with pytest.raises(ValueError, match="needs num_classes=7, got 8"):
         resnet_core.resnet18(weights=path, num_classes=8)
-    with pytest.raises(WeightsError, match="layer1"):
+    with pytest.raises(WeightsError, match="holds weights of resnet18, not resnet34"):
         resnet_core.resnet34(weights=path)
 
 
