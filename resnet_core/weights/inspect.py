@@ -262,7 +262,7 @@ def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def plain_tensors(found: Mapping[str, Any], container: Container, ignore: Sequence[str]) -> dict[str, Tensor]:
     """The dense tensors by name, with pruned weights put together. Raises WeightsError for quantized networks."""
-    quantized = [key for key, value in found.items() if isinstance(value, Inert) and "qtensor" in value.kind]
+    quantized = [key for key, value in found.items() if isinstance(value, Inert) and "quantized" in value.kind]
     aware = [key for key in found if isinstance(key, str) and QUANTIZATION_AWARE.search(key)]
     if quantized or aware:
         what = "int8" if quantized else "quantization-aware"

@@ -57,6 +57,11 @@ def saved(content, folder):
     return folder / "file.pth"
 
 
+def extra(*shapes):
+    """Tensors beside the body, by name."""
+    return {name: torch.ones(*shape) for name, *shape in shapes}
+
+
 class Hyperparameters:
     """Anybody's class."""
 
@@ -75,9 +80,11 @@ SAVED = {
     "two levels": lambda s: {"checkpoint": {"params": s}},
     "DeepSpeed": lambda s: {"module": s, "ds_version": "0.15", "global_steps": 7},
     "kuangliu's trainer": lambda s: {"net": prefixed(renamed(s, fc="linear"), "module."), "acc": 91.0, "epoch": 3},
-    "mmpretrain": lambda s: {"state_dict": prefixed(body(s), "backbone.") | {f"head.{n}": v for n, v in s.items() if n.startswith("fc.")}},
+    "mmpretrain": lambda s: {
+        "state_dict": prefixed(body(s), "backbone.") | {f"head.{n}": v for n, v in s.items() if n.startswith("fc.")}
+    },
     "head in a Sequential": lambda s: body(s) | {"fc.1.weight": s["fc.weight"], "fc.1.bias": s["fc.bias"]},
-    "counters of a profiler": lambda s: s | {"total_ops": torch.zeros(1), "layer1.0.conv1.total_params": torch.zeros(1)},
+    "counters of a profiler": lambda s: s | extra(("total_ops", 1), ("layer1.0.conv1.total_params", 1)),
     "without counts of batches": lambda s: {n: v for n, v in s.items() if "num_batches" not in n},
 }  # fmt: skip
 
@@ -114,16 +121,27 @@ def test_other_libraries_names_are_recognised(kind, large, tmp_path):
     assert_same(model, large)
 
 
+PROJECTION = extra(("fc.0.weight", 64, 64), ("fc.2.weight", 9, 64))
 BODIES = {
-    "body alone": lambda s: body(s),
-    "segmentation encoder": lambda s: prefixed(body(s), "encoder.") | {"decoder.conv.weight": torch.ones(3, 3, 1, 1)},
-    "detector": lambda s: prefixed(body(s), "backbone.body.") | {"rpn.head.conv.weight": torch.ones(3, 3, 1, 1)},
-    "SwAV": lambda s: prefixed(body(s) | {"projection_head.0.weight": torch.ones(8, 64), "prototypes.weight": torch.ones(9, 8)}, "module."),
-    "MoCo v2's query": lambda s: {"state_dict": prefixed(body(s) | {"fc.0.weight": torch.ones(64, 64), "fc.2.weight": torch.ones(9, 64)}, "module.encoder_q.")},
-    "MoCo v1's query": lambda s: {"state_dict": prefixed(body(s) | {"fc.weight": torch.ones(9, 64), "fc.bias": torch.ones(9)}, "module.encoder_q.")},
-    "DINO's teacher": lambda s: {"teacher": prefixed(body(s), "module.backbone.") | {"module.head.mlp.0.weight": torch.ones(9, 64), "module.head.last_layer.weight": torch.ones(9, 9)}},
-    "fastai": lambda s: prefixed(body({theirs: s[ours] for ours, theirs in their_names("sequential", body(s)).items()}), "0.") | {"1.8.weight": torch.ones(5, 9)},
-}  # fmt: skip
+    "body alone": body,
+    "segmentation encoder": lambda s: prefixed(body(s), "encoder.") | extra(("decoder.conv.weight", 3, 3, 1, 1)),
+    "detector": lambda s: prefixed(body(s), "backbone.body.") | extra(("rpn.head.conv.weight", 3, 3, 1, 1)),
+    "SwAV": lambda s: prefixed(
+        body(s) | extra(("projection_head.0.weight", 8, 64), ("prototypes.weight", 9, 8)), "module."
+    ),
+    "MoCo v2's query": lambda s: {"state_dict": prefixed(body(s) | PROJECTION, "module.encoder_q.")},
+    "MoCo v1's query": lambda s: {
+        "state_dict": prefixed(body(s) | extra(("fc.weight", 9, 64), ("fc.bias", 9)), "module.encoder_q.")
+    },
+    "DINO's teacher": lambda s: {
+        "teacher": prefixed(body(s), "module.backbone.")
+        | extra(("module.head.mlp.0.weight", 9, 64), ("module.head.last_layer.weight", 9, 9))
+    },
+    "fastai": lambda s: (
+        {f"0.{theirs}": s[ours] for ours, theirs in their_names("sequential", body(s)).items()}
+        | extra(("1.8.weight", 5, 9))
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BODIES)
