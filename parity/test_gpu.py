@@ -31,7 +31,7 @@ def test_a_part_that_fails_or_hangs_ends_nothing_else(tmp_path, monkeypatch, cap
     parts = {
         "crash": part("import os; os.abort()"),
         "error": part("raise SystemExit('no memory left')"),
-        "hang": part("import time; time.sleep(60)", seconds=0.5),
+        "hang": part("import time; time.sleep(60)", seconds=0.05),
         "right": part("print('done')"),
     }
     monkeypatch.setattr(gpu, "PARTS", parts)

@@ -107,7 +107,14 @@ def read_file(
         return Found(tensors=network.tensors, raw=without_wrappers(raw), info=info, network=network, refusal="")
 
     # Another network's weights: the one dict of tensors, or the one in its usual place.
-    found = list(named_tensors(container)) or [("", {})]
+    found = list(named_tensors(container))
+    if not found and container.content != {}:
+        held = container.content if isinstance(container.content, dict) else [type(container.content).__name__]
+        raise WeightsError(
+            f"{path} holds other things than named tensors: {shortened([str(each) for each in held])}; save "
+            "model.state_dict(), with torch.save or, better, write_weights"
+        )
+    found = found or [("", {})]
     usual = [(place, tensors) for place, tensors in found if place in USUAL_KEYS]
     found = usual if len(usual) == 1 else found
     if len(found) != 1:

@@ -60,12 +60,12 @@ def train_and_report(folder):
 
 def compile_and_report(folder):
     # Without inductor, whose compiler takes most of the time, and which test_trainer.py has.
-    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
+    graphs = []
+    nn.Module.compile = partialmethod(nn.Module.compile, backend=lambda graph, inputs: graphs.append(graph) or graph)
     with join_world("cpu") as world:
         one = make_trainer(world, nn.Identity, compile=True, accumulation=2)
         losses = [step.loss for step in one.steps()]
-        compiled = torch._dynamo.utils.counters["frames"]["ok"]
-        (folder / f"rank{world.rank}.json").write_text(json.dumps([losses, compiled, list(one.model.state_dict())]))
+        (folder / f"rank{world.rank}.json").write_text(json.dumps([losses, len(graphs), list(one.model.state_dict())]))
     return 0
 
 

@@ -234,13 +234,11 @@ def test_a_head_that_is_none_is_refused(tmp_path, bias):
             load(path)
 
 
-def test_a_file_that_says_nothing_needs_the_models_name(tmp_path):
+def test_the_model_of_a_file_that_says_nothing_is_found_from_its_shapes(tmp_path):
     path = tmp_path / "weights.safetensors"
     write_weights(path, resnet_core.resnet18(num_classes=4).state_dict())
-    with pytest.raises(ValueError, match=r"does not record which model its weights belong to; name it with --model"):
-        load_model(path)
-    model, info = load_model(path, model="resnet18")
-    assert model.fc.out_features == 4
+    model, info = load_model(path)
+    assert (info.model, model.fc.out_features) == ("resnet18", 4)
     assert info.transform.crop_size == 224
     assert info.class_names is None
     with pytest.raises(ValueError, match=r"resnet34|layer"):
