@@ -1,9 +1,11 @@
 """README and docs are true: their code runs, their tables are computed here, their commands print what is shown."""
 
+import argparse
 import ast
 import contextlib
 import inspect
 import io
+import itertools
 import json
 import re
 import shlex
@@ -12,14 +14,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
 from resnet_core.cli.errors import DIFFERENT
 from resnet_core.cli.main import parse_train
 from resnet_core.comparison.compare import ALL_RUNGS
+from resnet_core.data import ImageTransform
 from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.recipes import RECIPES
+from resnet_core.weights import write_weights
+from resnet_core.weights.convert import convert
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,7 +51,7 @@ def commands():
 def workplace(digits_run, tmp_path_factory):
     """A folder in which runs/digits is the finished run, digit.png one of its test images, fixed.py our ResNet.
 
-    imagenet holds as many classes as ImageNet, of files that are named and empty.
+    imagenet holds as many classes as ImageNet, of files that are named and empty; photos has 10 classes of images.
     """
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
@@ -59,7 +65,45 @@ def workplace(digits_run, tmp_path_factory):
             images_of_class.mkdir(parents=True)
             for image in range(images):
                 (images_of_class / f"{image}.jpg").touch()
+    for part, number, image in itertools.product(("train", "val"), range(10), range(7)):
+        (folder / "photos" / part / f"kind{number}").mkdir(parents=True, exist_ok=True)
+        (folder / "photos" / part / f"kind{number}" / f"{image}.png").symlink_to(folder / "digit.png")
+    write_brought_files(folder)
     return folder
+
+
+def write_brought_files(folder):
+    """The files that somebody brings to docs/weights.md, and what its commands make of them."""
+    state = resnet_core.cifar_resnet20().state_dict()
+    body = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    body |= {"fc.0.weight": torch.ones(64, 64), "fc.2.weight": torch.ones(8, 64)}
+    queries, keys = ({f"module.encoder_{which}.{name}": body[name] * 1 for name in body} for which in "qk")
+    with torch.device("meta"):
+        resnet50 = resnet_core.resnet50().state_dict()
+    files = {
+        "model_best.pth.tar": {
+            "epoch": 90,
+            "state_dict": {f"module.{name}": value for name, value in state.items()},
+            "args": argparse.Namespace(lr=0.1),
+        },
+        "moco.pth.tar": {"state_dict": queries | keys},
+        "ema.pth": {"model": state, "model_ema": {name: value * 2 for name, value in state.items()}},
+        "r50.pth": {
+            name: torch.zeros(each.shape, dtype=torch.float16 if each.is_floating_point() else each.dtype)
+            for name, each in resnet50.items()
+        },
+    }
+    for name, content in files.items():
+        torch.save(content, folder / name)
+
+    timm = folder / "timm_folder"
+    timm.mkdir()
+    write_weights(timm / "model.safetensors", resnet_core.resnet18(num_classes=2).state_dict())
+    described = {"architecture": "resnet18", "num_classes": 2, "label_names": ["cat", "dog"]}
+    (timm / "config.json").write_text(json.dumps(described))
+    sizes = ImageTransform(resize_size=32, crop_size=32)
+    convert(folder / "model_best.pth.tar", folder / "mine.safetensors", transform=sizes)
+    convert(folder / "moco.pth.tar", folder / "body.safetensors", prefix="module.encoder_q.")
 
 
 def test_blocks_are_of_known_languages():
@@ -138,6 +182,8 @@ def test_command_works_and_prints_what_is_shown(command, shown, workplace, digit
     else:
         assert words[0] == "resnet-core"
         monkeypatch.chdir(workplace)
+        if words[1] == "convert" and "--help" not in words:
+            (workplace / words[3]).unlink()
         finished = cli(*words[1:])
         assert finished.returncode == (DIFFERENT if "is not fixed yet" in shown else 0), finished.stderr
         printed = finished.stdout

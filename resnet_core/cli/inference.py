@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,10 +53,13 @@ class Predict(FromFile):
             raise ValueError("predict needs an image or a folder of images after the weights")
         model, info = load_model(self.weights, model=self.model, **self.choice())
         if info.transform is None:
-            raise ValueError(
-                f"{self.weights} does not record how to prepare an image for {info.model}; `resnet-core convert` "
-                "records it with --resize-size and --crop-size"
+            remedy = (
+                "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
+                if "in_channels" in info.config
+                else f"`resnet-core convert {shlex.quote(self.weights)} NAME.safetensors --resize-size PIXELS "
+                "--crop-size PIXELS` writes a file that does"
             )
+            raise ValueError(f"{self.weights} does not record how to prepare an image for {info.model}; {remedy}")
         print(f"{info.model}, {info.origin}", file=sys.stderr)
 
         records: list[dict[str, Any]] = []

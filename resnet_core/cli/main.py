@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_program() -> NoReturn:
     """The program `resnet-core`: exits with the status of `main`, or that of an interruption."""
     training = sys.argv[1:2] == ["train"]
+    warnings.formatwarning = lambda message, *where, **line: f"resnet-core: {message}\n"
 
     # SIGTERM raises, so that files that are half written are removed.
     handler = signal.default_int_handler if training else lambda number, frame: sys.exit(128 + number)

@@ -22,7 +22,7 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.weights.containers import read_container, recognise
 from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import Network, inspect_container, named_tensors
+from resnet_core.weights.inspect import Network, as_option, inspect_container, named_tensors, patterns_of
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -65,6 +65,8 @@ class Found:
     """What the shapes and names say; None for weights of a network that this package does not have."""
     refusal: str
     """Where there is no network: why."""
+    command: str = ""
+    """The command that uses the network."""
 
 
 def read_weights(
@@ -104,7 +106,14 @@ def read_file(
         if note:
             warnings.warn(note, stacklevel=2)
         raw = next(found for place, found in named_tensors(container) if place == network.key)
-        return Found(tensors=network.tensors, raw=without_wrappers(raw), info=info, network=network, refusal="")
+        return Found(
+            tensors=network.tensors,
+            raw=without_wrappers(raw),
+            info=info,
+            network=network,
+            refusal="",
+            command=inspection.command(network),
+        )
 
     # Another network's weights: the one dict of tensors, or the one in its usual place.
     found = list(named_tensors(container))
@@ -197,14 +206,14 @@ def fit_file(
 
     if not (network.has_head or new_head) and "fc.weight" in own:
         raise WeightsError(
-            f"{source} has no classifier ({network.head}): load_weights(..., new_head=True) loads the body and keeps "
-            f"the model's own head, and `resnet-core train finetune --model.name {network.model} --model.weights "
-            f"{source} --data.path FOLDER` trains one"
+            f"{source} has no classifier ({network.head.removeprefix('none: ')}): load_weights(..., new_head=True) "
+            f"loads the body and keeps the model's own head, and `{found.command}` trains one"
         )
     if strict and network.has_head and network.unknown and not new_head:
+        ignore = patterns_of(network)
         raise WeightsError(
             f"{source} has tensors beside {network.model}'s: unexpected {shortened(network.unknown)}; if they do not "
-            f"matter, leave them out with ignore={[network.unknown[0]]!r} (--ignore {network.unknown[0]!r})"
+            f"matter, leave them out with ignore={ignore!r} ({' '.join(as_option('ignore', ignore))})"
         )
     matched, report = fit(model, found.tensors, source, strict=strict, new_head=new_head)
     return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))
@@ -295,10 +304,6 @@ def batch_counts(model: nn.Module) -> set[str]:
     """Names of the BatchNorms' `num_batches_tracked`, which files from before torch 0.4.1 lack."""
     norms = (name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
     return {f"{name}.num_batches_tracked".lstrip(".") for name in norms}
-
-
-def is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def is_plain(value: object) -> bool:

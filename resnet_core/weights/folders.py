@@ -171,7 +171,7 @@ def timm_transform(trained: Values, channels: int, size: list[int]) -> tuple[Ima
         unfit = f"interpolation {shown(interpolation)}, and resnet_core resizes bilinear or bicubic"
     elif resize_size > LARGEST_SIZE:
         unfit = f"crop_pct {share}, which makes {size[0]} pixels {resize_size}, more than {LARGEST_SIZE}"
-    return transform_or_caveat(trained.path, "timm", unfit, channels, resize_size, size[0], mean, std, interpolation)
+    return transform_or_caveat(trained.path, unfit, channels, resize_size, size[0], mean, std, interpolation)
 
 
 def timm_names(config: Values, trained: Values, classes: int | None) -> tuple[str, ...] | None:
@@ -281,9 +281,7 @@ def transformers_transform(path: Path, channels: int) -> tuple[ImageTransform | 
     mean, std = values.get("image_mean", rules.NUMBERS, [0.5]), values.get("image_std", rules.DEVIATIONS, [0.5])
     if not values.get("do_normalize", rules.FLAG, True):
         mean, std = [0.0], [1.0]
-    return transform_or_caveat(
-        path, "transformers", unfit, channels, resize_size, crop_size, mean, std, RESAMPLE.get(resample, "")
-    )
+    return transform_or_caveat(path, unfit, channels, resize_size, crop_size, mean, std, RESAMPLE.get(resample, ""))
 
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -302,7 +300,7 @@ def edge(values: Values, key: str) -> int:
 
 
 def transform_or_caveat(
-    path: Path, library: str, unfit: str, channels: int, resize_size: int, crop_size: int,
+    path: Path, unfit: str, channels: int, resize_size: int, crop_size: int,
     mean: list[float], std: list[float], interpolation: str,
 ) -> tuple[ImageTransform | None, str]:  # fmt: skip
     """The transform, or the sentence that says why there is none."""
@@ -313,8 +311,8 @@ def transform_or_caveat(
         unfit = unfit or f"images of {channels} channels, and resnet_core prepares images of 1 or 3"
     if unfit:
         remedy = (
-            f"record one with resnet-core convert {path.parent} OUT.safetensors --source {library} --resize-size "
-            "PIXELS --crop-size PIXELS"
+            f"record one with `resnet-core convert {path.parent} NAME.safetensors --resize-size PIXELS --crop-size "
+            "PIXELS`"
             if channels == 3
             else "prepare images in Python and call the network that load_model returns"
         )

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build_on_meta
 from resnet_core.models.resnet import Bottleneck
 from resnet_core.weights.containers import Container, read_container
+from resnet_core.weights.folders import description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, our_modules
@@ -95,11 +96,16 @@ class Inspection:
             raw = next(network for network in networks if not network.averaged)
             return averaged[0], (
                 f"{self.path} also holds the weights of the last step; the averaged ones are taken, as their own tools "
-                f"evaluate them. For the others add {' '.join(options_for(raw, networks))}"
+                f"evaluate them. For the others add {' '.join(options_for(raw, networks))}, or in Python "
+                f"{in_python(distinguishing(raw, networks))}"
             )
         if len(networks) > 1:
             choices = "; ".join(" ".join(options_for(network, networks)) for network in networks)
-            raise WeightsError(f"{self.path} holds {len(networks)} networks: choose one with {choices}")
+            raise WeightsError(
+                f"{self.path} holds {len(networks)} networks: choose one with {choices}, or in Python with "
+                f"{in_python(distinguishing(networks[0], networks))}. To train from one, make a file of it: "
+                f"`resnet-core convert {shlex.quote(str(self.path))} NAME.safetensors` with the same options"
+            )
         return networks[0], ""
 
     def _none_of(self, key: str | None, prefix: str | None) -> str:
@@ -111,50 +117,76 @@ class Inspection:
         known = "; ".join(f"key {network.key!r}, prefix {network.prefix!r}" for network in self.networks)
         return f"{self.path} has no network at {asked}; it has {known}"
 
-    def command(self) -> str:
-        """The command that uses the file, as it is to be typed."""
-        if not self.networks:
-            return ""
+    def candidates(self) -> tuple[Network, ...]:
+        """The one network that is meant where nobody chooses; all where somebody must."""
         try:
-            network = self.choose()[0]
-            options: list[str] = []
+            return (self.choose()[0],)
         except WeightsError:
-            network = self.networks[0]
-            options = options_for(network, self.networks)
-        path = shlex.quote(str(self.path))
-        if network.has_head:
-            return " ".join(["resnet-core predict", path, "IMAGE", *options])
-        if options:
-            return " ".join(["resnet-core convert", path, "body.safetensors", *options])
-        return f"resnet-core train finetune --model.name {network.model} --model.weights {path} --data.path FOLDER"
+            return self.networks
 
-    def python(self) -> str:
-        """The line of Python that loads the file."""
+    def needed(self, network: Network) -> dict[str, Any]:
+        """The choices that lead to a network, as keyword arguments of `load_model`."""
+        needed: dict[str, Any] = {}
+        candidates = self.candidates()
+        if len(candidates) > 1 or network is not candidates[0]:
+            needed |= distinguishing(network, self.networks)
+        if network.unknown and network.has_head:
+            needed["ignore"] = patterns_of(network)
+        if is_v1(network) and self.info is None:
+            needed["stride_in_1x1"] = True
+        return needed
+
+    def command(self, network: Network | None = None) -> str:
+        """The command that uses a network of the file, by default the one that is meant, as it is to be typed."""
         if not self.networks:
             return ""
-        try:
-            network = self.choose()[0]
-            options = ""
-        except WeightsError:
-            network = self.networks[0]
-            options = "".join(f", {name}={value!r}" for name, value in distinguishing(network, self.networks).items())
+        network = network or self.candidates()[0]
+        options = [word for name, value in self.needed(network).items() for word in as_option(name, value)]
+        path = shlex.quote(str(self.path))
+        if network.has_head and self.is_prepared(network):
+            return " ".join(["resnet-core predict", path, "IMAGE", *options])
+        if network.has_head and "in_channels" in network.config:
+            return " ".join(["resnet-core convert", path, "NAME.safetensors", *options])
         if network.has_head:
-            return f"network, info = resnet_core.weights.load_model({str(self.path)!r}{options})"
-        config = "".join(f", {name}={value!r}" for name, value in network.config.items())
+            sizes = "--resize-size PIXELS --crop-size PIXELS"
+            convert = " ".join(["resnet-core convert", path, "NAME.safetensors", sizes, *options])
+            return f"{convert} && resnet-core predict NAME.safetensors IMAGE"
+
+        small = " --model.small-images True" if "small_images" in network.config else ""
+        extract = ["resnet-core convert", path, "body.safetensors", *options, "&& "] if options else []
         return (
-            f"network = resnet_core.{network.model}(num_classes=10{config}); "
-            f"resnet_core.weights.load_weights(network, {str(self.path)!r}, new_head=True{options})"
+            f"{' '.join(extract)}resnet-core train finetune --model.name {network.model}{small} --model.weights "
+            f"{'body.safetensors' if options else path} --data.path FOLDER"
         )
+
+    def is_prepared(self, network: Network) -> bool:
+        """Whether `predict` knows, or assumes, how images are prepared."""
+        return "in_channels" not in network.config if self.info is None else self.info.transform is not None
+
+    def python(self, network: Network | None = None) -> str:
+        """The line of Python that loads a network of the file, by default the one that is meant."""
+        if not self.networks:
+            return ""
+        network = network or self.candidates()[0]
+        needed = self.needed(network)
+        path = str(self.path)
+        if network.has_head:
+            return f"network, info = resnet_core.weights.load_model({', '.join([repr(path), *assigned(needed)])})"
+        v1 = {"stride_in_1x1": True} if needed.pop("stride_in_1x1", False) else {}
+        built = ", ".join(assigned({"num_classes": 10} | network.config | v1))
+        loaded = ", ".join(["network", repr(path), "new_head=True", *assigned(needed)])
+        return f"network = resnet_core.{network.model}({built}); resnet_core.weights.load_weights({loaded})"
 
     def cannot_show(self) -> tuple[str, ...]:
         """What other networks the same tensors could be of, and what else no file of this kind records."""
-        if not self.networks or self.info is not None:
+        if not self.networks:
             return ()
+        network = self.candidates()[0]
+        if self.info is not None:
+            return () if self.is_prepared(network) else ("how images are prepared, which it does not record",)
         notes = []
-        network = self.networks[0]
         if is_bottleneck(network.model):
-            v1 = SCHEMES[network.scheme].stride_in_1x1
-            usual = f"{network.scheme}'s networks are v1: add --stride-in-1x1" if v1 else "v1.5 is assumed"
+            usual = f"{network.scheme}'s networks are v1" if is_v1(network) else "v1.5 is assumed"
             notes.append(f"whether the stride of a Bottleneck sits on its 3x3 (v1.5) or its first 1x1 (v1): {usual}")
         notes.append("whether pooling is anti-aliased or blurred, as in timm's resnetaa50 and resnetblur50")
         notes.append("how images are prepared, and what the classes are called")
@@ -203,11 +235,13 @@ class Inspection:
                 rows.append(("  left out", shortened(network.left_out)))
         if self.nearest:
             rows.append(("network", f"none that this package has: {self.nearest}"))
+        if self.info is not None and self.info.origin:
+            rows.append(("origin", self.info.origin))
         if self.beside:
             rows.append(("beside", f"{shortened(self.beside)} (never built)"))
         rows += [("cannot show", note) for note in self.cannot_show()]
-        if self.networks:
-            rows += [("command", self.command()), ("Python", self.python())]
+        for network in self.candidates():
+            rows += [("command", self.command(network)), ("Python", self.python(network))]
         width = max(len(name) for name, _ in rows) + 2
         return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
@@ -218,10 +252,21 @@ def inspect_weights(path: str | Path, *, ignore: Sequence[str] = ()) -> Inspecti
     Tensors whose name matches a pattern of `ignore`, such as "*.mask", are left out. Raises WeightsError for what is
     not a weights file, saying what it is.
     """
-    return inspect_container(read_container(path), ignore=ignore)
+    path = Path(path)
+    described = description_of(path)
+    info = described.info() if described else None
+    found = weights_in(path)[:1] if path.is_dir() else ()
+    inspection = inspect_container(read_container(found[0] if found else path), ignore=ignore)
+    return replace(inspection, path=path, info=inspection.info or info)
 
 
 def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> Inspection:
+    if container.kind in ("HDF5", "Keras archive"):
+        path = shlex.quote(str(container.path))
+        raise WeightsError(
+            f"{container.path} is a file of Keras', which Keras itself reads: "
+            f"`resnet-core convert {path} NAME.safetensors --source keras` makes a file of it that loads here"
+        )
     networks: list[Network] = []
     misfits: list[tuple[int, str]] = []
     for key, found in named_tensors(container):
@@ -420,9 +465,36 @@ def distinguishing(network: Network, networks: Sequence[Network]) -> dict[str, s
 
 
 def options_for(network: Network, networks: Sequence[Network]) -> list[str]:
-    return [
-        word for name, value in distinguishing(network, networks).items() for word in (f"--{name}", shlex.quote(value))
-    ]
+    return [word for name, value in distinguishing(network, networks).items() for word in as_option(name, value)]
+
+
+def as_option(name: str, value: Any) -> list[str]:
+    """A choice as words of the command line."""
+    values = [] if value is True else [value] if isinstance(value, str) else value
+    return [f"--{name.replace('_', '-')}", *map(shlex.quote, values)]
+
+
+def assigned(values: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments, as they are to be typed."""
+    return [f"{name}={value!r}" for name, value in values.items()]
+
+
+def in_python(values: Mapping[str, Any]) -> str:
+    return " and ".join(assigned(values))
+
+
+def patterns_of(network: Network) -> list[str]:
+    """Patterns of `ignore` for the names under the network's prefix that are not its own: one for each module."""
+    modules: dict[str, list[str]] = {}
+    for name in network.unknown:
+        module = name.removeprefix(network.prefix).partition(".")[0]
+        modules.setdefault(f"{network.prefix}{module}.*", []).append(name)
+    return [names[0] if len(names) == 1 else pattern for pattern, names in modules.items()]
+
+
+def is_v1(network: Network) -> bool:
+    """Whether the library's networks of this kind have their stride on the first 1x1."""
+    return SCHEMES[network.scheme].stride_in_1x1 and is_bottleneck(network.model)
 
 
 def nothing_like_a_resnet(container: Container) -> str:

@@ -23,6 +23,7 @@ from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
+from resnet_core.weights.containers import index_in
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file, read_info
 from resnet_core.weights.folders import Description, description_of, weights_in
@@ -31,6 +32,7 @@ from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import Network
 
 LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
+SETS = {name for sets in CATALOG.values() for name in sets}
 CIFAR10_TRANSFORM = ImageTransform(resize_size=32, crop_size=32, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 # The arguments, where there is a choice, of the networks whose weights are published.
@@ -81,9 +83,14 @@ def locate(source: str | Path) -> Path | WeightSet:
             "is finished"
         )
     if path.is_dir():
-        if not weights_in(path):
-            raise ValueError(f"{source} has no model.safetensors: its run is not finished, or it is not a run's folder")
-        return weights_in(path)[0]
+        if weights_in(path):
+            return weights_in(path)[0]
+        if (path / ".metadata").is_file() or index_in(path) is not None:
+            return path
+        raise ValueError(
+            f"{source} has no model.safetensors: its run is not finished, or it is not a run's folder; name the "
+            "weights file in it, if it has one"
+        )
     if names_a_file(source):
         if not path.exists():
             raise WeightsError(f"{source} does not exist")
@@ -92,8 +99,8 @@ def locate(source: str | Path) -> Path | WeightSet:
     name, _, chosen = str(source).partition(":")
     if name not in CATALOG:
         raise ValueError(
-            f"{source!r} is neither a run's folder, nor a weights file ({', '.join(SUFFIXES)}), nor a model with "
-            f"published weights; {did_you_mean(name, CATALOG)}"
+            f"{source!r} is neither a run's folder, nor a weights file that exists, nor a model with published "
+            f"weights; {did_you_mean(name, CATALOG)}"
         )
     return find_weights(name, chosen or "DEFAULT")
 
@@ -255,10 +262,14 @@ def assumed(network: Network) -> WeightsInfo:
 
 
 def names_a_file(weights: object) -> TypeGuard[str | Path]:
-    """Whether `weights` is a path: a Path, or text with a folder in it or the ending of a file of weights."""
-    return isinstance(weights, Path) or (
-        isinstance(weights, str) and (os.sep in weights or Path(weights).suffix.lower() in SUFFIXES)
-    )
+    """Whether `weights` is a path: a Path, or text with a folder in it, with a weights file's ending, or of any file.
+
+    The names of published weights stay their names where a file has the same one.
+    """
+    if not isinstance(weights, str):
+        return isinstance(weights, Path)
+    published = weights.partition(":")[0] in CATALOG or weights.rpartition(".")[2] in ("DEFAULT", *SETS)
+    return os.sep in weights or Path(weights).suffix.lower() in SUFFIXES or (Path(weights).is_file() and not published)
 
 
 def check_config(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
