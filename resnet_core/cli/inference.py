@@ -13,7 +13,7 @@ import tyro
 
 from resnet_core.cli.errors import SOME_FAILED
 from resnet_core.cli.training import describe_scores
-from resnet_core.cli.weights import FromFile
+from resnet_core.cli.weights import FromFile, unset
 from resnet_core.data import DataConfig
 from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.data.images import ImageError, find_images
@@ -32,14 +32,14 @@ class Predict(FromFile):
     """Classify images: print the most likely classes and their probabilities."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
+    """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     images: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
     ]
     """Image files, or folders that contain images at any depth."""
     top: int = 5
     """How many classes to print for each image."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    model: Annotated[str | None, unset("NAME")] = None
     """The model that a weights file must be of. By default it is found from the file."""
     json: bool = False
     """Print JSON."""
@@ -97,12 +97,12 @@ class Evaluate(FromFile):
     """Evaluate a finished run again on its test data, or any weights on your own data."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
-    data: str = ""
+    """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
+    data: Annotated[str, unset("DIR")] = ""
     """Folder of DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE. A run needs none: it has its own data."""
-    dataset: str = ""
+    dataset: Annotated[str, unset("NAME")] = ""
     """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    model: Annotated[str | None, unset("NAME")] = None
     """The model that a weights file must be of. By default it is found from the file."""
     json: bool = False
     """Print JSON."""
@@ -141,18 +141,18 @@ class Export(FromFile):
     """Export a model to run without this package, after comparing the file's outputs with the model's."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """A run's folder, a weights file, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
+    """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write: .onnx for the format onnx, .pt2 for the other formats."""
     format: Format = "onnx"
     """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
-    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    image_size: Annotated[int | None, unset("PIXELS")] = None
     """Height and width of the input. By default the size at which the weights were evaluated."""
     dynamic_size: bool = False
     """Accept images of any height and width from 33 pixels, and check the file at two more sizes."""
-    opset: Annotated[int | None, tyro.conf.arg(metavar="11..17")] = None
+    opset: Annotated[int | None, unset("11..17")] = None
     """Version of ONNX's operators, for runtimes that lack the one that torch writes by default."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    model: Annotated[str | None, unset("NAME")] = None
     """The model that a weights file must be of. By default it is found from the file."""
 
     def __call__(self) -> None:

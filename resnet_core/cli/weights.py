@@ -14,15 +14,20 @@ from resnet_core.weights.convert import convert
 from resnet_core.weights.inspect import inspect_weights
 
 
+def unset(metavar: str) -> Any:
+    """An option that is unset by default, so that its help shows no default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FromFile:
     """What is chosen where a weights file leaves it open."""
 
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    key: Annotated[str | None, unset("KEY")] = None
     """The key of the network's dict of tensors in a file with several networks, as `inspect` shows it."""
-    prefix: Annotated[str | None, tyro.conf.arg(metavar="PREFIX")] = None
+    prefix: Annotated[str | None, unset("PREFIX")] = None
     """What stands before the network's names in a file with several networks, as `inspect` shows it."""
-    ignore: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN ...")] = ()
+    ignore: Annotated[tuple[str, ...], unset("PATTERN ...")] = ()
     """Leave out tensors whose name matches one of these patterns, such as '*.extra'."""
     stride_in_1x1: bool = False
     """The weights are of a v1 network, with the stride on the first 1x1 of a Bottleneck. No file shows that."""
@@ -41,7 +46,7 @@ class Inspect:
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """A weights file of any library, or a folder that one saved."""
-    ignore: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN ...")] = ()
+    ignore: Annotated[tuple[str, ...], unset("PATTERN ...")] = ()
     """Leave out tensors whose name matches one of these patterns, such as '*.extra'."""
     json: bool = False
     """Print JSON."""
@@ -53,19 +58,19 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Convert(FromFile):
-    """Convert another library's weights to ours, after comparing the outputs of both models."""
+    """Convert another library's weights to ours, after comparing the outputs with another implementation's."""
 
     src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
-    """The file that holds the weights, or a transformers folder."""
+    """A weights file of any library, or a folder that one saved."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """The .safetensors file to write."""
-    source: Annotated[str | None, tyro.conf.arg(metavar="LIBRARY")] = None
+    source: Annotated[str | None, unset("LIBRARY")] = None
     """Compare with this library's own network: timm, transformers, keras, composer or torchvision."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    model: Annotated[str | None, unset("NAME")] = None
     """The model that the weights must be of. By default it is found from the shapes."""
-    resize_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    resize_size: Annotated[int | None, unset("PIXELS")] = None
     """Size to which `predict` resizes an image's shorter side. Recorded in the file."""
-    crop_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    crop_size: Annotated[int | None, unset("PIXELS")] = None
     """Height and width of the crop that `predict` then takes. Recorded in the file."""
 
     def __post_init__(self) -> None:
