@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -311,8 +312,8 @@ def transform_or_caveat(
         unfit = unfit or f"images of {channels} channels, and resnet_core prepares images of 1 or 3"
     if unfit:
         remedy = (
-            f"record one with `resnet-core convert {path.parent} NAME.safetensors --resize-size PIXELS --crop-size "
-            "PIXELS`"
+            f"record one with `resnet-core convert {shlex.quote(str(path.parent))} NAME.safetensors --resize-size PIXELS "
+            "--crop-size PIXELS`"
             if channels == 3
             else "prepare images in Python and call the network that load_model returns"
         )

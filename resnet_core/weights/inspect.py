@@ -27,8 +27,8 @@ from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, our_
 from resnet_core.weights.pickles import Inert, module_tensors, walk
 
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)|_ema|ema_", re.IGNORECASE)
-# Self-supervised learning: these networks end in a projection, which is no classifier, whatever its shape.
-PROJECTED = re.compile(r"encoder_q|encoder_k|momentum|student|teacher|online|target")
+# Networks of self-supervised learning, which end in a projection, even where it has a classifier's shape.
+PROJECTED = re.compile(r"encoder_q|encoder_k|momentum|online|target")
 QUANTIZATION_AWARE = re.compile(r"activation_post_process|fake_quant")
 
 

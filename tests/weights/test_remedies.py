@@ -1,0 +1,308 @@
+"""What an error of a weights file says to do, done: each command and each line of Python is taken from the message."""
+
+import gzip
+import itertools
+import json
+import re
+import shlex
+import tarfile
+import warnings
+import zipfile
+
+import numpy
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from PIL import Image
+from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+import resnet_core
+from resnet_core.foundation.precision import same_bits
+from resnet_core.weights import WeightsInfo, inspect_weights, load_model, load_weights, write_weights
+from resnet_core.weights.names import their_names
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return resnet_core.cifar_resnet20().eval()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A working directory with an image and a folder of images, for 10 classes."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("IMAGE", format="PNG")
+    for part, number in itertools.product(("train", "val"), range(10)):
+        place = tmp_path / "FOLDER" / part / f"kind{number}"
+        place.mkdir(parents=True)
+        (place / "a.png").symlink_to(tmp_path / "IMAGE")
+
+
+@pytest.fixture
+def follow(cli):
+    """Runs the commands of a message, each as it is typed."""
+
+    def run(text):
+        commands = re.findall(r"`(resnet-core [^`]*)`", text) or [text]
+        for command in (each.strip() for line in commands for each in line.split("&&")):
+            words = shlex.split(command.replace("PIXELS", "32"))
+            assert words[0] == "resnet-core", command
+            dry = ["--dry-run", "--data.global-batch", 2] if words[1] == "train" else []
+            done = cli(*words[1:], *dry)
+            assert done.returncode == 0, (command, done.stderr)
+
+    return run
+
+
+def refused(call, *arguments, **keywords):
+    """The message of a refusal."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call(*arguments, **keywords)
+    return str(error.value)
+
+
+def body(state):
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": value * 1 for name, value in state.items()}
+
+
+# What is printed by inspect: every command and every line of Python of every network.
+
+BROUGHT = {
+    "a classifier": lambda s: s,
+    "wrapped": lambda s: {"model_state_dict": prefixed(s, "module.")},
+    "extra tensors": lambda s: s | {"criterion.a": torch.ones(1), "criterion.b": torch.ones(1), "scale": torch.ones(1)},
+    "two networks": lambda s: prefixed(s, "student.") | prefixed(s, "teacher."),
+    "two keys": lambda s: {"a": s, "b": prefixed(s, "")},
+    "raw and averaged": lambda s: {"model": s, "model_ema": prefixed(s, "")},
+    "a body": lambda s: {"encoder": body(s)},
+    "two bodies": lambda s: prefixed(body(s), "online.") | prefixed(body(s), "momentum."),
+    "grey images": lambda s: resnet_core.cifar_resnet20(in_channels=1).state_dict(),
+    "a body for small images": lambda s: body(resnet_core.resnet18(small_images=True).state_dict()),
+}
+
+
+@pytest.mark.parametrize("kind", BROUGHT)
+def test_what_inspect_prints_works(kind, network, follow, tmp_path, recwarn):
+    torch.save(BROUGHT[kind](network.state_dict()), "a file.tar")
+    found = inspect_weights("a file.tar")
+    shown = str(found).splitlines()
+    lines = {
+        row: [line.removeprefix(row).strip() for line in shown if line.startswith(row)] for row in ("command", "Python")
+    }
+    assert len(lines["command"]) == len(lines["Python"]) == len(found.candidates())
+    for command in lines["command"]:
+        follow(command)
+        for made in tmp_path.glob("*.safetensors"):
+            made.unlink()
+    for line, expected in zip(lines["Python"], found.candidates(), strict=True):
+        names = {"resnet_core": resnet_core}
+        exec(line, names)
+        state = names["network"].state_dict()
+        assert all(same_bits(state[name], value) for name, value in expected.tensors.items())
+
+
+def test_a_v1_library_s_file_is_loaded_as_v1(follow):
+    with torch.device("meta"):
+        state = resnet_core.resnet50().state_dict()
+    theirs = their_names("detectron2", [name for name in state if "num_batches" not in name])
+    torch.save({name: torch.zeros(state[ours].shape, dtype=torch.float16) for ours, name in theirs.items()}, "R-50.pkl")
+    found = inspect_weights("R-50.pkl")
+    assert found.command() == "resnet-core predict R-50.pkl IMAGE --stride-in-1x1"
+    assert found.python().endswith("load_model('R-50.pkl', stride_in_1x1=True)")
+    follow(found.command())
+
+
+# What predict, load_model and load_weights refuse.
+
+
+def test_several_networks(network, follow):
+    torch.save(prefixed(network.state_dict(), "student.") | prefixed(network.state_dict(), "teacher."), "two.pth")
+    message = refused(load_model, "two.pth")
+    for options in re.findall(r"--prefix \S+\.", message):
+        follow(f"resnet-core predict two.pth IMAGE {options}")
+    (keyword,) = re.findall(r"prefix='\S+'", message)
+    eval(f"load_model('two.pth', {keyword})")
+    (command,) = re.findall(r"`(.*)` with the same options", message)
+    follow(f"{command} --prefix teacher. && resnet-core train finetune --model.name cifar_resnet20 --model.weights "
+           "NAME.safetensors --data.path FOLDER")  # fmt: skip
+    known = refused(load_model, "two.pth", prefix="nobody.")
+    load_model("two.pth", prefix=re.findall(r"prefix '(\S+)'", known)[1])
+
+
+def test_the_other_weights_beside_averaged_ones(network, follow):
+    torch.save({"model": network.state_dict(), "model_ema": prefixed(network.state_dict(), "")}, "ema.pth")
+    with pytest.warns(UserWarning, match="averaged") as warned:
+        load_model("ema.pth")
+    options, keyword = re.search(r"add (--key \S+), or in Python (\S+)$", str(warned[0].message)).groups()
+    with warnings.catch_warnings(action="error"):
+        follow(f"resnet-core predict ema.pth IMAGE {options}")
+        eval(f"load_model('ema.pth', {keyword})")
+
+
+@pytest.mark.parametrize("options", [{}, {"key": "teacher"}])
+def test_no_classifier(network, follow, options):
+    state = body(network.state_dict())
+    torch.save({"student": state, "teacher": prefixed(state, "backbone.")} if options else state, "body.pth")
+    message = refused(load_model, "body.pth", **options)
+    follow(message)
+    load_weights(resnet_core.cifar_resnet20(3), "body.pth", new_head=True, **options)
+    assert "new_head=True" in message
+
+
+def test_unexpected_tensors(network, follow):
+    extra = {"scale": torch.ones(1), "loss.a": torch.ones(1), "loss.b": torch.ones(1)}
+    torch.save(network.state_dict() | extra, "x.pth")
+    keyword, options = re.search(r"with (ignore=\[.*?\]) \((.*)\)", refused(load_model, "x.pth")).groups()
+    eval(f"load_model('x.pth', {keyword})")
+    follow(f"resnet-core predict x.pth IMAGE {options}")
+
+
+def test_another_number_of_classes(network):
+    torch.save(network.state_dict(), "ten.pth")
+    model = resnet_core.cifar_resnet20(3)
+    assert "load_weights(..., new_head=True)" in refused(load_weights, model, "ten.pth")
+    load_weights(model, "ten.pth", new_head=True)
+    model.reset_classifier(10)
+    load_weights(model, "ten.pth")
+    torch.save(resnet_core.cifar_resnet20(7).state_dict(), "seven.pth")
+    assert "reset_classifier(num_classes)" in refused(resnet_core.cifar_resnet20, 3, weights="seven.pth")
+    resnet_core.cifar_resnet20(weights="seven.pth").reset_classifier(3)
+
+
+def test_another_model_names_the_right_one(network, cli):
+    torch.save(network.state_dict(), "x.pth")
+    known = re.search(r"weights of (\S+), not", refused(load_model, "x.pth", model="resnet18"))[1]
+    load_model("x.pth", model=known)
+    message = refused(load_weights, nn.Linear(2, 2), "x.pth")
+    command = re.search(r"`resnet-core (inspect FILE)`", message)[1]
+    assert cli(*command.replace("FILE", "x.pth").split()).returncode == 0
+
+
+def test_no_preparation_of_images(network, cli, follow):
+    info = WeightsInfo(model="cifar_resnet20")
+    write_weights("x.safetensors", network.state_dict(), info)
+    done = cli("predict", "x.safetensors", "IMAGE")
+    assert done.returncode == 2
+    follow(done.stderr)
+    follow("resnet-core predict NAME.safetensors IMAGE")
+    torch.save(resnet_core.cifar_resnet20(in_channels=4).state_dict(), "four.pth")
+    assert "the network that `resnet_core.weights.load_model` returns" in cli("predict", "four.pth", "IMAGE").stderr
+    load_model("four.pth")[0](torch.zeros(1, 4, 32, 32))
+
+
+def test_a_folder_s_preparation_that_cannot_be_followed(follow, tmp_path):
+    folder = tmp_path / "timm folder"
+    folder.mkdir()
+    write_weights(folder / "model.safetensors", resnet_core.resnet18(num_classes=2).state_dict())
+    described = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": {"crop_mode": "squash"}}
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.warns(UserWarning, match="No preparation|no preparation") as warned:
+        load_model(folder)
+    with warnings.catch_warnings(action="ignore"):
+        follow(str(warned[0].message))
+    follow("resnet-core predict NAME.safetensors IMAGE")
+
+
+def test_what_convert_refuses(network, follow, tmp_path, cli):
+    torch.save(network.state_dict(), "x.pth")
+    for words, remedy in [
+        (["x.pth", "x.bin"], "x.safetensors"),
+        (["x.pth", "absent/x.safetensors"], "x2.safetensors"),
+        (["x.pth", "x.safetensors"], "x3.safetensors"),
+    ]:
+        assert cli("convert", *words).returncode == 2
+        follow(f"resnet-core convert x.pth {remedy}")
+    named = {their_names("transformers", [name])[name]: value for name, value in network.state_dict().items()}
+    torch.save(named, "theirs.pth")
+    assert "leave --source out" in cli("convert", "theirs.pth", "x4.safetensors", "--source", "torchvision").stderr
+    follow("resnet-core convert theirs.pth x4.safetensors")
+
+
+# What is no weights file: unpacked, written anew or made from what it stands for.
+
+CODE = re.compile(r"(?:with |: )((?:torch\.save|write_weights)\(.*\))$")
+
+
+def archive_npz(state):
+    numpy.savez("x.npz", **{name: value.numpy() for name, value in state.items()})
+    return "x.npz"
+
+
+def exported(state):
+    with warnings.catch_warnings(action="ignore"):
+        program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+        torch.export.save(program, "x.pt2")
+    return "x.pt2"
+
+
+@pytest.mark.parametrize("make", [archive_npz, exported])
+def test_the_line_that_writes_a_file_of_another_kind_anew(make, network):
+    path = make(network.state_dict())
+    code = CODE.search(refused(load_model, path))[1]
+    with warnings.catch_warnings(action="ignore"):
+        exec(code, {"torch": torch, "numpy": numpy, "write_weights": write_weights})
+    if make is archive_npz:
+        load_model("NAME.safetensors")
+    else:
+        assert load_weights(nn.Linear(2, 2), "NAME.pth").loaded == 2
+
+
+def test_archives_are_unpacked(network, tmp_path):
+    torch.save(network.state_dict(), "x.pth")
+    data = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth.gz").write_bytes(gzip.compress(data, 1))
+    with zipfile.ZipFile("x.zip", "w") as archive:
+        archive.write("x.pth", "inside.pth")
+    with tarfile.open("x.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add("x.pth", "inside.pth")
+    for name in ("x.pth.gz", "x.zip", "x.tar.gz"):
+        assert "unpack it" in refused(load_model, name)
+    (tmp_path / "y.pth").write_bytes(gzip.decompress((tmp_path / "x.pth.gz").read_bytes()))
+    load_model("y.pth")
+    zipfile.ZipFile("x.zip").extract("inside.pth")
+    load_model("inside.pth")
+
+
+def test_a_frozen_archive_is_given_from_before(tmp_path):
+    with warnings.catch_warnings(action="ignore"):
+        scripted = torch.jit.script(nn.Linear(2, 2).eval())
+        scripted.save("before.pt")
+        torch.jit.freeze(scripted).save("frozen.pt")
+    assert "before it was frozen" in refused(load_weights, nn.Linear(2, 2), "frozen.pt")
+    assert load_weights(nn.Linear(2, 2), "before.pt").loaded == 2
+
+
+def test_a_keras_file_is_refused_with_the_command_that_converts_it(cli, tmp_path):
+    (tmp_path / "x.weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+    for call in (load_model, inspect_weights):
+        message = refused(call, "x.weights.h5")
+        command = re.search(r"`resnet-core (.*?)`", message)[1]
+        assert command == "convert x.weights.h5 NAME.safetensors --source keras"
+    assert "unrecognized" not in cli(*shlex.split(command)).stderr.lower()  # needs the library; `make interop` has it
+
+
+def test_a_folder_without_weights_names_the_file_in_it(network, tmp_path):
+    (tmp_path / "folder").mkdir()
+    torch.save(network.state_dict(), "folder/last.pth")
+    assert "last.pth" in refused(inspect_weights, "folder")
+    assert "name the weights file in it" in refused(load_model, "folder")
+    load_model("folder/last.pth")
+
+
+def test_a_distributed_checkpoint_becomes_one_file_by_the_tool_that_is_named(network):
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save(network.state_dict(), checkpoint_id="dcp", no_dist=True)
+        load_model("dcp")
+        dcp_to_torch_save("dcp", "NAME.pth")
+    load_model("NAME.pth")
+
+
+def test_a_file_of_other_things(network):
+    torch.save([1, 2], "x.pth")
+    assert "save model.state_dict(), with torch.save or, better, write_weights" in refused(load_model, "x.pth")
