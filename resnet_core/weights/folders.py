@@ -311,9 +311,9 @@ def transform_or_caveat(
     if channels not in CHANNEL_MODES:
         unfit = unfit or f"images of {channels} channels, and resnet_core prepares images of 1 or 3"
     if unfit:
+        folder = shlex.quote(str(path.parent))
         remedy = (
-            f"record one with `resnet-core convert {shlex.quote(str(path.parent))} NAME.safetensors --resize-size PIXELS "
-            "--crop-size PIXELS`"
+            f"record one with `resnet-core convert {folder} NAME.safetensors --resize-size PIXELS --crop-size PIXELS`"
             if channels == 3
             else "prepare images in Python and call the network that load_model returns"
         )
