@@ -112,7 +112,7 @@ class Zip:
                 raise ValueError(f"its member {name[:80]!a} has {len(data)} bytes instead of {member.size}")
             if memory is not None:
                 memory[:] = data
-        if member.crc32 and zlib.crc32(data) != member.crc32:  # torch can be told to write 0
+        if member.crc32 and zlib.crc32(data) != member.crc32:  # 0 where torch was set to leave it out
             raise ValueError(f"its member {name[:80]!a} does not have the checksum that was written with it")
         return data
 

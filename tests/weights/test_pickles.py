@@ -53,7 +53,7 @@ def tensors(draw):
     if form == "expanded":
         return base[:1].expand(draw(st.integers(1, 5)), 3)
     if form == "lazy" and dtype.is_complex:
-        return [base.conj(), base.conj().imag]
+        return [base.conj(), base.clone().conj().imag]
     if form == "parameter" and dtype.is_floating_point and dtype.itemsize > 1:
         return nn.Parameter(base, requires_grad=draw(st.booleans()))
     return {"empty": base[:0].view(0, 3), "scalar": base[5].clone()}.get(form, base)
@@ -127,6 +127,14 @@ def test_what_torch_reads_is_read_to_the_bit(tmp_path_factory, content, protocol
         assert ours == comparable(torch.load(path, weights_only=True), {})
 
 
+def test_lazy_conjugation_and_negation_are_kept(tmp_path):
+    saved = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    torch.save([saved, saved.resolve_conj().conj().imag], tmp_path / "a.pt")
+    conjugated, negated = read_container(tmp_path / "a.pt").content
+    assert conjugated.tolist() == [1 - 2j, 3 + 4j]
+    assert negated.tolist() == [2, -4]
+
+
 # Everything else.
 
 
@@ -149,11 +157,13 @@ BESIDE = {
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_what_lies_beside_the_weights_stays_inert_and_says_its_name(protocol):
-    content = unpickle(pickle.dumps({**BESIDE, "numbers": np.arange(6, dtype=">i4").reshape(2, 3).T}, protocol))
+    numbers = np.arange(6, dtype=">i4").reshape(2, 3).T
+    content = unpickle(pickle.dumps({**BESIDE, "numbers": numbers, "again": numbers}, protocol))
     assert content["args"].kind == "argparse.Namespace"
     assert content["args"].state["lr"] == 0.1
     assert (content["factory"], content["counts"], content["ordered"]) == ({"a": [1]}, {"a": 2, "b": 1}, {"a": 1})
     assert content["numbers"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert content["again"] is content["numbers"]
     kinds = {value.kind for _, value in walk(content) if isinstance(value, Inert)}
     assert {"argparse.Namespace", "pathlib.PurePosixPath", "datetime.datetime", "builtins.set"} <= kinds
     assert {f"{__name__}.Colour", "numpy._core.multiarray.scalar", "numpy.ndarray"} <= kinds
