@@ -341,6 +341,7 @@ OTHERS = {
     "npz": (npz, r"numpy archive.*write_weights\("),
     "pt2": (zip_of("m/models/model.json", "m/archive_format"), r"exported program.*torch.export.load\("),
     "old TorchScript": (zip_of("m/model.json", "m/tensors/0"), r"TorchScript archive of torch 1.0.*torch.jit.load\("),
+    "two pickles": (zip_of("a/data.pkl", "b/data.pkl"), "more than one data.pkl; fetch it again"),
     "zip": (zip_of("model.pth", "readme.txt"), r"zip of other files \(model.pth, readme.txt\); unpack it"),
     "frozen": (frozen, r"torch.jit.freeze makes constants.*before it was frozen"),
     "gzip": (b"\x1f\x8b\x08", "unpack it"),
