@@ -19,6 +19,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from resnet_core.foundation.errors import first_line, shortened
+from resnet_core.weights.folders import weights_in
 from resnet_core.weights.header import (
     DIGEST,
     INDEX_LIMIT,
@@ -65,9 +66,10 @@ def read_container(path: str | Path) -> Container:
     Nothing in it is executed, and memory stays in proportion to its size.
     """
     path = Path(path)
-    kind = recognise(path)
+    file = weights_in(path)[0] if path.is_dir() and weights_in(path) else path
+    kind = recognise(file)
     try:
-        content, metadata = READERS[kind](path)
+        content, metadata = READERS[kind](file)
     except WeightsError:
         raise
     except MALFORMED as error:

@@ -20,7 +20,7 @@ from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build_on_meta
 from resnet_core.models.resnet import Bottleneck
 from resnet_core.weights.containers import Container, read_container
-from resnet_core.weights.folders import description_of, weights_in
+from resnet_core.weights.folders import description_of
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, our_modules
@@ -255,8 +255,7 @@ def inspect_weights(path: str | Path, *, ignore: Sequence[str] = ()) -> Inspecti
     path = Path(path)
     described = description_of(path)
     info = described.info() if described else None
-    found = weights_in(path)[:1] if path.is_dir() else ()
-    inspection = inspect_container(read_container(found[0] if found else path), ignore=ignore)
+    inspection = inspect_container(read_container(path), ignore=ignore)
     return replace(inspection, path=path, info=inspection.info or info)
 
 

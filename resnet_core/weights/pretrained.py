@@ -262,14 +262,14 @@ def assumed(network: Network) -> WeightsInfo:
 
 
 def names_a_file(weights: object) -> TypeGuard[str | Path]:
-    """Whether `weights` is a path: a Path, or text with a folder in it, with a weights file's ending, or of any file.
+    """Whether `weights` is a path: a Path, or text with a folder in it, or with a weights file's ending, or that exists.
 
     The names of published weights stay their names where a file has the same one.
     """
     if not isinstance(weights, str):
         return isinstance(weights, Path)
     published = weights.partition(":")[0] in CATALOG or weights.rpartition(".")[2] in ("DEFAULT", *SETS)
-    return os.sep in weights or Path(weights).suffix.lower() in SUFFIXES or (Path(weights).is_file() and not published)
+    return os.sep in weights or Path(weights).suffix.lower() in SUFFIXES or (Path(weights).exists() and not published)
 
 
 def check_config(config: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import resnet_core
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import WeightsInfo, inspect_weights, load_model, load_weights, write_weights
 from resnet_core.weights.names import their_names
+from resnet_core.weights.pretrained import names_a_file
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,7 @@ def test_no_classifier(network, follow, options):
     state = body(network.state_dict())
     torch.save({"student": state, "teacher": prefixed(state, "backbone.")} if options else state, "body.pth")
     message = refused(load_model, "body.pth", **options)
+    assert all(f"--{name} {value}" in message for name, value in options.items())
     follow(message)
     load_weights(resnet_core.cifar_resnet20(3), "body.pth", new_head=True, **options)
     assert "new_head=True" in message
@@ -202,8 +204,8 @@ def test_a_folder_s_preparation_that_cannot_be_followed(follow, tmp_path):
     write_weights(folder / "model.safetensors", resnet_core.resnet18(num_classes=2).state_dict())
     described = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": {"crop_mode": "squash"}}
     (folder / "config.json").write_text(json.dumps(described))
-    with pytest.warns(UserWarning, match="No preparation|no preparation") as warned:
-        load_model(folder)
+    with pytest.warns(UserWarning, match="no preparation") as warned:
+        resnet_core.resnet18(weights="timm folder")
     with warnings.catch_warnings(action="ignore"):
         follow(str(warned[0].message))
     follow("resnet-core predict NAME.safetensors IMAGE")
@@ -293,6 +295,13 @@ def test_a_folder_without_weights_names_the_file_in_it(network, tmp_path):
     assert "last.pth" in refused(inspect_weights, "folder")
     assert "name the weights file in it" in refused(load_model, "folder")
     load_model("folder/last.pth")
+
+
+def test_a_file_of_a_published_set_s_name_does_not_take_its_place(network):
+    torch.save(network.state_dict(), "cifar_resnet20")
+    assert not names_a_file("cifar_resnet20")
+    assert not names_a_file("cifar_resnet20:DEFAULT")
+    assert names_a_file("./cifar_resnet20")
 
 
 def test_a_distributed_checkpoint_becomes_one_file_by_the_tool_that_is_named(network):
