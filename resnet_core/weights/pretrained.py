@@ -262,7 +262,7 @@ def assumed(network: Network) -> WeightsInfo:
 
 
 def names_a_file(weights: object) -> TypeGuard[str | Path]:
-    """Whether `weights` is a path: a Path, or text with a folder in it, or with a weights file's ending, or that exists.
+    """Whether `weights` is a path: a Path, or text with a folder in it, with the ending of weights, or that exists.
 
     The names of published weights stay their names where a file has the same one.
     """
