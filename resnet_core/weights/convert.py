@@ -20,9 +20,17 @@ from resnet_core.weights.files import load_weights, write_weights
 from resnet_core.weights.folders import description_of
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
+from resnet_core.weights.inspect import Inspection, inspect_container, inspect_weights
 from resnet_core.weights.inspect import Network as InFile
-from resnet_core.weights.inspect import inspect_container, inspect_weights
-from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS, SOURCES, Network, Original, Source, weights_file
+from resnet_core.weights.libraries import (
+    IMAGE_SIZE,
+    SOURCES,
+    Network,
+    Original,
+    Source,
+    torchvision_network,
+    weights_file,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +79,15 @@ def convert(
     src, dst = Path(src), Path(dst)
     check_destination(dst)
     source = source or ("keras" if not src.is_dir() and recognise(src) == "HDF5" else None)
-    library = find_source(source or "torchvision")
+    bound = find_source(source).bound if source else 0.0
     described = description_of(src)
     said = described.info() if described else None
 
     # Their weights under our names, in our network.
-    if source is None:
-        inspection = inspect_weights(weights_file(src), ignore=ignore)
-        original = Original(tensors={}, network=None)
-    else:
-        original = library.read(src)
-        inspection = inspect_container(Container(src, source, original.tensors), ignore=ignore)
+    original, inspection = read_original(src, source, ignore)
     network, note = inspection.choose(key=key, prefix=prefix, model=model)
     if note:
         warnings.warn(note, stacklevel=2)
-    if source is not None and network.scheme != library.scheme:
-        raise WeightsError(f"{src} has the names of {network.scheme}, not those of {source}; leave --source out")
-
     asked = {"stride_in_1x1": True} if stride_in_1x1 else {}
     config = original.config | (said.config if said else {}) | network.config | asked
     ours = build(network.model, **config)
@@ -95,60 +95,77 @@ def convert(
     counts = {name: torch.tensor(0) for name in ours.state_dict() if name.endswith(".num_batches_tracked")}
     tensors = counts | network.tensors
 
-    # Both networks on the same images.
-    classes = len(network.tensors["fc.weight"]) if network.has_head else 0
-    try:
-        theirs = original.network(network.model, classes) if original.network else independent_network(network, config)
-        difference, largest_logit = difference_on_random_images(ours.eval(), theirs, config) if theirs else (None, 0.0)
-    except WeightsError:
-        raise
-    except Exception as error:  # of any type: a library meets what anyone wrote
-        raise WeightsError(f"{src} cannot be run by {source} itself ({first_line(error)})") from error
-    bound = library.bound * max(1.0, largest_logit)
-    if difference is not None and not difference <= bound:  # also where the difference is nan
-        raise WeightsError(
-            f"{src} read as {network.model} gives logits that differ from {source}'s own by {difference:.3g}, more "
-            f"than {bound:.3g}: the weights belong to a variant of {network.model}; nothing was written"
-        )
-
     conversion = Conversion(
         source=source or network.scheme,
         compared_with=source or "torchvision",
         model=network.model,
         config=config,
         tensors=len(tensors),
-        largest_difference=difference,
+        largest_difference=check_logits(
+            ours, network, config, original, bound, source=source or "torchvision", src=src
+        ),
         left_out=network.left_out,
         path=dst,
     )
     if report is not None:
         report(conversion)
-    names = said.class_names if said else original.class_names
+
     if transform is None and described is not None:
         transform = described.transform
         if described.caveat:
             warnings.warn(described.caveat, stacklevel=2)
-    origin = f"{src.name}, converted from {source or network.scheme}"
-    info = WeightsInfo(model=network.model, config=config, transform=transform, class_names=names, origin=origin)
+    info = WeightsInfo(
+        model=network.model,
+        config=config,
+        transform=transform,
+        class_names=said.class_names if said else original.class_names,
+        origin=f"{src.name}, converted from {conversion.source}",
+    )
     write_weights(dst, tensors, info)
     return conversion
 
 
-def independent_network(network: InFile, config: Mapping[str, Any]) -> Network | None:
-    """torchvision's network with these weights; None where it has none, as for a body, a v1 or a CIFAR network."""
-    if network.model not in NETWORKS or not network.has_head or config.get("stride_in_1x1"):
-        return None
-    from torchvision import models
+def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple[Original, Inspection]:
+    """What the library itself makes of a file, where one is named, and what is in the file.
 
-    theirs = models.get_model(network.model, num_classes=len(network.tensors["fc.weight"]))
-    width, channels, size, _ = network.tensors["conv1.weight"].shape
-    if config.get("small_images"):
-        theirs.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        theirs.maxpool = nn.Identity()
-    elif channels != 3:
-        theirs.conv1 = nn.Conv2d(channels, width, size, 2, 3, bias=False)
-    load_weights(theirs, network.tensors)
-    return theirs.eval()
+    Raises WeightsError where the names are not the library's.
+    """
+    if source is None:
+        return Original(tensors={}, network=torchvision_network), inspect_weights(weights_file(src), ignore=ignore)
+    library = find_source(source)
+    original = library.read(src)
+    inspection = inspect_container(Container(src, source, original.tensors), ignore=ignore)
+    schemes = {network.scheme for network in inspection.networks}
+    if schemes - {library.scheme}:
+        raise WeightsError(f"{src} has the names of {min(schemes)}, not those of {source}; leave --source out")
+    return original, inspection
+
+
+def check_logits(
+    ours: nn.Module, network: InFile, config: Mapping[str, Any], original: Original, bound: float, *, source: str,
+    src: Path,
+) -> float | None:  # fmt: skip
+    """The largest difference to the source's own network on the same images; None where there is no such network.
+
+    Raises WeightsError for a difference above `bound`, in units of the largest logit or of 1 where that is larger.
+    """
+    try:
+        theirs = original.network(network, config)
+        if theirs is None:
+            return None
+        channels = config.get("in_channels", 3)
+        difference, largest_logit = difference_on_random_images(ours.eval(), theirs, channels)
+    except WeightsError:
+        raise
+    except Exception as error:  # of any type: a library meets what anyone wrote
+        raise WeightsError(f"{src} cannot be run by {source} itself ({first_line(error)})") from error
+    bound *= max(1.0, largest_logit)
+    if not difference <= bound:  # also where the difference is nan
+        raise WeightsError(
+            f"{src} read as {network.model} gives logits that differ from {source}'s own by {difference:.3g}, more "
+            f"than {bound:.3g}: the weights belong to a variant of {network.model}; nothing was written"
+        )
+    return difference
 
 
 def check_destination(dst: Path) -> None:
@@ -166,9 +183,8 @@ def find_source(name: str) -> Source:
     return SOURCES[name]
 
 
-def difference_on_random_images(ours: Network, theirs: Network, config: Mapping[str, Any]) -> tuple[float, float]:
+def difference_on_random_images(ours: Network, theirs: Network, channels: int) -> tuple[float, float]:
     """The largest absolute difference of two networks' logits for two random images, and the largest logit."""
-    channels = config.get("in_channels", 3)
     images = torch.randn(2, channels, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         a, b = ours(images).double(), theirs(images).double()

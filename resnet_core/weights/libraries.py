@@ -15,13 +15,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnet_core.foundation.errors import first_line
 from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.files import load_weights, read_file
 from resnet_core.weights.header import WeightsError
+from resnet_core.weights.inspect import Network as InFile
 from resnet_core.weights.names import KERAS_VARIABLES
 
 NETWORKS = (*TABLE_1, *WIDER)
@@ -36,8 +37,8 @@ class Original:
     """What another library's file holds, and that library's own network with these weights, to compare with."""
 
     tensors: Mapping[str, Tensor]
-    network: Callable[[str, int], Network] | None
-    """A name of NETWORKS and the number of classes -> the network, in evaluation mode; None if there is none."""
+    network: Callable[[InFile, Mapping[str, Any]], Network | None]
+    """What is in the file and our arguments -> the library's network in evaluation mode; None if it has none."""
     config: dict[str, Any] = field(default_factory=dict)
     """Arguments of our builder that cannot be found from the shapes."""
     class_names: tuple[str, ...] | None = None
@@ -72,15 +73,28 @@ def raw_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_torchvision(path: Path) -> Original:
     tensors = raw_tensors(path)
-    return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
+    return Original(tensors=tensors, network=torchvision_network)
 
 
-def torchvision_network(name: str, classes: int, tensors: Mapping[str, Tensor]) -> Network:
+def torchvision_network(network: InFile, config: Mapping[str, Any]) -> Network | None:
+    """torchvision's network with these weights; None where it has none, as for a body and for CIFAR's networks."""
+    if network.model not in NETWORKS or not network.has_head:
+        return None
     from torchvision import models
 
-    network = models.get_model(name, num_classes=classes)
-    load_weights(network, tensors)
-    return network.eval()
+    theirs = models.get_model(network.model, num_classes=len(network.tensors["fc.weight"]))
+    if config.get("small_images"):
+        theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        theirs.maxpool = nn.Identity()
+    if config.get("stride_in_1x1"):
+        for block in (theirs.layer2[0], theirs.layer3[0], theirs.layer4[0]):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    channels = config.get("in_channels", 3)
+    if channels != 3:
+        stem = theirs.conv1
+        theirs.conv1 = nn.Conv2d(channels, 64, stem.kernel_size, stem.stride, stem.padding, bias=False)
+    load_weights(theirs, network.tensors)
+    return theirs.eval()
 
 
 def read_timm(path: Path) -> Original:
@@ -93,8 +107,9 @@ def read_timm(path: Path) -> Original:
         )
     tensors = raw_tensors(file)
 
-    def network(name: str, classes: int) -> Network:
-        model = library("timm").create_model(name, num_classes=classes)
+    def network(found: InFile, config: Mapping[str, Any]) -> Network:
+        classes = config.get("num_classes", 1000)
+        model = library("timm").create_model(found.model, num_classes=classes, in_chans=config.get("in_channels", 3))
         load_weights(model, tensors)
         return model.eval()
 
@@ -116,7 +131,9 @@ def read_transformers(path: Path) -> Original:
             f"{file.with_name('config.json')} is refused by transformers ({first_line(error)})"
         ) from error
 
-    def network(name: str, classes: int) -> Network:
+    def network(found: InFile, arguments: Mapping[str, Any]) -> Network:
+        name, classes = found.model, arguments.get("num_classes", 1000)
+
         # What its config says has to be the model that its shapes were taken for.
         expected = {"num_channels": 3, "embedding_size": 64, "hidden_act": "relu", "num_labels": classes}
         odd = [f"{key}={getattr(config, key)!r}" for key, value in expected.items() if getattr(config, key) != value]
@@ -171,7 +188,7 @@ def read_composer(path: Path) -> Original:
             f"{path} is not a checkpoint of Composer's Trainer ({first_line(error)}); save the bare weights, "
             "torch.save(model.module.state_dict(), ...), and convert them from torchvision"
         ) from error
-    return Original(tensors=tensors, network=lambda name, classes: torchvision_network(name, classes, tensors))
+    return Original(tensors=tensors, network=torchvision_network)
 
 
 def read_keras(path: Path) -> Original:
@@ -210,7 +227,9 @@ def read_keras(path: Path) -> Original:
             return to_torch(network(images.permute(0, 2, 3, 1).numpy(), training=False))
 
     variables = {variable.path: to_torch(variable) for variable in network.weights}
-    return Original(tensors=fold_keras(variables), network=lambda name, classes: logits, config={"stride_in_1x1": True})
+    return Original(
+        tensors=fold_keras(variables), network=lambda network, config: logits, config={"stride_in_1x1": True}
+    )
 
 
 def count_keras(path: Path) -> tuple[int, list[int]]:

@@ -182,6 +182,30 @@ def test_a_composer_checkpoint_converts_without_bringing_anything_else_to_life(n
     assert (conversion.model, conversion.largest_difference) == ("resnet18", 0.0)
 
 
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"num_classes": 3, "in_channels": 1}, {}),
+        ({"num_classes": 3, "small_images": True}, {}),
+        ({"num_classes": 3, "stride_in_1x1": True}, {"stride_in_1x1": True}),
+    ],
+)
+def test_variants_are_compared_with_torchvisions_network_changed_alike(config, options, tmp_path):
+    name = "resnet50" if options else "resnet18"
+    write_weights(tmp_path / "theirs.safetensors", get_model(name, **config).state_dict())
+    conversion = convert(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors", **options)
+    assert (conversion.model, conversion.config, conversion.largest_difference) == (name, config, 0.0)
+
+
+def test_what_no_other_implementation_has_is_written_and_said_not_to_be_compared(tmp_path):
+    state = get_model("cifar_resnet20", num_classes=3).state_dict()
+    torch.save({"net": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "theirs.pth")
+    conversion = convert(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    assert "not compared: no other implementation has this network" in str(conversion)
+    assert read_weights(conversion.path).keys() == state.keys()
+    assert read_info(conversion.path).config == {"num_classes": 3}
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("executed",))
@@ -202,9 +226,9 @@ def test_a_pickle_that_is_no_composer_checkpoint_is_refused(network, tmp_path):
 
 
 def test_logits_that_differ_are_refused_and_nothing_is_written(weights, tmp_path, monkeypatch):
-    def other(name, classes, tensors):
-        model = torchvision.models.resnet18(num_classes=classes)
-        model.load_state_dict(tensors)
+    def other(found, config):
+        model = torchvision.models.resnet18(**config)
+        model.load_state_dict(found.tensors)
         model.maxpool = torch.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
         return model.eval()
 
