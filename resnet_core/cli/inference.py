@@ -51,6 +51,9 @@ class Predict(FromFile):
     def __call__(self) -> int:
         if not self.images:
             raise ValueError("predict needs an image or a folder of images after the weights")
+        locate(self.weights)  # before the images, and before a download
+        if not any(image.exists() for image in self.images):
+            raise FileNotFoundError(f"{self.images[0]} does not exist; name an image or a folder of images")
         model, info = load_model(self.weights, model=self.model, **self.choice())
         if info.transform is None:
             remedy = (

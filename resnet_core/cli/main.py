@@ -76,7 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Recipes()() or 0
     call: Callable[[], int | None]
     call = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
-    return call() or 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"resnet_core\.")
+        warnings.showwarning = show_warning
+        return call() or 0
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In one line, without the place in the source that Python adds."""
+    print(f"resnet-core: {message}", file=sys.stderr)
 
 
 def run_program() -> NoReturn:

@@ -24,13 +24,13 @@ class FromFile:
     """What is chosen where a weights file leaves it open."""
 
     key: Annotated[str | None, unset("KEY")] = None
-    """The key of the network's dict of tensors in a file with several networks, as `inspect` shows it."""
+    """Key of the network's state dict, as `inspect` prints it under "at". Needed only in a file of several networks."""
     prefix: Annotated[str | None, unset("PREFIX")] = None
-    """What stands before the network's names in a file with several networks, as `inspect` shows it."""
-    ignore: Annotated[tuple[str, ...], unset("PATTERN ...")] = ()
-    """Leave out tensors whose name matches one of these patterns, such as '*.extra'."""
+    """Prefix of the network's tensor names, such as model., as `inspect` prints it. Needed only where --key is."""
+    ignore: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], unset("PATTERN")] = ()
+    """Leave out tensors whose name matches this shell pattern (* and ?), such as '*.extra'. May be repeated."""
     stride_in_1x1: bool = False
-    """The weights are of a v1 network, with the stride on the first 1x1 of a Bottleneck. No file shows that."""
+    """The weights are of a v1 network, with a Bottleneck's stride on its first 1x1. A file cannot show that."""
     allow_pickle: bool = False
     """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
 
@@ -46,8 +46,8 @@ class Inspect:
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """A weights file of any library, or a folder that one saved."""
-    ignore: Annotated[tuple[str, ...], unset("PATTERN ...")] = ()
-    """Leave out tensors whose name matches one of these patterns, such as '*.extra'."""
+    ignore: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], unset("PATTERN")] = ()
+    """Leave out tensors whose name matches this shell pattern (* and ?), such as '*.extra'. May be repeated."""
     json: bool = False
     """Print JSON."""
 

@@ -29,8 +29,9 @@ from resnet_core.weights.libraries import (
     Original,
     Source,
     torchvision_network,
-    weights_file,
 )
+from resnet_core.weights.names import SCHEMES
+from resnet_core.weights.pretrained import assumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,8 @@ def convert(
     are checked if given. With a `source`, that library's own network is compared; without one, torchvision's with the
     renamed weights, where it has this network. `key`, `prefix`, `ignore` and `stride_in_1x1` are those of `load_model`.
     How images are prepared is written as `transform` says or, without it, as timm's or transformers' files beside the
-    weights do. `allow_pickle` has no effect. `report` is called with the result before anything is written.
+    weights do, or as `load_model` assumes. `allow_pickle` has no effect. `report` is called with the result before
+    anything is written.
     Raises WeightsError, and OSError where `dst` exists or cannot be written; then nothing is written.
     """
     src, dst = Path(src), Path(dst)
@@ -110,17 +112,17 @@ def convert(
     if report is not None:
         report(conversion)
 
+    # How images are prepared: as the caller says, or the folder, or as for a file that says nothing.
+    origin = f"{src.name}, converted from {conversion.source}"
+    names = said.class_names if said else original.class_names
     if transform is None and described is not None:
         transform = described.transform
         if described.caveat:
             warnings.warn(described.caveat, stacklevel=2)
-    info = WeightsInfo(
-        model=network.model,
-        config=config,
-        transform=transform,
-        class_names=said.class_names if said else original.class_names,
-        origin=f"{src.name}, converted from {conversion.source}",
-    )
+    elif transform is None and not SCHEMES[network.scheme].stride_in_1x1:
+        likely = assumed(network)
+        transform, names, origin = likely.transform, names or likely.class_names, f"{origin}; {likely.origin}"
+    info = WeightsInfo(model=network.model, config=config, transform=transform, class_names=names, origin=origin)
     write_weights(dst, tensors, info)
     return conversion
 
@@ -131,7 +133,7 @@ def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple
     Raises WeightsError where the names are not the library's.
     """
     if source is None:
-        return Original(tensors={}, network=torchvision_network), inspect_weights(weights_file(src), ignore=ignore)
+        return Original(tensors={}, network=torchvision_network), inspect_weights(src, ignore=ignore)
     library = find_source(source)
     original = library.read(src)
     inspection = inspect_container(Container(src, source, original.tensors), ignore=ignore)

@@ -90,6 +90,11 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in WEIGHTS if (folder / name).is_file())
 
 
+def file_in(folder: Path) -> Path:
+    """What to read in a folder: its weights file, or the folder itself where a checkpoint consists of many files."""
+    return next(iter(weights_in(folder)), folder)
+
+
 # timm: everything is in config.json.
 
 

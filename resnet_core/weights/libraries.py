@@ -21,6 +21,7 @@ from resnet_core.foundation.errors import first_line
 from resnet_core.models.resnet import TABLE_1, WIDER
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.files import load_weights, read_file
+from resnet_core.weights.folders import file_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.inspect import Network as InFile
 from resnet_core.weights.names import KERAS_VARIABLES
@@ -99,7 +100,7 @@ def torchvision_network(network: InFile, config: Mapping[str, Any]) -> Network |
 
 def read_timm(path: Path) -> Original:
     """A bare file, or one with the Hub's `config.json` beside it. The architecture in that file is checked."""
-    file = weights_file(path)
+    file = file_in(path) if path.is_dir() else path
     architecture = config_beside(file).get("architecture", "resnet50")
     if architecture not in NETWORKS:  # resnetblur50 has resnet50's tensors, and other logits
         raise WeightsError(
@@ -118,7 +119,7 @@ def read_timm(path: Path) -> Original:
 
 def read_transformers(path: Path) -> Original:
     """The folder of `save_pretrained`, or its file of weights: `config.json` says where a Bottleneck's stride sits."""
-    file = weights_file(path)
+    file = file_in(path) if path.is_dir() else path
     values = config_beside(file)
     if values.get("model_type") != "resnet":
         raise WeightsError(f"{file.with_name('config.json')} must exist and have model_type 'resnet'")
@@ -155,17 +156,6 @@ def read_transformers(path: Path) -> Original:
         config={"stride_in_1x1": True} if v1 else {},
         class_names=None if names[:1] == ("LABEL_0",) else names,
     )
-
-
-def weights_file(path: Path) -> Path:
-    """The file that `path` is, or that a folder of `save_pretrained` holds."""
-    if not path.is_dir():
-        return path
-    known = [path / "model.safetensors", path / "pytorch_model.bin"]
-    found = [file for file in known if file.exists()]
-    if not found:
-        raise WeightsError(f"{path} holds neither {known[0].name} nor {known[1].name}; name the weights file")
-    return found[0]
 
 
 def config_beside(file: Path) -> dict[str, Any]:

@@ -241,12 +241,13 @@ def assumed(network: Network) -> WeightsInfo:
     """What is most likely true of weights that do not say what they are."""
     model, config = network.model, network.config
     transform, class_names = find_weights("resnet50", "IMAGENET1K_V1").transform, None
-    guesses = ["images are prepared as for torchvision's V1 sets", "1000 classes are ImageNet's"]
+    guesses = ["images are prepared as for torchvision's V1 sets"]
     if model.startswith("cifar_") or "small_images" in config:
         transform = CIFAR10_TRANSFORM
         guesses = ["images are prepared as for CIFAR-10, with its mean and deviation at 32 pixels"]
     elif network.has_head and "num_classes" not in config:
         class_names = imagenet_classes()
+        guesses.append("the 1000 classes are ImageNet's")
     if "in_channels" in config:
         guesses.pop(0)
     if "small_images" in config:
@@ -257,7 +258,7 @@ def assumed(network: Network) -> WeightsInfo:
         config=config,
         transform=None if "in_channels" in config else transform,
         class_names=class_names,
-        origin=": ".join(["the file says no more", ", ".join(guesses)] if guesses else ["the file says no more"]),
+        origin=f"assumed: {', '.join(guesses)}" if guesses else "the file says no more",
     )
 
 

@@ -67,7 +67,7 @@ def test_images_are_prepared_as_cifar_10_s_where_a_file_says_nothing(name, tmp_p
     assert (info.transform.resize_size, info.transform.crop_size) == (32, 32)
     assert (info.transform.mean, info.transform.std) == (CIFAR10_MEAN, CIFAR10_STD)
     assert info.class_names is None
-    assert "the file says no more: images are prepared as for CIFAR-10" in info.origin
+    assert "assumed: images are prepared as for CIFAR-10" in info.origin
     assert ("its 3x3 stem has stride 1 and no max-pool" in info.origin) == bool(small)
 
     write_weights(tmp_path / "grey.safetensors", resnet_core.get_model(name, in_channels=1, **small).state_dict())

@@ -318,5 +318,7 @@ def test_the_config_beside_the_weights_is_believed(source, config, message, weig
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(
+        WeightsError, match="neither a distributed checkpoint nor sharded weights; name the weights file"
+    ):
         convert(tmp_path, tmp_path / "ours.safetensors", source="timm")
