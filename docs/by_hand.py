@@ -1,6 +1,7 @@
 """Network, batches and loop on one page: `python docs/by_hand.py` trains the digits recipe without the trainer.
 
-A test compares both to the bit. The trainer adds what a page has no room for: processes, checkpoints, a record.
+A test compares both to the bit. The trainer adds what a page has no room for: processes, checkpoints, a record. The
+accuracy may fall while the learning rate is at its peak, and climbs again as it falls.
 """
 
 import argparse
@@ -53,12 +54,12 @@ def learning_rate(step):
     return PEAK_LR * (1 + math.cos(math.pi * down)) / 2
 
 
-def train(network, optimizer, batches, learning_rate):
+def train(network, optimizer, every_batch, lr_of):
     """The loop: one step for each batch; yields its loss."""
     network.train()
-    for step, (inputs, labels) in enumerate(batches):
+    for step, (inputs, labels) in enumerate(every_batch):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = lr_of(step)
         loss = F.cross_entropy(network(inputs), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -74,7 +75,7 @@ def accuracy(network):
 
 def main(words=None):
     parser = argparse.ArgumentParser(description="Train a ResNet-20 on handwritten digits.")
-    parser.add_argument("--steps", type=int, default=EPOCHS * STEPS_PER_EPOCH)
+    parser.add_argument("--steps", type=int, default=EPOCHS * STEPS_PER_EPOCH, help="steps of 64 images to train")
     steps = parser.parse_args(words).steps
 
     torch.manual_seed(SEED)

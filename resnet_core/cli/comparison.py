@@ -80,7 +80,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Exercise:
-    """List the broken ResNets with the symptoms of each, the easiest first. With a number, write that one."""
+    """List the broken ResNets with their symptoms, the easiest first. With a NUMBER, write that exercise to a file."""
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")] = 0
     """The exercise to write; 0 lists all of them."""

@@ -27,7 +27,7 @@ from resnet_core.train.metrics import scores_to_hide
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes, with what their sources published and what was reached here."""
+    """List the recipes, with the accuracy that their sources published and that this project reached."""
 
     def __call__(self) -> None:
         for name, recipe in RECIPES.items():
@@ -38,7 +38,7 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Show:
-    """Print a recipe as TOML, below what its source published and what was reached here."""
+    """Print a recipe as TOML, with its published and its reached accuracy as comments."""
 
     recipe: tyro.conf.Positional[str]
     """Name of a recipe; `resnet-core recipes` lists them."""
@@ -61,13 +61,11 @@ class Train:
     processes: int = 1
     """Number of processes on this machine that train together."""
     config: Path | None = None
-    """A TOML file with settings that replace the recipe's; `resnet-core show RECIPE` prints all of them. Flags override
-    the file."""
+    """A TOML file with settings that replace the recipe's, as `resnet-core show` prints them. Flags go first."""
     dry_run: bool = False
     """Print what would run (model, steps, learning rates, memory), and stop."""
     allow_changes: bool = False
-    """Continue the folder's run even if its recipe or its data have changed; the result is then no longer bit for bit
-    that of an uninterrupted run."""
+    """Continue the folder's run with a changed recipe or changed data. It then differs from an uninterrupted run."""
     advice: tyro.conf.Suppress[str | None] = None
     """A note to print before training starts."""
 

@@ -42,7 +42,7 @@ class DataConfig:
     name: str
     """The dataset: digits, or one in a folder (--data.path): fashion_mnist, cifar10, image_folder."""
     path: str = ""
-    """Folder of the dataset. The digits ship with the package and need none."""
+    """Folder of the dataset: for image_folder train/CLASS/IMAGE and val/CLASS/IMAGE. Only digits need none."""
     global_batch: int
     """Samples in one step, summed over all processes."""
     eval_batch: int = 256
@@ -56,7 +56,7 @@ class DataConfig:
     trivial_augment: bool = False
     """Apply TrivialAugment Wide: one of 14 operations at a random strength."""
     rand_augment_ops: int = 0
-    """Apply RandAugment: this many of those 14 operations, one after the other; 0 turns it off."""
+    """Apply RandAugment: this many of TrivialAugment's 14 operations, one after the other; 0 turns it off."""
     rand_augment_magnitude: int = 9
     """Strength of RandAugment's operations, 0 to 30."""
     random_erasing: float = 0.0

@@ -25,8 +25,8 @@ class ModelConfig:
     """Weights to start from: a run's folder, a weights file, or published weights such as resnet50:IMAGENET1K_V2. Empty
     starts from random weights. If the number of classes differs, a new head is initialized."""
     small_images: bool = False
-    """Replace the stem by a 3x3 convolution of stride 1 without max-pool, for images of about 32 pixels. The networks
-    cifar_resnet20 to cifar_resnet110 are made for such images as they are."""
+    """Replace the stem by a 3x3 convolution of stride 1 without max-pool, for images of about 32 pixels. CIFAR's
+    networks (cifar_resnet20 to cifar_resnet110) need no change for them."""
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:

@@ -26,7 +26,7 @@ class TrainConfig:
     sync_batchnorm: bool = False
     """Compute BatchNorm over the batches of all processes; needs GPUs."""
     deterministic: bool = False
-    """Use only algorithms that give the same bits every time; slower on GPUs."""
+    """Use only algorithms that give the same bits every time, as continuing exactly on a GPU needs; slower there."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation"):
@@ -63,10 +63,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run computes, and how often it reports and saves. None of this can change its weights."""
+    """Where a run computes, and how often it reports and saves. A run may continue with other values of these."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto uses GPUs if this machine has one for each of its processes, and otherwise the CPU for all of them."""
+    """auto uses GPUs if there is one for each process of this machine, else the CPU. Devices round differently."""
     log_every_steps: int = 10
     """Record loss, speed and learning rate every this many steps."""
     eval_every_epochs: int = 1
