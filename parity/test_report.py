@@ -108,7 +108,7 @@ def test_a_known_deviation_is_no_failure_and_one_that_is_gone_is(monkeypatch):
     rungs = tuple(Rung(name=name, status=status) for name, status in (("logits", "equal"), ("bfloat16", "differs")))
     monkeypatch.setattr("parity.report.climb", lambda oracle, name, settings: rungs)
     for known, failures in (({"bfloat16": "a reason"}, 0), ({}, 1), ({"bfloat16": "a reason", "logits": "another"}, 1)):
-        oracle = Oracle(package="x", models=("resnet18",), build=wrong_resnet18, source="timm", known=known)
+        oracle = Oracle(package="x", models=("resnet18",), build=wrong_resnet18, source="torchvision", known=known)
         assert len(ladder("x", oracle, Settings(quick=True)).failures) == failures
 
 

@@ -111,9 +111,9 @@ def test_a_preparation_that_cannot_be_followed_is_recorded_as_the_warning_says(t
     timm.models.save_for_hf(saved, tmp_path, safe_serialization=True, data_config={"crop_mode": "squash"})
     with pytest.warns(UserWarning, match="crop_mode 'squash'") as warned:
         load_model(tmp_path)
-    remedy = str(warned[0].message).partition("record one with resnet-core ")[2]
+    remedy = re.search("record one with `resnet-core (.*?)`", str(warned[0].message))[1]
     out = tmp_path / "ours.safetensors"
-    words = remedy.replace("OUT.safetensors", str(out)).replace("PIXELS", "224")
+    words = remedy.replace("NAME.safetensors", str(out)).replace("PIXELS", "224")
     assert main(words.split()) == 0
     assert load_model(out)[1].transform == ImageTransform(resize_size=224, crop_size=224)
 

@@ -36,7 +36,7 @@ class Oracle:
     build: Build | None = None
     """A model's name -> their network, `[N, 3, H, W]` -> logits `[N, 1000]`, of torch modules that match ours."""
     source: str | None = None
-    """The row of `resnet_core.weights.names.MODULES` that maps our names to those of `build`'s network."""
+    """The row of `resnet_core.weights.names.SCHEMES` that maps our names to those of `build`'s network."""
     pair: Pair | None = None
     """For a network without such modules: a model's name -> ours and theirs, in evaluation mode and with the same
     weights, for images of `IMAGE_SIZE` pixels."""

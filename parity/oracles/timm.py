@@ -18,7 +18,7 @@ ORACLE = Oracle(
     package="timm",
     models=NETWORKS,
     build=build,
-    source="timm",
+    source="torchvision",
     deviations=("timm: zero-init",),
     known={"seeded initialisation": "timm: zero-init"},
 )

@@ -28,7 +28,7 @@ class OptimizerConfig:
     """The rule that turns gradients into new weights."""
 
     name: str = "sgd"
-    """sgd (torch's, decay in the gradient), decoupled_sgd (decay of the weights themselves), lamb (for large batches)."""
+    """sgd (torch's, decay in the gradient), decoupled_sgd (decay of the weights), or lamb (for large batches)."""
     lr: float = 0.1
     """Peak learning rate, after warm-up."""
     momentum: float = 0.9

@@ -469,8 +469,11 @@ def options_for(network: Network, networks: Sequence[Network]) -> list[str]:
 
 def as_option(name: str, value: Any) -> list[str]:
     """A choice as words of the command line."""
-    values = [] if value is True else [value] if isinstance(value, str) else value
-    return [f"--{name.replace('_', '-')}", *map(shlex.quote, values)]
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        return [option]
+    values = [value] if isinstance(value, str) else value
+    return [word for each in values for word in (option, shlex.quote(each))]
 
 
 def assigned(values: Mapping[str, Any]) -> list[str]:
