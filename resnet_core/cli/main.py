@@ -90,7 +90,6 @@ def show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def run_program() -> NoReturn:
     """The program `resnet-core`: exits with the status of `main`, or that of an interruption."""
     training = sys.argv[1:2] == ["train"]
-    warnings.formatwarning = lambda message, *where, **line: f"resnet-core: {message}\n"
 
     # SIGTERM raises, so that files that are half written are removed.
     handler = signal.default_int_handler if training else lambda number, frame: sys.exit(128 + number)

@@ -80,7 +80,7 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     check_destination(dst)
-    source = source or ("keras" if not src.is_dir() and recognise(src) == "HDF5" else None)
+    source = source or ("keras" if not src.is_dir() and recognise(src) in ("HDF5", "Keras archive") else None)
     bound = find_source(source).bound if source else 0.0
     described = description_of(src)
     said = described.info() if described else None
