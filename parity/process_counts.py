@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -121,6 +122,7 @@ def as_rank(folder: Path) -> int:
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m parity.process_counts", description=__doc__).parse_args()
     worlds = {}
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:

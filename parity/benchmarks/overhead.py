@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -138,6 +139,7 @@ def processes_and_threads() -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m parity.benchmarks.overhead", description=__doc__).parse_args()
     torch.set_num_threads(1)  # waiting for threads is not the loop's time
     print_heading("the trainer : a loop by hand")
     bounded = [

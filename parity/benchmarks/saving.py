@@ -6,6 +6,7 @@ write, which is not timed. The ratio of the medians is printed.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -22,6 +23,7 @@ ALLOWED = 0.10
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m parity.benchmarks.saving", description=__doc__).parse_args()
     model = resnet_core.resnet50()
     tensors = {
         "model": model.state_dict(),

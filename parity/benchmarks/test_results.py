@@ -1,4 +1,4 @@
-"""docs/results.md tells what the recorded runs say, and their commands are those that made them."""
+"""docs/results.md has what the recorded runs say, and their commands are those that made them."""
 
 import json
 import shlex

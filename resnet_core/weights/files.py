@@ -234,7 +234,7 @@ def fit(
     # The head's names, which a new head keeps out.
     head = head_prefix(model)
     if new_head and head is None:
-        raise ValueError(f"new_head=True needs get_classifier() or fc, and {type(model).__name__} has neither")
+        raise ValueError(f"new_head=True needs get_classifier() or fc, and {model._get_name()} has neither")
     in_head = {name for name in [*own, *found] if head is not None and name.startswith(head)}
     kept = in_head if new_head else set()
 
@@ -257,7 +257,7 @@ def fit(
         faults += [f"missing {shortened(required)}"] if required else []
         faults += [f"unexpected {shortened(report.unexpected)}"] if report.unexpected else []
     if faults:
-        raise WeightsError(f"{source} cannot be loaded into {type(model).__name__}: {'; '.join(faults)}")
+        raise WeightsError(f"{source} cannot be loaded into {model._get_name()}: {'; '.join(faults)}")
     return matched, report
 
 
