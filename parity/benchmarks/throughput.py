@@ -178,7 +178,7 @@ def rate_of(name: str, rates: Sequence[float], reference: Sequence[float] | None
 
 
 def at_largest_batch(form: Form, images: Tensor, labels: Tensor) -> tuple[int, float]:
-    """Images in the largest batch to train with, and images/s; a step on `images` tells how much memory one takes."""
+    """Images in the largest batch to train with, and images/s; a step on `images` shows how much memory one takes."""
     timed(make_step(replace(form, compiled=False), images, labels, training=True), 1, images.device)
     _, total = torch.cuda.mem_get_info()
     times = int(0.9 * total / torch.cuda.max_memory_reserved())

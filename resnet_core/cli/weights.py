@@ -26,7 +26,7 @@ class FromFile:
     key: Annotated[str | None, unset("KEY")] = None
     """Key of the network's state dict, as `inspect` prints it under "at". Needed only in a file of several networks."""
     prefix: Annotated[str | None, unset("PREFIX")] = None
-    """Prefix of the network's tensor names, such as model., as `inspect` prints it. Needed only where --key is."""
+    """Prefix of the network's tensor names, as `inspect` prints it. Needed only in a file of several prefixes."""
     ignore: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], unset("PATTERN")] = ()
     """Leave out tensors whose name matches this shell pattern (* and ?), such as '*.extra'. May be repeated."""
     stride_in_1x1: bool = False
@@ -45,7 +45,7 @@ class Inspect:
     """Show what is in a weights file: networks, where they lie, and the command that loads them."""
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """A weights file of any library, or a folder that one saved."""
+    """A weights file of any library, or a folder that a library saved."""
     ignore: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], unset("PATTERN")] = ()
     """Leave out tensors whose name matches this shell pattern (* and ?), such as '*.extra'. May be repeated."""
     json: bool = False
@@ -61,7 +61,7 @@ class Convert(FromFile):
     """Convert another library's weights to ours, after comparing the outputs with another implementation's."""
 
     src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
-    """A weights file of any library, or a folder that one saved."""
+    """A weights file of any library, or a folder that a library saved."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """The .safetensors file to write."""
     source: Annotated[str | None, unset("LIBRARY")] = None

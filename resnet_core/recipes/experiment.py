@@ -143,7 +143,7 @@ def initial_model(config: ModelConfig, arguments: dict[str, Any]) -> nn.Module:
 
 
 def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int) -> dict[str, Any]:
-    """All arguments of the builder of a run's network. Only the header is read of the weights that it starts from.
+    """All arguments of the builder of a run's network, some of which the weights decide that it starts from.
 
     Raises ValueError for weights of another model or with another stem, or for images with another number of channels.
     """

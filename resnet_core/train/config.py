@@ -48,7 +48,7 @@ class TrainConfig:
         return batch // self.accumulation
 
     def check_device(self, device_type: str, processes: int = 1) -> None:
-        """Raises ValueError if so many devices of this type cannot compute what is configured."""
+        """Raises ValueError if this number of devices of this type cannot compute what is configured."""
         if self.cuda_graphs and (device_type != "cuda" or processes > 1):
             raise ValueError(
                 f"train.cuda_graphs needs one process on an NVIDIA GPU, and this run has {processes} on "

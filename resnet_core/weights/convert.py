@@ -20,8 +20,7 @@ from resnet_core.weights.files import load_weights, write_weights
 from resnet_core.weights.folders import description_of
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import Inspection, inspect_container, inspect_weights
-from resnet_core.weights.inspect import Network as InFile
+from resnet_core.weights.inspect import FoundNetwork, Inspection, inspect_container, inspect_weights
 from resnet_core.weights.libraries import (
     IMAGE_SIZE,
     SOURCES,
@@ -144,7 +143,7 @@ def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple
 
 
 def check_logits(
-    ours: nn.Module, network: InFile, config: Mapping[str, Any], original: Original, bound: float, *, source: str,
+    ours: nn.Module, network: FoundNetwork, config: Mapping[str, Any], original: Original, bound: float, *, source: str,
     src: Path,
 ) -> float | None:  # fmt: skip
     """The largest difference to the source's own network on the same images; None where there is no such network.

@@ -22,7 +22,7 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.weights.containers import read_container, recognise
 from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import Network, as_option, inspect_container, named_tensors, patterns_of
+from resnet_core.weights.inspect import FoundNetwork, as_option, inspect_container, named_tensors, patterns_of
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -61,7 +61,7 @@ class Found:
     """The same tensors and those beside them, under the file's names."""
     info: WeightsInfo | None
     """What the file says of itself."""
-    network: Network | None
+    network: FoundNetwork | None
     """What the shapes and names say; None for weights of a network that this package does not have."""
     refusal: str
     """Where there is no network: why."""

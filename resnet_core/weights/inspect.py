@@ -33,7 +33,7 @@ QUANTIZATION_AWARE = re.compile(r"activation_post_process|fake_quant")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class FoundNetwork:
     """One network in a file, under our names."""
 
     key: str
@@ -71,7 +71,7 @@ class Inspection:
     container: str
     info: WeightsInfo | None
     """What a file of this package's says about itself."""
-    networks: tuple[Network, ...]
+    networks: tuple[FoundNetwork, ...]
     nearest: str
     """Where there is no network: what the file's tensors come nearest to, and why they are not that."""
     beside: tuple[str, ...]
@@ -79,7 +79,7 @@ class Inspection:
 
     def choose(
         self, *, key: str | None = None, prefix: str | None = None, model: str | None = None
-    ) -> tuple[Network, str]:
+    ) -> tuple[FoundNetwork, str]:
         """The one network that is meant, and a note where another was left. Raises WeightsError for several or none."""
         networks = [
             network
@@ -97,7 +97,8 @@ class Inspection:
             return averaged[0], (
                 f"{self.path} also holds the weights of the last step; the averaged ones are taken, as their own tools "
                 f"evaluate them. For the others add {' '.join(options_for(raw, networks))}, or in Python "
-                f"{in_python(distinguishing(raw, networks))}"
+                f"{in_python(distinguishing(raw, networks))}; to train from them, make a file of them first: "
+                f"`resnet-core convert {shlex.quote(str(self.path))} NAME.safetensors` with the same options"
             )
         if len(networks) > 1:
             choices = "; ".join(" ".join(options_for(network, networks)) for network in networks)
@@ -117,14 +118,14 @@ class Inspection:
         known = "; ".join(f"key {network.key!r}, prefix {network.prefix!r}" for network in self.networks)
         return f"{self.path} has no network at {asked}; it has {known}"
 
-    def candidates(self) -> tuple[Network, ...]:
+    def candidates(self) -> tuple[FoundNetwork, ...]:
         """The one network that is meant where nobody chooses; all where somebody must."""
         try:
             return (self.choose()[0],)
         except WeightsError:
             return self.networks
 
-    def needed(self, network: Network) -> dict[str, Any]:
+    def needed(self, network: FoundNetwork) -> dict[str, Any]:
         """The choices that lead to a network, as keyword arguments of `load_model`."""
         needed: dict[str, Any] = {}
         candidates = self.candidates()
@@ -136,7 +137,7 @@ class Inspection:
             needed["stride_in_1x1"] = True
         return needed
 
-    def command(self, network: Network | None = None) -> str:
+    def command(self, network: FoundNetwork | None = None) -> str:
         """The command that uses a network of the file, by default the one that is meant, as it is to be typed."""
         if not self.networks:
             return ""
@@ -159,11 +160,11 @@ class Inspection:
             f"{'body.safetensors' if options else path} --data.path FOLDER"
         )
 
-    def is_prepared(self, network: Network) -> bool:
+    def is_prepared(self, network: FoundNetwork) -> bool:
         """Whether `predict` knows, or assumes, how images are prepared."""
         return "in_channels" not in network.config if self.info is None else self.info.transform is not None
 
-    def python(self, network: Network | None = None) -> str:
+    def python(self, network: FoundNetwork | None = None) -> str:
         """The line of Python that loads a network of the file, by default the one that is meant."""
         if not self.networks:
             return ""
@@ -234,7 +235,7 @@ class Inspection:
             if network.left_out:
                 rows.append(("  left out", shortened(network.left_out)))
         if self.nearest:
-            rows.append(("network", f"none that this package has: {self.nearest}"))
+            rows.append(("network", f"not one of this package: {self.nearest}"))
         if self.info is not None and self.info.origin:
             rows.append(("origin", self.info.origin))
         if self.beside:
@@ -260,22 +261,26 @@ def inspect_weights(path: str | Path, *, ignore: Sequence[str] = ()) -> Inspecti
 
 
 def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> Inspection:
+    """`inspect_weights` of what was read: every dict of tensors, every network in it, and what comes nearest."""
     if container.kind in ("HDF5", "Keras archive"):
         path = shlex.quote(str(container.path))
         raise WeightsError(
             f"{container.path} is a file of Keras', which Keras itself reads: "
             f"`resnet-core convert {path} NAME.safetensors --source keras` makes a file of it that loads here"
         )
-    networks: list[Network] = []
+
+    networks: list[FoundNetwork] = []
     misfits: list[tuple[int, str]] = []
     for key, found in named_tensors(container):
         tensors = plain_tensors(found, container, ignore)
         for body in find_bodies(tensors):
             network = identify(body, key, tensors)
-            if isinstance(network, Network):
+            if isinstance(network, FoundNetwork):
                 networks.append(network)
             else:
                 misfits.append(network)
+
+    # One network under two keys is one network.
     distinct = {tuple(map(id, network.tensors.values())): network for network in reversed(networks)}
     networks = list(distinct.values())[::-1]
     nearest = "" if networks else min(misfits, default=(0, nothing_like_a_resnet(container)))[1]
@@ -326,7 +331,7 @@ def plain_tensors(found: Mapping[str, Any], container: Container, ignore: Sequen
     return tensors
 
 
-def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> Network | tuple[int, str]:
+def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwork | tuple[int, str]:
     """The network that a body is of, or how many tensors do not fit the nearest one, and the first of these."""
     stem = body.tensors.get("conv1.weight")
     if stem is None or stem.dim() != 4:
@@ -351,7 +356,7 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> Network | t
     outside = (name for name in tensors if not name.startswith(body.prefix))
     taken.add("n_averaged")
     left_out = [name for name in (*(f"{body.prefix}{name}" for name in body.beside), *outside) if name not in taken]
-    return Network(
+    return FoundNetwork(
         key=key,
         prefix=body.prefix,
         scheme=body.scheme,
@@ -454,7 +459,7 @@ def head_starts(body: Body) -> Iterator[str]:
         yield from (f"{prefix}{head}" for head in SCHEMES[body.scheme].heads)
 
 
-def distinguishing(network: Network, networks: Sequence[Network]) -> dict[str, str]:
+def distinguishing(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> dict[str, str]:
     """Which of `key` and `prefix` tell a network from the others of its file."""
     return {
         name: getattr(network, name)
@@ -463,7 +468,7 @@ def distinguishing(network: Network, networks: Sequence[Network]) -> dict[str, s
     }
 
 
-def options_for(network: Network, networks: Sequence[Network]) -> list[str]:
+def options_for(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> list[str]:
     return [word for name, value in distinguishing(network, networks).items() for word in as_option(name, value)]
 
 
@@ -485,7 +490,7 @@ def in_python(values: Mapping[str, Any]) -> str:
     return " and ".join(assigned(values))
 
 
-def patterns_of(network: Network) -> list[str]:
+def patterns_of(network: FoundNetwork) -> list[str]:
     """Patterns of `ignore` for the names under the network's prefix that are not its own: one for each module."""
     modules: dict[str, list[str]] = {}
     for name in network.unknown:
@@ -494,7 +499,7 @@ def patterns_of(network: Network) -> list[str]:
     return [names[0] if len(names) == 1 else pattern for pattern, names in modules.items()]
 
 
-def is_v1(network: Network) -> bool:
+def is_v1(network: FoundNetwork) -> bool:
     """Whether the library's networks of this kind have their stride on the first 1x1."""
     return SCHEMES[network.scheme].stride_in_1x1 and is_bottleneck(network.model)
 

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.foundation.errors import first_line
-from resnet_core.models.resnet import TABLE_1, WIDER
+from resnet_core.models.resnet import TABLE_1
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.files import load_weights, read_file
-from resnet_core.weights.folders import file_in
+from resnet_core.weights.folders import NETWORKS, file_in
 from resnet_core.weights.header import WeightsError
-from resnet_core.weights.inspect import Network as InFile
+from resnet_core.weights.inspect import FoundNetwork
 from resnet_core.weights.names import KERAS_VARIABLES
 
-NETWORKS = (*TABLE_1, *WIDER)
 IMAGE_SIZE = 64  # of the random images by which two networks are compared
 KERAS_EPSILON, EPSILON = 1.001e-5, 1e-5  # added to the variance: keras.applications' ResNets, torch's BatchNorm
 
@@ -38,7 +37,7 @@ class Original:
     """What another library's file holds, and that library's own network with these weights, to compare with."""
 
     tensors: Mapping[str, Tensor]
-    network: Callable[[InFile, Mapping[str, Any]], Network | None]
+    network: Callable[[FoundNetwork, Mapping[str, Any]], Network | None]
     """What is in the file and our arguments -> the library's network in evaluation mode; None if it has none."""
     config: dict[str, Any] = field(default_factory=dict)
     """Arguments of our builder that cannot be found from the shapes."""
@@ -77,7 +76,7 @@ def read_torchvision(path: Path) -> Original:
     return Original(tensors=tensors, network=torchvision_network)
 
 
-def torchvision_network(network: InFile, config: Mapping[str, Any]) -> Network | None:
+def torchvision_network(network: FoundNetwork, config: Mapping[str, Any]) -> Network | None:
     """torchvision's network with these weights; None where it has none, as for a body and for CIFAR's networks."""
     if network.model not in NETWORKS or not network.has_head:
         return None
@@ -108,7 +107,7 @@ def read_timm(path: Path) -> Original:
         )
     tensors = raw_tensors(file)
 
-    def network(found: InFile, config: Mapping[str, Any]) -> Network:
+    def network(found: FoundNetwork, config: Mapping[str, Any]) -> Network:
         classes = config.get("num_classes", 1000)
         model = library("timm").create_model(found.model, num_classes=classes, in_chans=config.get("in_channels", 3))
         load_weights(model, tensors)
@@ -132,7 +131,7 @@ def read_transformers(path: Path) -> Original:
             f"{file.with_name('config.json')} is refused by transformers ({first_line(error)})"
         ) from error
 
-    def network(found: InFile, arguments: Mapping[str, Any]) -> Network:
+    def network(found: FoundNetwork, arguments: Mapping[str, Any]) -> Network:
         name, classes = found.model, arguments.get("num_classes", 1000)
 
         # What its config says has to be the model that its shapes were taken for.

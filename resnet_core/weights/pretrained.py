@@ -29,9 +29,9 @@ from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file, read
 from resnet_core.weights.folders import Description, description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import Network
+from resnet_core.weights.inspect import FoundNetwork
+from resnet_core.weights.rules import FLAG, is_count
 
-LARGEST = 1 << 20  # classes, channels, groups: far above any real network's
 SETS = {name for sets in CATALOG.values() for name in sets}
 CIFAR10_TRANSFORM = ImageTransform(resize_size=32, crop_size=32, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
@@ -71,7 +71,8 @@ def info_of(source: str | Path) -> WeightsInfo:
     found = locate(source)
     if isinstance(found, WeightSet):
         return published_info(found)
-    return read_info(found) or _info_for(None, read_file(found), found, CHOICE)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # `load_model` will warn
+        return read_info(found) or _info_for(None, read_file(found), found, CHOICE)
 
 
 def locate(source: str | Path) -> Path | WeightSet:
@@ -161,7 +162,7 @@ def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> Wei
     return replace(info, config={**info.config, "stride_in_1x1": True}) if choice.stride_in_1x1 else info
 
 
-def with_the_rest(info: WeightsInfo, described: Description, network: Network) -> WeightsInfo:
+def with_the_rest(info: WeightsInfo, described: Description, network: FoundNetwork) -> WeightsInfo:
     """What timm's or transformers' files beside a weights file say; what they leave open is assumed as without them."""
     if described.caveat:
         warnings.warn(described.caveat, stacklevel=2)
@@ -237,7 +238,7 @@ def published_info(published: WeightSet) -> WeightsInfo:
     )
 
 
-def assumed(network: Network) -> WeightsInfo:
+def assumed(network: FoundNetwork) -> WeightsInfo:
     """What is most likely true of weights that do not say what they are."""
     model, config = network.model, network.config
     transform, class_names = find_weights("resnet50", "IMAGENET1K_V1").transform, None
@@ -283,22 +284,14 @@ def check_config(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 1 <= value <= LARGEST
-
-
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
-
-
 PLAIN: dict[str, Callable[[object], bool]] = {
-    "num_classes": _is_count,
-    "in_channels": _is_count,
-    "groups": _is_count,
-    "width_per_group": _is_count,
-    "stride_in_1x1": _is_flag,
-    "small_images": _is_flag,
-    "zero_init_residual": _is_flag,
-    "replace_stride_with_dilation": lambda value: isinstance(value, list | tuple) and all(map(_is_flag, value)),
+    "num_classes": is_count,
+    "in_channels": is_count,
+    "groups": is_count,
+    "width_per_group": is_count,
+    "stride_in_1x1": FLAG.holds,
+    "small_images": FLAG.holds,
+    "zero_init_residual": FLAG.holds,
+    "replace_stride_with_dilation": lambda value: isinstance(value, list | tuple) and all(map(FLAG.holds, value)),
     "shortcut": lambda value: value in ("A", "B"),
 }

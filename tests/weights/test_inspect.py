@@ -287,7 +287,7 @@ def test_another_network_is_refused_with_the_nearest(small, tmp_path, cli):
         load_model(path)
     shown = cli("inspect", path)
     assert shown.returncode == 0
-    assert "none that this package has: the nearest is cifar_resnet20" in shown.stdout
+    assert "not one of this package: the nearest is cifar_resnet20" in shown.stdout
 
 
 def test_inspect_shows_the_same_as_text_and_as_json(small, tmp_path, cli):

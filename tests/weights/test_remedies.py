@@ -140,10 +140,12 @@ def test_the_other_weights_beside_averaged_ones(network, follow):
     torch.save({"model": network.state_dict(), "model_ema": prefixed(network.state_dict(), "")}, "ema.pth")
     with pytest.warns(UserWarning, match="averaged") as warned:
         load_model("ema.pth")
-    options, keyword = re.search(r"add (--key \S+), or in Python (\S+)$", str(warned[0].message)).groups()
+    found = re.search(r"add (--key \S+), or in Python (\S+); .* `(resnet-core convert .*)`", str(warned[0].message))
+    options, keyword, command = found.groups()
     with warnings.catch_warnings(action="error"):
         follow(f"resnet-core predict ema.pth IMAGE {options}")
         eval(f"load_model('ema.pth', {keyword})")
+        follow(f"{command} {options}")
 
 
 @pytest.mark.parametrize("options", [{}, {"key": "teacher"}])
