@@ -33,7 +33,7 @@ def program():
 
 @pytest.fixture
 def cli(capsys):
-    """Runs a command in this process, which has torch already; tells of it as `program` does."""
+    """Runs a command in this process, which has torch already; returns what `program` returns."""
 
     def run(*arguments):
         try:

@@ -137,7 +137,7 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
 IN_PLAIN_WORDS = {
     r"^Error parsing (\S+): could not convert string to float: (.*)$": r"\1 must be a number, got \2",
     r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$": r"\1 must be a whole number, got \2",
-    r"^Error parsing (?!--)\S+: ": "",  # a sentence of our own follows
+    r"^Error parsing (?!--)\S+: ": "",  # a sentence of this package follows
 }
 
 

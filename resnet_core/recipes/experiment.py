@@ -126,7 +126,7 @@ def make_trainer(
 
 
 def make_model(config: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
-    """The network that a run starts from. Raises ValueError for weights that do not fit or cannot be had."""
+    """The network that a run starts from. ValueError: the weights do not fit. OSError: the download failed."""
     return initial_model(config, builder_arguments(config, num_classes=num_classes, in_channels=in_channels))
 
 

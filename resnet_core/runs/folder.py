@@ -114,7 +114,7 @@ class RunFolder:
         Nobody can have edited that. Without such a checkpoint they come from recipe.toml and environment.json.
         """
         for path in reversed(list_checkpoints(self.checkpoints)):
-            with suppress(CheckpointError, KeyError):  # KeyError: the checkpoint of a loop of somebody's own
+            with suppress(CheckpointError, KeyError):  # KeyError: another loop's checkpoint
                 state = read_record(path)["state"]
                 return _as_recipe(tomllib.loads(state["recipe"]), str(path / RECORD)), state["data"]
         return self.read_recipe(), self.read_environment().get("data", {})

@@ -182,7 +182,7 @@ OTHERS = {
     "under its name; download it again from the link to the file itself",
     rb"\x08[\x03-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]": "{path} is an ONNX file, which is run and not loaded; give the "
     "checkpoint from which it was exported",
-    rb"\x08\x01\x12|.{4}TFL3": "{path} is a file of TensorFlow's, which is not read; load it in Keras, save it there "
+    rb"\x08\x01\x12|.{4}TFL3": "{path} is a TensorFlow file, which is not read; load it in Keras, save it there "
     "with model.save_weights('NAME.weights.h5') and convert that file",
     rb"\x93NUMPY": "{path} is a numpy array (.npy), which has no names; give the checkpoint that it comes from",
     rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar": "{path} is compressed or an archive; "

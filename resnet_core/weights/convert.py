@@ -127,7 +127,7 @@ def convert(
 
 
 def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple[Original, Inspection]:
-    """What the library itself makes of a file, where one is named, and what is in the file.
+    """A file as the named library reads it, and what `inspect_weights` finds in it.
 
     Raises WeightsError where the names are not the library's.
     """

@@ -101,14 +101,16 @@ def read_file(
     container = read_container(path)
     inspection = inspect_container(container, ignore=ignore)
     info = inspection.info
+
+    # A network of this package, under our names.
     if inspection.networks or key is not None or prefix is not None:
         network, note = inspection.choose(key=key, prefix=prefix)
         if note:
             warnings.warn(note, stacklevel=2)
-        raw = next(found for place, found in named_tensors(container) if place == network.key)
+        raw = plain(next(found for place, found in named_tensors(container) if place == network.key))
         return Found(
             tensors=network.tensors,
-            raw=without_wrappers(raw),
+            raw=raw,
             info=info,
             network=network,
             refusal="",
@@ -123,6 +125,7 @@ def read_file(
             f"{path} holds other things than named tensors: {shortened([str(each) for each in held])}; save "
             "model.state_dict(), with torch.save or, better, write_weights"
         )
+
     found = found or [("", {})]
     usual = [(place, tensors) for place, tensors in found if place in USUAL_KEYS]
     found = usual if len(usual) == 1 else found
@@ -132,10 +135,15 @@ def read_file(
             f"{path} holds {len(found)} dicts of tensors ({keys}), and none is a ResNet's of this package: "
             f"{inspection.nearest}"
         )
-    raw = {name: value for name, value in found[0][1].items() if isinstance(name, str) and is_plain(value)}
-    return Found(
-        tensors=without_wrappers(raw), raw=without_wrappers(raw), info=info, network=None, refusal=inspection.nearest
-    )
+
+    raw = plain(found[0][1])
+    return Found(tensors=raw, raw=raw, info=info, network=None, refusal=inspection.nearest)
+
+
+def plain(found: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The dense tensors with names, without the prefixes of wrappers."""
+    tensors = {name: value for name, value in found.items() if isinstance(name, str) and is_plain(value)}
+    return without_wrappers(tensors)
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], info: WeightsInfo | None = None) -> None:

@@ -70,17 +70,17 @@ class Inspection:
     path: Path
     container: str
     info: WeightsInfo | None
-    """What a file of this package's says about itself."""
+    """What the file says about itself, where this package wrote it."""
     networks: tuple[FoundNetwork, ...]
     nearest: str
-    """Where there is no network: what the file's tensors come nearest to, and why they are not that."""
+    """Where there is no network: the nearest model, and the first tensors that do not fit it."""
     beside: tuple[str, ...]
     """Types of the values beside the tensors, none of which was built."""
 
     def choose(
         self, *, key: str | None = None, prefix: str | None = None, model: str | None = None
     ) -> tuple[FoundNetwork, str]:
-        """The one network that is meant, and a note where another was left. Raises WeightsError for several or none."""
+        """The network to take, and a note if it leaves others. Raises WeightsError for several or none."""
         networks = [
             network
             for network in self.networks
@@ -119,7 +119,7 @@ class Inspection:
         return f"{self.path} has no network at {asked}; it has {known}"
 
     def candidates(self) -> tuple[FoundNetwork, ...]:
-        """The one network that is meant where nobody chooses; all where somebody must."""
+        """The network that is taken without a choice, or all where the caller must choose."""
         try:
             return (self.choose()[0],)
         except WeightsError:
@@ -138,7 +138,7 @@ class Inspection:
         return needed
 
     def command(self, network: FoundNetwork | None = None) -> str:
-        """The command that uses a network of the file, by default the one that is meant, as it is to be typed."""
+        """The command line that uses a network of the file, by default the first of `candidates()`."""
         if not self.networks:
             return ""
         network = network or self.candidates()[0]
@@ -165,7 +165,7 @@ class Inspection:
         return "in_channels" not in network.config if self.info is None else self.info.transform is not None
 
     def python(self, network: FoundNetwork | None = None) -> str:
-        """The line of Python that loads a network of the file, by default the one that is meant."""
+        """The line of Python that loads a network of the file, by default the first of `candidates()`."""
         if not self.networks:
             return ""
         network = network or self.candidates()[0]
@@ -234,6 +234,8 @@ class Inspection:
             ]
             if network.left_out:
                 rows.append(("  left out", shortened(network.left_out)))
+
+        # What concerns the whole file.
         if self.nearest:
             rows.append(("network", f"not one of this package: {self.nearest}"))
         if self.info is not None and self.info.origin:
@@ -241,6 +243,7 @@ class Inspection:
         if self.beside:
             rows.append(("beside", f"{shortened(self.beside)} (never built)"))
         rows += [("cannot show", note) for note in self.cannot_show()]
+
         for network in self.candidates():
             rows += [("command", self.command(network)), ("Python", self.python(network))]
         width = max(len(name) for name, _ in rows) + 2
@@ -265,7 +268,7 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
     if container.kind in ("HDF5", "Keras archive"):
         path = shlex.quote(str(container.path))
         raise WeightsError(
-            f"{container.path} is a file of Keras', which Keras itself reads: "
+            f"{container.path} is a Keras file, which Keras itself reads: "
             f"`resnet-core convert {path} NAME.safetensors --source keras` makes a file of it that loads here"
         )
 
@@ -333,6 +336,7 @@ def plain_tensors(found: Mapping[str, Any], container: Container, ignore: Sequen
 
 def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwork | tuple[int, str]:
     """The network that a body is of, or how many tensors do not fit the nearest one, and the first of these."""
+    # The models of this depth.
     stem = body.tensors.get("conv1.weight")
     if stem is None or stem.dim() != 4:
         return len(body.tensors), f"the convolution of the stem, {body.prefix}conv1 as {body.scheme} has it, is missing"
@@ -340,6 +344,7 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
     if not found:
         return len(body.tensors), f"the stages under prefix {body.prefix!r} have {depths(body.tensors)} blocks"
 
+    # The one that fits.
     own = {module.partition(".")[0] for module in our_modules(body.scheme)}
     foreign = [f"{name} is unknown" for name in body.beside if name.partition(".")[0] in own]
     faults = {name: list_misfits(body.tensors, name, config) + foreign for name, config in found}
@@ -348,14 +353,15 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
         more = f" and {len(faults[model]) - 3} more" if len(faults[model]) > 3 else ""
         return len(faults[model]), f"the nearest is {model}, but {', '.join(faults[model][:3])}{more}"
 
+    # Its head, and what else is in the file.
     shape = list_shapes(model)["fc.weight"]
     head, words = find_head(body, key, tensors, features=shape[1])
     if head.used and len(head.tensors["fc.weight"]) != shape[0]:
         config["num_classes"] = len(head.tensors["fc.weight"])
-    taken = head.used | {name for name in tensors if name.rpartition(".")[2] in COUNTERS}
+    taken = head.used | {"n_averaged"} | {name for name in tensors if name.rpartition(".")[2] in COUNTERS}
     outside = (name for name in tensors if not name.startswith(body.prefix))
-    taken.add("n_averaged")
     left_out = [name for name in (*(f"{body.prefix}{name}" for name in body.beside), *outside) if name not in taken]
+
     return FoundNetwork(
         key=key,
         prefix=body.prefix,

@@ -414,7 +414,7 @@ def device_tensor(unpickler: Unpickler, data: Any, dtype: Any, *rest: Any) -> An
 
 
 def tensor_of_type(unpickler: Unpickler, function: Any, type_: Any, arguments: Any, *state: Any) -> Any:
-    """A tensor with attributes, or of a type of somebody's: the plain tensor."""
+    """The plain tensor of one with attributes or of a subclass."""
     made = unpickler.call(function, arguments)
     return made if isinstance(made, Tensor) else unpickler.inert(type_.kind, (made, *state))
 

@@ -183,7 +183,7 @@ def read_torch_zip(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def unpickle_zip(file: IO[bytes], size: int, budget: Budget | None = None) -> Any:
-    """What the `data.pkl` of a zip of torch.save's makes."""
+    """The content of a zip that torch.save wrote, from its `data.pkl`."""
     archive = Zip(file, size)
     order = bytes(archive.read_into("byteorder")) if archive.has("byteorder") else b"little"
     if archive.prefix is None or order not in (b"little", b"big"):

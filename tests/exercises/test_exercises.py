@@ -1,4 +1,4 @@
-"""Each exercise is broken as its name and its symptoms say; the grade tells broken files from fixed ones."""
+"""Each exercise is broken as its name and its symptoms say; the grade distinguishes broken files from fixed ones."""
 
 import inspect
 import re

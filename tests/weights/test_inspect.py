@@ -85,6 +85,7 @@ SAVED = {
     },
     "head in a Sequential": lambda s: body(s) | {"fc.1.weight": s["fc.weight"], "fc.1.bias": s["fc.bias"]},
     "counters of a profiler": lambda s: s | extra(("total_ops", 1), ("layer1.0.conv1.total_params", 1)),
+    "other values between the tensors": lambda s: {"net": s | {"note": "text", 5: 7, "who": Hyperparameters()}},
     "without counts of batches": lambda s: {n: v for n, v in s.items() if "num_batches" not in n},
 }  # fmt: skip
 
