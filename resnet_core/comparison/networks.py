@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from resnet_core.foundation.errors import first_line
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import MODELS, build
 
@@ -74,7 +75,7 @@ def built(spec: str, function: Callable[[], Any]) -> nn.Module:
 
 def with_place(error: BaseException) -> str:
     """An error's type and first line, and the line that raised it outside torch and outside this folder."""
-    text = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+    text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):
         return f"{text}, at {error.filename}:{error.lineno}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

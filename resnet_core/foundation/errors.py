@@ -10,6 +10,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message: of several faults that torch lists, one."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
+def without_remedy(error: BaseException) -> str:
+    """A message of this package without what follows its last semicolon, which says what to do."""
+    return str(error).rpartition("; ")[0] or str(error)
+
+
 def shortened(names: Iterable[str], most: int = 3) -> str:
     """The first names and the number of the others, on one line whatever the names are."""
     names = list(names)

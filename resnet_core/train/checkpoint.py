@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from resnet_core.foundation.atomic import sync
+from resnet_core.foundation.errors import without_remedy
 
 KEEP = 3  # newest checkpoints
 NAME = re.compile(r"step-\d{8,}")
@@ -196,7 +197,7 @@ def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointE
             return path, damaged
 
     if damaged:
-        reasons = "; ".join(str(error).split(";")[0] for error in damaged.values())
+        reasons = "; ".join(map(without_remedy, damaged.values()))
         raise CheckpointError(
             f"every checkpoint in {folder} is damaged: {reasons}. Put back a copy of one, or start over in another "
             "folder"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resnet_core.distributed.world import World
+from resnet_core.foundation.errors import last_line, without_remedy
 from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import (
     CheckpointError,
@@ -85,10 +86,9 @@ def resume(
     try:
         learned.load(checkpoint.tensors)
     except (RuntimeError, KeyError) as error:
-        last_line = str(error).splitlines()[-1].strip()
         raise CheckpointError(
-            f"{path} holds the weights of another network ({last_line}); continue with the network that was trained, "
-            "or start a new run in another folder"
+            f"{path} holds the weights of another network ({last_line(error)}); continue with the network that was "
+            "trained, or start a new run in another folder"
         ) from error
 
     # With epochs of another length the run continues at the same share of its epoch.
@@ -113,7 +113,7 @@ def choose_checkpoint(folder: Path, world: World, report: Report) -> Path | None
         remove_leftovers(folder)
         newest, damaged = find_newest(folder)
         set_aside(damaged, "damaged")
-        return newest, [str(error).split(";")[0] for error in damaged.values()]
+        return newest, [without_remedy(error) for error in damaged.values()]
 
     newest, damaged = world.run_on_rank_0(choose)
     for reason in damaged:
