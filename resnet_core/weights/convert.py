@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
 from resnet_core.weights.containers import Container, recognise
 from resnet_core.weights.files import load_weights, write_weights
-from resnet_core.weights.folders import description_of
+from resnet_core.weights.folders import Description, description_of
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import FoundNetwork, Inspection, inspect_container, inspect_weights
@@ -111,19 +111,28 @@ def convert(
     if report is not None:
         report(conversion)
 
-    # How images are prepared: as the caller says, or the folder, or as for a file that says nothing.
-    origin = f"{src.name}, converted from {conversion.source}"
-    names = said.class_names if said else original.class_names
-    if transform is None and described is not None:
-        transform = described.transform
-        if described.caveat:
-            warnings.warn(described.caveat, stacklevel=2)
-    elif transform is None and not SCHEMES[network.scheme].stride_in_1x1:
-        likely = assumed(network)
-        transform, names, origin = likely.transform, names or likely.class_names, f"{origin}; {likely.origin}"
-    info = WeightsInfo(model=network.model, config=config, transform=transform, class_names=names, origin=origin)
-    write_weights(dst, tensors, info)
+    info = WeightsInfo(
+        model=network.model,
+        config=config,
+        transform=transform,
+        class_names=said.class_names if said else original.class_names,
+        origin=f"{src.name}, converted from {conversion.source}",
+    )
+    write_weights(dst, tensors, info if transform else with_preparation(info, network, described))
     return conversion
+
+
+def with_preparation(info: WeightsInfo, network: FoundNetwork, described: Description | None) -> WeightsInfo:
+    """The info with how images are prepared: as the folder says, or as is assumed for a file that says nothing."""
+    if described is not None:
+        if described.caveat:
+            warnings.warn(described.caveat, stacklevel=3)
+        return replace(info, transform=described.transform)
+    if SCHEMES[network.scheme].stride_in_1x1:
+        return info
+    likely = assumed(network)
+    names = info.class_names or likely.class_names
+    return replace(info, transform=likely.transform, class_names=names, origin=f"{info.origin}; {likely.origin}")
 
 
 def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple[Original, Inspection]:

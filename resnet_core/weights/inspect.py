@@ -466,7 +466,7 @@ def head_starts(body: Body) -> Iterator[str]:
 
 
 def distinguishing(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> dict[str, str]:
-    """Which of `key` and `prefix` tell a network from the others of its file."""
+    """Those of `key` and `prefix` that distinguish a network from the others of its file."""
     return {
         name: getattr(network, name)
         for name in ("key", "prefix")

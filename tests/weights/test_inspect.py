@@ -19,21 +19,22 @@ from resnet_core.weights import WeightsError, inspect_weights, load_model, load_
 from resnet_core.weights.names import their_names
 
 
+def with_statistics(build, size):
+    """A network with weights and BatchNorm statistics of its own."""
+    torch.manual_seed(0)
+    model = build(num_classes=5)
+    model(torch.randn(2, 3, size, size))
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def small():
-    """A network of 1 MB, with statistics and values of its own."""
-    torch.manual_seed(0)
-    model = resnet_core.cifar_resnet20(num_classes=5)
-    model(torch.randn(8, 3, 32, 32))
-    return model.eval()
+    return with_statistics(resnet_core.cifar_resnet20, 32)  # 1 MB
 
 
 @pytest.fixture(scope="module")
 def large():
-    torch.manual_seed(1)
-    model = resnet_core.resnet18(num_classes=5)
-    model(torch.randn(2, 3, 64, 64))
-    return model.eval()
+    return with_statistics(resnet_core.resnet18, 64)
 
 
 def prefixed(state, prefix):

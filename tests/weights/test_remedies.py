@@ -125,7 +125,9 @@ def test_a_v1_library_s_file_is_loaded_as_v1(follow):
 def test_several_networks(network, follow):
     torch.save(prefixed(network.state_dict(), "student.") | prefixed(network.state_dict(), "teacher."), "two.pth")
     message = refused(load_model, "two.pth")
-    for options in re.findall(r"--prefix \S+\.", message):
+    choices = re.findall(r"--prefix \S+\.", message)
+    assert choices == ["--prefix student.", "--prefix teacher."]
+    for options in choices:
         follow(f"resnet-core predict two.pth IMAGE {options}")
     (keyword,) = re.findall(r"prefix='\S+'", message)
     eval(f"load_model('two.pth', {keyword})")
@@ -309,9 +311,10 @@ def test_a_file_of_a_published_set_s_name_does_not_take_its_place(network):
 def test_a_distributed_checkpoint_becomes_one_file_by_the_tool_that_is_named(network):
     with warnings.catch_warnings(action="ignore"):
         dcp.save(network.state_dict(), checkpoint_id="dcp", no_dist=True)
-        load_model("dcp")
+        found = load_model("dcp")[0].state_dict()
         dcp_to_torch_save("dcp", "NAME.pth")
-    load_model("NAME.pth")
+    for state in (found, load_model("NAME.pth")[0].state_dict()):
+        assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
 
 
 def test_a_file_of_other_things(network):
