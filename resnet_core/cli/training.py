@@ -61,7 +61,7 @@ class Train:
     processes: int = 1
     """Number of processes on this machine that train together."""
     config: Path | None = None
-    """A TOML file with settings that replace the recipe's, as `resnet-core show` prints them. Flags go first."""
+    """A TOML file with settings that replace the recipe's, as `resnet-core show` prints them. Flags override it."""
     dry_run: bool = False
     """Print what would run (model, steps, learning rates, memory), and stop."""
     allow_changes: bool = False
