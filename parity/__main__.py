@@ -24,19 +24,23 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the torch networks run")
     parser.add_argument("--oracle", action="append", choices=tuple(ORACLES), help="only this one; may be repeated")
     arguments = parser.parse_args()
+
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here; leave the option out")
     settings = Settings(quick=arguments.quick, device=arguments.device, oracles=tuple(arguments.oracle or ORACLES))
+
     warnings.simplefilter("ignore")  # the libraries' own
     began = time.monotonic()
     for fact in environment(settings).items():
         print_row(fact)
+
     sections = list(make(settings))
     seconds = time.monotonic() - began
     failures = [failure for section in sections for failure in section.failures]
     for failure in failures:
         print(f"FAILED  {failure}")
     print(f"\n{summary(sections)}\n{seconds:.0f} s")
+
     if arguments.out:
         write(arguments.out, f"python -m parity {' '.join(sys.argv[1:])}", settings, sections, seconds)
         print(f"{arguments.out / 'parity.md'} and parity.json")

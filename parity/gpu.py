@@ -129,6 +129,7 @@ def run_part(name: str, part: Part, device: str, tiny: bool, folder: Path) -> Ou
             text=True,
             timeout=limit,
         )
+
         seconds = time.monotonic() - began
         if ended.returncode:
             print_end(ended.stdout + ended.stderr)

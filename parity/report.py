@@ -125,6 +125,7 @@ def ladder(name: str, oracle: Oracle, settings: Settings) -> Section:
     section = Section(
         f"Ours beside {name}", f"Ours is built with {asked}." if asked else "Ours is built as it is.", ("model", *rungs)
     )
+
     print_row(section.header)
     for model in settings.models(oracle):
         found = climb(oracle, model, settings)
@@ -132,6 +133,7 @@ def ladder(name: str, oracle: Oracle, settings: Settings) -> Section:
             f"`{model}`",
             *(f"known ({oracle.known[each.name]})" if known(each, oracle) else cell(each) for each in found),
         )
+
         record = {"oracle": name, "model": model, "rungs": [asdict(rung) for rung in found]}
         wrong = [rung for rung in found if rung.passed == (rung.name in oracle.known)]
         section.add(row, record, [f"{name} {model}, {rung.name}: {rung.status} {rung.detail}" for rung in wrong])
@@ -171,6 +173,7 @@ def ledger() -> Section:
         if entry.missing:
             print_row((key, f"skipped: {', '.join(entry.missing)} is not installed"))
             continue
+
         found = entry.measure()
         row = (
             entry.implementation,
@@ -248,14 +251,17 @@ def make(settings: Settings) -> Iterator[Section]:
             continue
         print(f"\nours beside {name}")
         yield ladder(name, ORACLES[name], settings)
+
     print("\nin the place of torchvision's")
     yield drop_in(settings)
     print("\nthe ledger")
     yield ledger()
+
     print("\nknown mistakes made in ours, and the rungs that find them")
     yield mutations(settings.quick)
     print("\nknown mistakes made in others' networks, and what the doctor calls them")
     yield diagnoses()
+
     if not settings.quick:
         print("\nerror budget")
         yield budgets(settings)
@@ -283,6 +289,7 @@ def write(folder: Path, command: str, settings: Settings, sections: list[Section
     """Writes parity.md and parity.json."""
     facts = environment(settings) | {"minutes": f"{seconds / 60:.1f}"}
     failures = [failure for section in sections for failure in section.failures]
+
     lines = [
         "# Parity report",
         "",
@@ -297,6 +304,7 @@ def write(folder: Path, command: str, settings: Settings, sections: list[Section
         *(f"- FAILED: {failure}" for failure in failures),
         *(section.markdown() for section in sections),
     ]
+
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "parity.md", "\n".join(lines).encode())
     record = {

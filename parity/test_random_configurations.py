@@ -49,8 +49,10 @@ def outcomes(package, configuration, shape, seed):
     block = getattr(package, configuration.pop("block"))
     if "norm_layer" in configuration:
         configuration["norm_layer"] = NORM_LAYERS[configuration["norm_layer"]]
+
     batch, height, width = shape
     images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
     torch.manual_seed(seed)
     try:
         model = package.ResNet(block, **configuration)

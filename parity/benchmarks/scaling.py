@@ -295,15 +295,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gigabits", type=above_0, default=site.gigabits, help="from machine to machine (%(default)s)")
     parser.add_argument("--dollars", type=above_0, default=site.dollars, help="a GPU for an hour (%(default)s)")
     parser.add_argument("--measure", action="store_true", help="measure what one core of this machine loads, and stop")
+
     given = parser.parse_args(arguments)
     if given.measure:
         return measure()
+
     gpus = GPUS
     if given.images_per_second:
         gpus = (replace(GPUS[-2], name="yours", images_per_second=given.images_per_second, source="your run"),)
     site = Site(
         cores=given.cores, images_per_core=given.images_per_core, gigabits=given.gigabits, dollars=given.dollars
     )
+
     try:
         print(*tables(gpus, site, given.gpus), sep="\n\n")
     except ValueError as error:

@@ -74,12 +74,14 @@ def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys, monkeypatc
     run(changed("digits", train={"epochs": 1}, schedule={"warmup_epochs": 0.0}), folder)
     capsys.readouterr()
     monkeypatch.setattr("parity.benchmarks.results.RECORD", tmp_path / "runs.jsonl")
+
     other = tmp_path / "other"
     other.mkdir()
     for name in ("recipe.toml", "environment.json", "result.json"):
         (other / name).write_text((folder / name).read_text().replace("seed = 3", "seed = 4"))
     result = json.loads((other / "result.json").read_text())
     (other / "result.json").write_text(json.dumps({**result, "top1": result["top1"] - 0.02}))
+
     monkeypatch.setattr("sys.argv", ["results", str(folder), str(other), "--add"])
     assert main() == 0
     cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].strip("|").split("|")]
@@ -91,6 +93,7 @@ def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys, monkeypatc
         f"{top1 - 1:.2f}",
         f"{2**0.5:.2f}",
     ]
+
     monkeypatch.setattr("sys.argv", ["results"])
     assert main() == 0
     assert len(capsys.readouterr().out.splitlines()) == 3

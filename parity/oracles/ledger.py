@@ -169,10 +169,12 @@ def transformers_start(entry: Deviation) -> Measured:
         theirs: Any = transformers.build("resnet18")
     theirs.to_empty(device="cpu")
     seeded(theirs.init_weights)
+
     ours = seeded(resnet_core.resnet18)
     names = their_names("transformers", ours.state_dict())
     expected = {name: theirs.state_dict()[new] for name, new in names.items()}
     ignored = largest_difference(ours.state_dict(), expected)
+
     modules = {new.rpartition(".")[0]: ours.get_submodule(name.rpartition(".")[0]) for name, new in names.items()}
     torch.manual_seed(0)
     for path, _ in theirs.named_modules():

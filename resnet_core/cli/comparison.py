@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from resnet_core.cli.errors import DIFFERENT
+from resnet_core.cli.weights import unset
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.comparison.networks import find_network, with_place
 from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
@@ -84,7 +85,7 @@ class Exercise:
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")] = 0
     """The exercise to write; 0 lists all of them."""
-    out: Path | None = None
+    out: Annotated[Path | None, unset("FILE")] = None
     """The file to write. By default exercise_07.py for number 7."""
 
     def __call__(self) -> None:

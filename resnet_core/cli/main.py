@@ -138,6 +138,7 @@ IN_PLAIN_WORDS = {
     r"^Error parsing (\S+): could not convert string to float: (.*)$": r"\1 must be a number, got \2",
     r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$": r"\1 must be a whole number, got \2",
     r"^Error parsing (?!--)\S+: ": "",  # a sentence of this package follows
+    r"^Missing value for argument '(\S+)'. Expected 1 values": r"\1 needs a value",
 }
 
 
@@ -151,6 +152,9 @@ def in_one_line(framed: str) -> str:
     mistake = " ".join(blocks[1].split()).removesuffix(".")
     for python, plain in IN_PLAIN_WORDS.items():
         mistake = re.sub(python, plain, mistake)
+    if missing := re.fullmatch(r"Missing from resnet-core (\w+): (.*)\(required\)", mistake):
+        command, arguments = missing.groups()
+        mistake = f"{command} needs {' and '.join(part.split()[0] for part in arguments.split('(required)'))}"
     suggestions = "".join(block for block in blocks[2:] if block.startswith("Perhaps you meant"))
     nearest = re.findall(r"^ *(--[\w.-]+)", suggestions, flags=re.MULTILINE)
     return f"{mistake}; did you mean {' or '.join(nearest[:3])}?" if nearest else mistake

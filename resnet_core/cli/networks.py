@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -31,7 +32,7 @@ class Models:
 class Describe:
     """Show a model as the paper's Table 1: shapes, parameters, multiply-adds, receptive fields."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A model's name, as `resnet-core models` lists it."""
     image_size: int = 224
     """Height and width of the image in pixels."""

@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from resnet_core.cli.errors import as_exit_status
+from resnet_core.cli.weights import unset
 from resnet_core.distributed.rendezvous import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES, SOURCES, Recipe, get_recipe
@@ -40,7 +41,7 @@ class Recipes:
 class Show:
     """Print a recipe as TOML, with its published and its reached accuracy as comments."""
 
-    recipe: tyro.conf.Positional[str]
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe; `resnet-core recipes` lists them."""
 
     def __call__(self) -> None:
@@ -60,7 +61,7 @@ class Train:
     """Folder of the run. The same command on the same folder continues an interrupted run."""
     processes: int = 1
     """Number of processes on this machine that train together."""
-    config: Path | None = None
+    config: Annotated[Path | None, unset("FILE")] = None
     """A TOML file with settings that replace the recipe's, as `resnet-core show` prints them. Flags override it."""
     dry_run: bool = False
     """Print what would run (model, steps, learning rates, memory), and stop."""
@@ -137,7 +138,7 @@ class Plot:
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
     """Folders of runs."""
-    out: Path | None = None
+    out: Annotated[Path | None, unset("FILE")] = None
     """The .png, .pdf or .svg file to write. The default is curves.png: in the run's folder for one run, in the current
     folder for several."""
 

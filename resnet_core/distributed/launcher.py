@@ -145,6 +145,7 @@ def _run_rank(
 ) -> None:
     """One rank's process, from its start to its exit status."""
     exit_when_parent_exits(parent)
+
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -155,11 +156,13 @@ def _run_rank(
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as under torchrun
     }
+
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
+
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         status = function(*arguments)

@@ -29,6 +29,7 @@ def owning(folder: Path) -> Iterator[None]:
     place = folder.resolve()
     if place in _held:  # opening and closing the file again would release the lock
         raise FolderInUseError(_refusal(folder, "this process"))
+
     with (folder / NAME).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,6 +40,7 @@ def owning(folder: Path) -> Iterator[None]:
             raise OSError(
                 f"{folder} is on a filesystem without locks ({error.strerror}); choose a folder on another"
             ) from error
+
         _held.add(place)
         try:
             file.truncate(0)

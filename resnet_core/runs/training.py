@@ -121,6 +121,7 @@ def record_environment(
         "command": sys.argv,
         "data": experiment.data_identity,
     }
+
     before = folder.read_environment() or environment
     changed = [
         f"{key} was {before.get(key)}, is {environment[key]}" for key in NUMERICS if before.get(key) != environment[key]

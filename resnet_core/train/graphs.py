@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 WARM_UP_STEPS = 3  # torch's advice: libraries set themselves up in their first calls, which cannot be recorded
 
-Gradients = Callable[[Tensor, Tensor], Tensor]
+ComputeGradients = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,16 @@ class Recording:
 
 
 class RecordedGradients:
-    """`gradients(inputs, targets)`, recorded for each shape of batch that comes and replayed from then on.
+    """`compute_gradients(inputs, targets)`, recorded for each shape of batch that comes and replayed from then on.
 
-    `gradients` computes the loss, which it returns, and the gradients of `model`; it must not wait for the GPU. A
-    replay computes what a call would, with new random numbers for dropout.
+    `compute_gradients` computes the loss, which it returns, and the gradients of `model`; it must not wait for the GPU.
+    A replay computes what a call would, with new random numbers for dropout.
     """
 
-    def __init__(self, gradients: Gradients, model: nn.Module, *, memory_format: torch.memory_format) -> None:
-        self.gradients = gradients
+    def __init__(
+        self, compute_gradients: ComputeGradients, model: nn.Module, *, memory_format: torch.memory_format
+    ) -> None:
+        self.compute_gradients = compute_gradients
         self.model = model
         self.memory_format = memory_format
         self.parameters = list(model.parameters())
@@ -62,7 +64,7 @@ class RecordedGradients:
 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            loss = self.gradients(inputs, targets)
+            loss = self.compute_gradients(inputs, targets)
         gradients = [parameter.grad for parameter in self.parameters]
         return Recording(graph=graph, inputs=inputs, targets=targets, loss=loss, gradients=gradients)
 
@@ -75,7 +77,7 @@ class RecordedGradients:
         stream.wait_stream(torch.cuda.current_stream(inputs.device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
-                self.gradients(inputs, targets)
+                self.compute_gradients(inputs, targets)
         torch.cuda.current_stream(inputs.device).wait_stream(stream)
 
         with torch.no_grad():

@@ -49,6 +49,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer.name: unknown optimizer {self.name!r}; {did_you_mean(self.name, OPTIMIZERS)}")
+
         for key in ("lr", "head_lr_factor"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"optimizer.{key} must be positive and finite, got {getattr(self, key)}")
@@ -56,6 +57,7 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.momentum must be in [0, 1), got {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"optimizer.weight_decay must be at least 0 and finite, got {self.weight_decay}")
+
         if self.name == "decoupled_sgd" and self.weight_decay >= 1:
             raise ValueError(
                 f"optimizer.weight_decay of decoupled_sgd is the share of a weight that a step removes and must be "
@@ -65,6 +67,7 @@ class OptimizerConfig:
             raise ValueError("optimizer.nesterov needs a positive optimizer.momentum, got 0")
         if self.nesterov and self.name == "lamb":
             raise ValueError("optimizer.nesterov works with sgd and decoupled_sgd only; leave it false for lamb")
+
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm must be positive (inf: no clipping), got {self.max_grad_norm}")
 

@@ -54,6 +54,7 @@ class Report:
         self.path = Path(folder) / "metrics.jsonl" if folder else None
         self.events = open_events(self.path.parent / "tensorboard") if self.path and tensorboard else None
         self.hidden = hidden
+
         self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("step"),
@@ -67,6 +68,7 @@ class Report:
             disable=folder is None or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("", values={})
+
         self.latest: dict[str, Mapping[str, float]] = {}  # event -> its last record
         self.last_line = time.monotonic()
 

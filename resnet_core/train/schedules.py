@@ -20,13 +20,14 @@ class ScheduleConfig:
     warmup_epochs: float = 0.0
     """Epochs of warm-up at the start."""
     warmup: Literal["linear", "constant"] = "linear"
-    """linear rises from warmup_start_factor to the peak; constant stays at warmup_start_factor."""
+    """linear rises from the start factor to the peak; constant stays at the start factor."""
     warmup_start_factor: float = 0.0
-    """Learning rate at the start of warm-up, as a share of the peak."""
+    """Learning rate at the start of warm-up, as a share of the peak: 0.1 starts at a tenth of it."""
     final_lr: float = 0.0
     """Learning rate at the end of cosine and one_cycle."""
     t_max_epochs: float = 0.0
-    """Epochs from the end of warm-up until cosine reaches final_lr and stays there; 0 takes the rest of the run."""
+    """Epochs from the end of warm-up until cosine reaches the final learning rate and stays there; 0 takes the rest of
+    the run."""
     milestones: tuple[float, ...] = ()
     """Multiply the learning rate by gamma at these epochs, counted from the start of the run."""
     gamma: float = 0.1

@@ -123,9 +123,11 @@ class Trainer:
         self.lr_fn = lr_fn
         self.max_gradient_norm = max_gradient_norm
         self.seed = seed
-        self.gradients: Callable[[Tensor, Tensor], Tensor] = self._gradients
+        self.compute_gradients: Callable[[Tensor, Tensor], Tensor] = self._compute_gradients
         if config.cuda_graphs:
-            self.gradients = RecordedGradients(self._gradients, self.model, memory_format=input_format(config))
+            self.compute_gradients = RecordedGradients(
+                self._compute_gradients, self.model, memory_format=input_format(config)
+            )
 
         self.train_loader = train_loader
         self.eval_loader = eval_loader
@@ -215,7 +217,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-        loss = self.gradients(inputs, targets)
+        loss = self.compute_gradients(inputs, targets)
         gradient_norm = clip_gradients(self.model.parameters(), self.max_gradient_norm)
 
         # A request to stop travels with the loss, so that all ranks learn of it in the same step.
@@ -240,7 +242,7 @@ class Trainer:
         epoch = self.step / len(self.train_loader)
         return Step(step=self.step, epoch=epoch, loss=mean_loss, lr=lr, gradient_norm=norm)
 
-    def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _compute_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulates this rank's gradients, averages them over the ranks, and returns this rank's mean loss."""
         self.optimizer.zero_grad()
         num_parts = self.config.accumulation

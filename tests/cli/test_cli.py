@@ -70,6 +70,9 @@ def test_recipes_are_listed_and_shown(capsys):
         ("show digit", "unknown recipe 'digit'; did you mean digits?"),
         ("describe resnet5", "unknown model 'resnet5'; did you mean resnet50"),
         ("describe resnet50 --image-size 0", "image_size must be at least 1 pixel and at most 32768, got 0"),
+        ("export", "export needs WEIGHTS and OUT; `resnet-core export --help` explains"),
+        ("describe", "describe needs MODEL; "),
+        ("describe resnet50 --image-size", "--image-size needs a value; "),
         ("models vgg*", "no model matches 'vgg\\*'"),
         ("evaluate nowhere", "'nowhere' is neither a run's folder, nor a weights file"),
         ("plot nowhere", "nowhere is not a run's folder"),
@@ -79,7 +82,7 @@ def test_recipes_are_listed_and_shown(capsys):
         ("train digits --data.global-batch 2000", "2000 is larger than the 1437 samples"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(words, message, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
