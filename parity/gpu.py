@@ -41,7 +41,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PartResult:
     """How a part ended."""
 
     part: str
@@ -51,14 +51,14 @@ class Outcome:
     record: Any = None
 
 
-def last_line(printed: str, folder: Path) -> tuple[str, Any]:
+def last_printed(printed: str, folder: Path) -> tuple[str, Any]:
     lines = printed.strip().splitlines()
     return (lines[-1] if lines else "it printed nothing"), None
 
 
 def comparisons(printed: str, folder: Path) -> tuple[str, Any]:
     found = re.findall(r"^\d+ comparisons: .*$", printed, flags=re.MULTILINE)
-    return (found[-1] if found else last_line(printed, folder)[0]), None
+    return (found[-1] if found else last_printed(printed, folder)[0]), None
 
 
 def run_result(printed: str, folder: Path) -> tuple[str, Any]:
@@ -100,7 +100,7 @@ PARTS: dict[str, Part] = {
             *("-m", "pytest", "-n", "0", "-q", "--tb=short", "--show-capture=no"),
             *("-m", "gpu", "tests/gpu"),
         ],
-        summary=last_line,
+        summary=last_printed,
     ),
     "digits": Part(
         seconds=25,
@@ -118,7 +118,7 @@ PARTS: dict[str, Part] = {
 }
 
 
-def run_part(name: str, part: Part, device: str, tiny: bool, folder: Path) -> Outcome:
+def run_part(name: str, part: Part, device: str, tiny: bool, folder: Path) -> PartResult:
     """Runs a part up to its end, its failure or its time limit."""
     began = time.monotonic()
     limit = part.seconds * (1 if device == "cuda" else CPU_PATIENCE)
@@ -134,12 +134,12 @@ def run_part(name: str, part: Part, device: str, tiny: bool, folder: Path) -> Ou
         if ended.returncode:
             print_end(ended.stdout + ended.stderr)
             said = (ended.stderr.strip() or ended.stdout.strip() or "nothing").splitlines()[-1]
-            return Outcome(part=name, passed=False, seconds=seconds, summary=f"status {ended.returncode}: {said}")
+            return PartResult(part=name, passed=False, seconds=seconds, summary=f"status {ended.returncode}: {said}")
         summary, record = part.summary(ended.stdout, folder)
     except subprocess.TimeoutExpired as late:
         print_end((late.stdout or b"").decode() + (late.stderr or b"").decode())
-        return Outcome(part=name, passed=False, seconds=limit, summary=f"not done in {limit:g} s")
-    return Outcome(part=name, passed=True, seconds=seconds, summary=summary, record=record)
+        return PartResult(part=name, passed=False, seconds=limit, summary=f"not done in {limit:g} s")
+    return PartResult(part=name, passed=True, seconds=seconds, summary=summary, record=record)
 
 
 def print_end(printed: str) -> None:

@@ -26,7 +26,7 @@ def test_each_form_is_timed_or_says_why_not(what, tmp_path, capsys):
 
 def test_a_part_that_fails_or_hangs_ends_nothing_else(tmp_path, monkeypatch, capsys):
     def part(code, seconds=30.0):
-        return gpu.Part(seconds=seconds, command=lambda *_: ["-c", code], summary=gpu.last_line)
+        return gpu.Part(seconds=seconds, command=lambda *_: ["-c", code], summary=gpu.last_printed)
 
     parts = {
         "crash": part("import os; os.abort()"),

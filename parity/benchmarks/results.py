@@ -88,8 +88,8 @@ def row(command: str, machine: str, runs: list[dict[str, Any]]) -> tuple[str, ..
     )
 
 
-def table(records: Iterable[dict[str, Any]]) -> str:
-    return as_table(HEADER, rows(records))
+def runs_table(records: Iterable[dict[str, Any]]) -> str:
+    return markdown_table(HEADER, rows(records))
 
 
 def recipes_table() -> str:
@@ -103,7 +103,7 @@ def recipes_table() -> str:
         )
         for name, source in SOURCES.items()
     ]
-    return as_table(("recipe", "source", "published top-1", "reached here"), lines)
+    return markdown_table(("recipe", "source", "published top-1", "reached here"), lines)
 
 
 def gpu_table() -> str:
@@ -115,7 +115,7 @@ def gpu_table() -> str:
         for part in record["parts"]:
             if part["record"] and "rates" in part["record"]:
                 lines += [gpu_row(card, part["record"], rate) for rate in part["record"]["rates"]]
-    return as_table(("card", "ResNet-50, 224 pixels", "batch", "images/s", "to torchvision", "of the ceiling"), lines)
+    return markdown_table(("card", "ResNet-50, 224 pixels", "batch", "images/s", "to torchvision", "of the ceiling"), lines)
 
 
 def gpu_row(card: str, record: dict[str, Any], rate: dict[str, Any]) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def gpu_row(card: str, record: dict[str, Any], rate: dict[str, Any]) -> tuple[st
     return card, what, str(record["batch"]), f"{rate['images_per_second']:,.0f}", ratio, share
 
 
-def as_table(header: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
+def markdown_table(header: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
     return "\n".join([table_line(header), "|---" * len(header) + "|", *map(table_line, lines)])
 
 
@@ -155,7 +155,7 @@ def main() -> int:
         records = list({tuple(each[key] for key in KEYS): each for each in kept}.values())
     if arguments.add:
         replace_file(RECORD, "".join(json.dumps(record) + "\n" for record in records).encode())
-    print(table(records))
+    print(runs_table(records))
     return 0
 
 

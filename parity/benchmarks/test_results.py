@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from parity.benchmarks.results import KEYS, RECORD, command_of, gpu_table, main, recipes_table, table
+from parity.benchmarks.results import KEYS, RECORD, command_of, gpu_table, main, recipes_table, runs_table
 from resnet_core.cli.main import parse_train
 from resnet_core.recipes import RECIPES, SOURCES
 from resnet_core.runs.folder import differences_of
@@ -18,7 +18,7 @@ PAGE = RECORD.parent.parent / "results.md"
 
 
 def test_the_page_shows_the_recorded_runs():
-    assert table(read_records(RECORD, KEYS)) in PAGE.read_text()
+    assert runs_table(read_records(RECORD, KEYS)) in PAGE.read_text()
 
 
 def test_what_recipes_say_was_reached_is_what_the_recorded_runs_reached():

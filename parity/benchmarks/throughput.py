@@ -24,7 +24,7 @@ import resnet_core
 from resnet_core import describe
 from resnet_core.foundation.errors import first_line
 
-Step = Callable[[], object]
+Call = Callable[[], object]
 
 ROUNDS = 7
 SECONDS_PER_TURN = 0.4
@@ -90,7 +90,7 @@ CHOICES: dict[str, Callable[[Form], bool]] = {
 """Which forms to time beside the reference."""
 
 
-def make_step(form: Form, images: Tensor, labels: Tensor, *, training: bool) -> Step:
+def make_step(form: Form, images: Tensor, labels: Tensor, *, training: bool) -> Call:
     """One training step, or one forward in evaluation, on the same batch each time."""
     torch.manual_seed(0)
     model = form.build().to(images.device).train(training)
@@ -113,7 +113,7 @@ def make_step(form: Form, images: Tensor, labels: Tensor, *, training: bool) -> 
     return train if training else torch.no_grad()(forward)
 
 
-def as_graph(step: Step) -> Step:
+def as_graph(step: Call) -> Call:
     """The step, recorded once and replayed: its kernels start without Python."""
     if not torch.cuda.is_available():
         raise ValueError("CUDA graphs need an NVIDIA GPU")
@@ -129,7 +129,7 @@ def as_graph(step: Step) -> Step:
     return graph.replay
 
 
-def timed(step: Step, repeats: int, device: torch.device) -> float:
+def timed(step: Call, repeats: int, device: torch.device) -> float:
     """Seconds of that many steps, up to their end on the device."""
     began = time.perf_counter()
     for _ in range(repeats):
@@ -141,7 +141,7 @@ def timed(step: Step, repeats: int, device: torch.device) -> float:
 
 def measure(chosen: Sequence[Form], images: Tensor, labels: Tensor, *, training: bool, rounds: int) -> list[Rate]:
     """The rates of all forms, which take turns."""
-    steps: dict[str, tuple[Step, int]] = {}
+    steps: dict[str, tuple[Call, int]] = {}
     reasons: dict[str, str] = {}
     step_of = cache(partial(make_step, images=images, labels=labels, training=training))  # compiles each form once
     for form in chosen:
@@ -201,7 +201,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
     return found
 
 
-def median_seconds(step: Step, device: torch.device) -> float:
+def median_seconds(step: Call, device: torch.device) -> float:
     timed(step, 3, device)
     return statistics.median(timed(step, 3, device) / 3 for _ in range(ROUNDS))
 
