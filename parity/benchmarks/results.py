@@ -115,7 +115,9 @@ def gpu_table() -> str:
         for part in record["parts"]:
             if part["record"] and "rates" in part["record"]:
                 lines += [gpu_row(card, part["record"], rate) for rate in part["record"]["rates"]]
-    return markdown_table(("card", "ResNet-50, 224 pixels", "batch", "images/s", "to torchvision", "of the ceiling"), lines)
+    return markdown_table(
+        ("card", "ResNet-50, 224 pixels", "batch", "images/s", "to torchvision", "of the ceiling"), lines
+    )
 
 
 def gpu_row(card: str, record: dict[str, Any], rate: dict[str, Any]) -> tuple[str, ...]:
