@@ -206,8 +206,8 @@ def find_newest(folder: str | Path) -> tuple[Path | None, dict[Path, CheckpointE
     put_away = [path for path in Path(folder).glob("*-step-*") if NAME.fullmatch(path.name.partition("-")[2])]
     if put_away:
         raise CheckpointError(
-            f"{folder} has no checkpoint but {', '.join(sorted(path.name for path in put_away))}, set aside; take the "
-            "word before step- from the name of one to continue from it, or start over in another folder"
+            f"all checkpoints in {folder} were set aside: {', '.join(sorted(path.name for path in put_away))}; rename "
+            "one to step-NUMBER to continue from it, or start over in another folder"
         )
     return None, {}
 

@@ -166,7 +166,7 @@ def test_what_is_refused_for_its_end_is_not_renumbered_either(stopped):
 def test_where_all_checkpoints_were_set_aside_the_run_does_not_start_over(stopped):
     for path in list_checkpoints(stopped / "checkpoints"):
         path.rename(path.with_name(f"earlier-{path.name}"))
-    with pytest.raises(ValueError, match="has no checkpoint but earlier-step-00000005, earlier-step-00000007, set"):
+    with pytest.raises(ValueError, match="were set aside: earlier-step-00000005, earlier-step-00000007; rename one"):
         run(SHORT, stopped)
 
 
