@@ -12,6 +12,7 @@ from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.describe import describe
 from resnet_core.models.registry import list_models
+from resnet_core.models.relus import separate_relus
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "composer_resnet_cifar",
     "describe",
     "list_models",
+    "separate_relus",
 ]
 __all__ += builders.__all__
 
