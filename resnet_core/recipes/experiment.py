@@ -16,6 +16,7 @@ from resnet_core.foundation.toml import to_toml
 from resnet_core.models import registry
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.freezing import freeze
 from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import Trainer, World
 from resnet_core.train.averaging import WeightAverage
@@ -51,7 +52,9 @@ class Experiment:
     def skeleton(self) -> nn.Module:
         """The network on the meta device."""
         model = self.recipe.model
-        return skeleton(model.name, self.model_arguments, model.weights or model.name)
+        network = skeleton(model.name, self.model_arguments, model.weights or model.name)
+        freeze(network, model.freeze)
+        return network
 
 
 def load(recipe: Recipe) -> Experiment:
@@ -99,6 +102,7 @@ def make_trainer(
         model = initial_model(recipe.model, experiment.model_arguments)
     else:
         model = build(**experiment.fitting_arguments)
+    freeze(model, recipe.model.freeze)
     optimizer = build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc"))
 
     about = (

@@ -30,6 +30,8 @@ class Plan:
     weights: str
     """What it starts from; empty if random."""
     parameters: int
+    frozen: int
+    """Of these, the ones that keep their values."""
     training_samples: int
     test_samples: int
     image_sizes: str
@@ -54,12 +56,13 @@ class Plan:
 
         parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
         count = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        frozen = f", {self.frozen:,} of them frozen" if self.frozen else ""
         start = f", from the weights {self.weights}" if self.weights else ""
         memory = [bytes_ / 2**30 for bytes_ in (self.weights_bytes, self.activation_bytes)]
 
         return "\n".join(
             [
-                f"model          {self.model}, {self.parameters:,} parameters{start}",
+                f"model          {self.model}, {self.parameters:,} parameters{frozen}{start}",
                 f"data           {self.training_samples:,} samples to train on, {self.test_samples:,} to test on",
                 f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
                 f"images         {self.image_sizes}",
@@ -87,7 +90,9 @@ def make_plan(experiment: Experiment, processes: int = 1) -> Plan:
 
     # Memory.
     parameters = sum(parameter.numel() for parameter in experiment.skeleton.parameters())
-    copies = 2 + state_tensors(recipe) + bool(recipe.averaging.ema_decay)  # weights, gradients, and what follows them
+    trained = sum(parameter.numel() for parameter in experiment.skeleton.parameters() if parameter.requires_grad)
+    copies = 1 + bool(recipe.averaging.ema_decay)
+    trained_copies = 1 + state_tensors(recipe)  # the gradients, and what the optimizer keeps
     batch = batch_share(recipe.data.global_batch, processes)
     part = math.ceil(batch / recipe.train.accumulation)
     values = saved_values(experiment.skeleton, torch.Size((dataset.in_channels, final_size, final_size)))
@@ -97,6 +102,7 @@ def make_plan(experiment: Experiment, processes: int = 1) -> Plan:
         model=recipe.model.name,
         weights=recipe.model.weights,
         parameters=parameters,
+        frozen=parameters - trained,
         training_samples=len(dataset.train),
         test_samples=len(dataset.test),
         image_sizes=f"{sizes} pixels in training, {evaluated} in evaluation",
@@ -106,7 +112,7 @@ def make_plan(experiment: Experiment, processes: int = 1) -> Plan:
         batch=batch,
         accumulation=recipe.train.accumulation,
         lr_fn=recipe.lr_fn(len(train_loader)),
-        weights_bytes=parameters * 4 * copies,
+        weights_bytes=4 * (parameters * copies + trained * trained_copies),
         activation_bytes=part * values * bytes_each,
     )
 
@@ -123,9 +129,9 @@ def state_tensors(recipe: Recipe) -> int:
 def saved_values(model: nn.Module, shape: torch.Size) -> int:
     """How many numbers autograd keeps of one sample for the backward, counted on the meta device."""
     with saved() as storages:
-        model.train()(torch.empty(2, *shape, device="meta", requires_grad=True))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return max(0, sum(storages.values()) - parameters) // 2
+        model.train()(torch.empty(2, *shape, device="meta"))
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    return sum(count for storage, count in storages.items() if storage not in parameters) // 2
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from resnet_core.data import DataConfig
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.foundation.toml import from_mapping, merged, read_toml
 from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.freezing import frozen_children
 from resnet_core.models.registry import MODELS
 from resnet_core.recipes.losses import LossConfig
 from resnet_core.train import RunConfig, TrainConfig
@@ -27,12 +28,21 @@ class ModelConfig:
     small_images: bool = False
     """Replace the stem by a 3x3 convolution of stride 1 without max-pool, for images of about 32 pixels. CIFAR's
     networks (cifar_resnet20 to cifar_resnet110) need no change for them."""
+    freeze: str = "none"
+    """Parts that keep the weights they start from: body (all but the head), stages:N (the stem and the first N stages),
+    or none. BatchNorms in them keep their statistics too."""
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
             raise ValueError(f"model.name: unknown model {self.name!r}; {did_you_mean(self.name, MODELS)}")
         if self.small_images and MODELS[self.name].network is CifarResNet:
             raise ValueError(f"model.small_images: {self.name} is made for small images as it is; set it to False")
+        stages = 3 if MODELS[self.name].network is CifarResNet else 4
+        if frozen_children(self.freeze, [f"layer{number + 1}" for number in range(stages)]) and not self.weights:
+            raise ValueError(
+                f"model.freeze {self.freeze} would keep random weights; choose model.weights to start from, or set "
+                "model.freeze to none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,7 +219,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, head: nn.Module |
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Groups for an optimizer: each parameter once, grouped by weight decay and learning rate.
+    """Groups for an optimizer: each parameter that is trained, once, grouped by weight decay and learning rate.
 
     Parameters keep the order of `model.parameters()`, and groups that of their first member. Each group has `params`,
     `weight_decay`, `lr_scale` (its learning rate over the schedule's) and `lr`, the peak. `head` is the part of the
@@ -234,7 +234,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, head: nn.Module 
     in_head = set(head.parameters()) if head is not None else set()
 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
         weight_decay = 0.0 if parameter in exempt else config.weight_decay
         lr_scale = config.head_lr_factor if parameter in in_head else 1.0
         groups.setdefault((weight_decay, lr_scale), []).append(parameter)
