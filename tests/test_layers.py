@@ -39,9 +39,9 @@ MAY_IMPORT = {
 # Third parties that only these rooms may import.
 KEPT_TO = {
     "torchvision": {"data", "weights"},
-    "numpy": {"data", "weights"},
+    "numpy": {"data", "weights", "inference"},
     "PIL": {"data"},
-    "rich": {"train", "weights"},
+    "rich": {"train", "weights", "inference"},
     "matplotlib": {"runs"},
     "tyro": {"cli"},
     "safetensors": {"train", "weights"},

@@ -1,98 +1,26 @@
-"""Commands on trained networks: predict, evaluate, export."""
+"""Commands on trained networks: evaluate and export."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from resnet_core.cli.errors import SOME_FAILED
 from resnet_core.cli.training import describe_scores
 from resnet_core.cli.weights import FromFile, unset
 from resnet_core.data import DataConfig
 from resnet_core.data.datasets import IN_FOLDERS
-from resnet_core.data.images import ImageError, find_images
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.inference.evaluate import evaluate_weights
 from resnet_core.inference.export import Format, export, find_exporter
-from resnet_core.inference.predict import predict
 from resnet_core.recipes import Recipe
 from resnet_core.runs.folder import read_recipe
 from resnet_core.train import TrainConfig, join_world
 from resnet_core.weights.pretrained import load_model, locate
-
-
-@dataclass(frozen=True)
-class Predict(FromFile):
-    """Classify images: print the most likely classes and their probabilities."""
-
-    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
-    images: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
-    ]
-    """Image files, or folders that contain images at any depth."""
-    top: int = 5
-    """How many classes to print for each image."""
-    model: Annotated[str | None, unset("NAME")] = None
-    """The model that a weights file must be of. By default it is found from the file."""
-    json: bool = False
-    """Print JSON."""
-
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"--top must be at least 1, got {self.top}")
-
-    def __call__(self) -> int:
-        if not self.images:
-            raise ValueError("predict needs an image or a folder of images after the weights")
-        locate(self.weights)  # before the images, and before a download
-        if not any(image.exists() for image in self.images):
-            raise FileNotFoundError(f"{self.images[0]} does not exist; name an image or a folder of images")
-        model, info = load_model(self.weights, model=self.model, **self.choice())
-        if info.transform is None:
-            remedy = (
-                "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
-                if "in_channels" in info.config
-                else f"`resnet-core convert {shlex.quote(self.weights)} NAME.safetensors --resize-size PIXELS "
-                "--crop-size PIXELS` writes a file that does"
-            )
-            raise ValueError(f"{self.weights} does not record how to prepare an image for {info.model}; {remedy}")
-        print(f"{info.model}, {info.origin}", file=sys.stderr)
-
-        records: list[dict[str, Any]] = []
-        for argument in self.images:
-            try:
-                found = find_images(argument)
-            except ImageError as error:
-                records.append(failed(argument, error))
-                continue
-            for image in found:
-                try:
-                    guesses = predict(model, info.transform, image, info.class_names, self.top)
-                except ImageError as error:
-                    records.append(failed(image, error))
-                    continue
-                records.append({"image": str(image), "classes": [asdict(guess) for guess in guesses]})
-                if not self.json:
-                    print(image)
-                    for guess in guesses:
-                        print(f"  {guess.probability:7.2%}  {guess.name or guess.index}")
-
-        if self.json:
-            print(json.dumps(records, indent=2))
-        return SOME_FAILED if any("error" in record for record in records) else 0
-
-
-def failed(image: Path, error: ImageError) -> dict[str, Any]:
-    """Reports an image that could not be classified, and returns its record."""
-    print(f"resnet-core: {error}", file=sys.stderr)
-    return {"image": str(image), "error": str(error)}
 
 
 @dataclass(frozen=True)

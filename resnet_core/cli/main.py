@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -10,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,8 @@ import tyro
 
 from resnet_core.cli.comparison import Compare, Exercise, Grade
 from resnet_core.cli.errors import as_exit_status
-from resnet_core.cli.inference import Evaluate, Export, Predict
+from resnet_core.cli.images import Embed, Predict
+from resnet_core.cli.inference import Evaluate, Export
 from resnet_core.cli.networks import Describe, Models
 from resnet_core.cli.training import Plot, Recipes, Show, Train
 from resnet_core.cli.weights import Convert, Inspect
@@ -43,6 +44,7 @@ COMMANDS: dict[str, type] = {
     "grade": Grade,
     "inspect": Inspect,
     "predict": Predict,
+    "embed": Embed,
     "convert": Convert,
     "export": Export,
 }
@@ -90,6 +92,9 @@ def show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def run_program() -> NoReturn:
     """The program `resnet-core`: exits with the status of `main`, or that of an interruption."""
     training = sys.argv[1:2] == ["train"]
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what a terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     # SIGTERM raises, so that files that are half written are removed.
     handler = signal.default_int_handler if training else lambda number, frame: sys.exit(128 + number)
@@ -120,9 +125,9 @@ def parse_train(words: list[str]) -> Train:
 
 def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> Any:
     """The command with its options. Raises ValueError, in one line, for a mistake in them; rank 0 prints their help."""
-    errors = StringIO()
+    errors = io.StringIO()
     try:
-        with redirect_stderr(errors), nullcontext() if is_main_process() else redirect_stdout(StringIO()):
+        with redirect_stderr(errors), nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
             return tyro.cli(command, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
     except SystemExit as stop:
         if not stop.code:

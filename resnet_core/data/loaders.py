@@ -42,7 +42,7 @@ def stacked(images: Images) -> Tensor:
 class KeyedBatches(Protocol):
     """Makes the batch of a key, in any process."""
 
-    def __getitem__(self, key: Any, /) -> Batch: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class KeyedLoader:
             generator=torch.Generator(),  # DataLoader draws its workers' seed: not from training's random numbers
         )
 
-    def iterate(self, keys: list[Any]) -> Iterator[Batch]:
+    def iterate(self, keys: list[Any]) -> Iterator[Any]:
         self.sampler.keys = keys
         self.loader.worker_init_fn = partial(begin_worker, os.getpid())
         for batch in self.loader:
@@ -206,7 +206,7 @@ class ErrorsAsValues:
 
     batches: KeyedBatches
 
-    def __getitem__(self, key: Any) -> Batch | ImageError:
+    def __getitem__(self, key: Any) -> Any:
         try:
             return self.batches[key]
         except ImageError as error:

@@ -85,13 +85,17 @@ class World:
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Each number summed over the ranks, integers exactly; a rank with nothing to add gives an empty mapping."""
-        every_rank: list[Mapping[str, float]] = [values] * self.size
-        if self.size > 1:
-            dist.all_gather_object(every_rank, values)
         totals: dict[str, float] = {}
-        for key, value in (item for rank_values in every_rank for item in rank_values.items()):
+        for key, value in (item for rank_values in self.gather(values) for item in rank_values.items()):
             totals[key] = totals.get(key, 0) + value
         return totals
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of the ranks; on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives every rank the buffers of rank 0, since each rank's BatchNorm has seen different samples.
@@ -128,10 +132,7 @@ class World:
             result = function()
         except Exception as error:  # carried to all ranks, so that none waits for this one
             mine = error
-        errors = [mine] * self.size
-        if self.size > 1:
-            dist.all_gather_object(errors, mine)
-        for each in errors:
+        for each in self.gather(mine):
             if each is not None:
                 each.on_every_rank = True  # type: ignore[attr-defined]
                 raise each
@@ -150,8 +151,7 @@ class World:
         if self.size == 1:
             return
         mine = {name: _sha256(tensor) for name, tensor in tensors.items()}
-        every_rank = [mine] * self.size
-        dist.all_gather_object(every_rank, mine)
+        every_rank = self.gather(mine)
 
         # Tensor name -> the ranks that differ from the majority.
         odd: dict[str, list[int]] = {}

@@ -1,0 +1,199 @@
+"""Commands that go over images with a trained network: predict and embed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from resnet_core.cli.errors import SOME_FAILED, print_error
+from resnet_core.cli.weights import FromFile, unset
+from resnet_core.data.images import ImageError, find_images
+from resnet_core.distributed.rendezvous import is_main_process
+from resnet_core.foundation.atomic import replace_file
+from resnet_core.inference.predict import as_npy, embed_files, predict_files
+from resnet_core.train import join_world
+from resnet_core.weights.pretrained import load_model, locate
+
+Results = list[tuple[Path, Any]]  # each image, and its result or its ImageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverImages(FromFile):
+    """What these commands have in common."""
+
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
+    """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
+    ]
+    """Image files, or folders that contain images at any depth."""
+    model: Annotated[str | None, unset("NAME")] = None
+    """The model that a weights file must be of. By default it is found from the file."""
+    batch: int = 32
+    """Number of images that are computed at once."""
+    workers: int = 2
+    """Number of processes that read images; 0 reads them in the main process."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("name an image or a folder of images after the weights")
+        if self.batch < 1 or self.workers < 0:
+            raise ValueError(f"--batch must be at least 1 and --workers at least 0, got {self.batch}, {self.workers}")
+
+    def results(self, over_files: Callable[..., list[Any]]) -> Results:
+        """`over_files(model, info, files, ...)` over all image files, by all processes."""
+        locate(self.weights)  # before the images, and before a download
+        if not any(image.exists() for image in self.images):
+            raise FileNotFoundError(f"{self.images[0]} does not exist; name an image or a folder of images")
+
+        files: list[tuple[Path, ImageError | None]] = []
+        for argument in self.images:
+            try:
+                files += [(file, None) for file in find_images(argument)]
+            except ImageError as error:
+                files.append((argument, error))
+
+        with join_world() as world:
+            model, info = load_model(self.weights, model=self.model, **self.choice(), progress=world.is_main)
+            if info.transform is None:
+                remedy = (
+                    "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
+                    if "in_channels" in info.config
+                    else f"`resnet-core convert {shlex.quote(self.weights)} NAME.safetensors --resize-size PIXELS "
+                    "--crop-size PIXELS` writes a file that does"
+                )
+                raise ValueError(f"{self.weights} does not record how to prepare an image for {info.model}; {remedy}")
+            if world.is_main:
+                print(f"{info.model}, {info.origin}", file=sys.stderr)
+
+            to_read = [file for file, error in files if error is None]
+            results = iter(over_files(model, info, to_read, batch=self.batch, workers=self.workers, world=world))
+            return [(file, error or next(results)) for file, error in files]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(OverImages):
+    """Classify images: print the most likely classes and their probabilities, or write them to a CSV file."""
+
+    top: int = 5
+    """How many classes to give for each image."""
+    out: Annotated[Path | None, unset("FILE.csv")] = None
+    """The CSV file to write: a row for each image, with its classes and probabilities, or with its error."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top < 1:
+            raise ValueError(f"--top must be at least 1, got {self.top}")
+        if self.out:
+            check_new_file(self.out, ".csv")
+
+    def __call__(self) -> int:
+        results = self.results(
+            lambda model, info, files, **options: predict_files(
+                model, info.transform, files, info.class_names, self.top, **options
+            )
+        )
+        if not is_main_process():
+            return 0
+
+        if self.out:
+            write_csv(self.out, prediction_rows(results))
+        if self.json:
+            print(json.dumps([record(image, result) for image, result in results], indent=2))
+        elif not self.out:
+            for image, guesses in readable(results):
+                print(
+                    image, *(f"  {guess.probability:7.2%}  {guess.name or guess.index}" for guess in guesses), sep="\n"
+                )
+        return report(results, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(OverImages):
+    """Write the features of images: what the network gives to its head, a row of numbers for each image."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
+    """The NumPy file to write, float32. The names of the images, in the order of its rows, are written beside it, to a
+    file that ends in .csv."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_new_file(self.out, ".npy")
+        check_new_file(self.out.with_suffix(".csv"), ".csv")
+
+    def __call__(self) -> int:
+        results = self.results(
+            lambda model, info, files, **options: embed_files(model, info.transform, files, **options)
+        )
+        if not is_main_process():
+            return 0
+
+        if rows := readable(results):
+            write_csv(self.out.with_suffix(".csv"), [["image"], *([image] for image, _ in rows)])
+            replace_file(self.out, as_npy([features for _, features in rows]))
+        return report(results, self.out if rows else None)
+
+
+def readable(results: Results) -> Results:
+    """Without the images that could not be read."""
+    return [(image, result) for image, result in results if not isinstance(result, ImageError)]
+
+
+def report(results: Results, out: Path | None) -> int:
+    """Prints what was written and which images could not be read. Returns the exit status."""
+    done = readable(results)
+    if out:
+        print(f"{out}: {len(done):,} {'image' if len(done) == 1 else 'images'}")
+    for _, result in results:
+        if isinstance(result, ImageError):
+            print_error(result)
+    return SOME_FAILED if len(done) < len(results) else 0
+
+
+def record(image: Path, result: Any) -> dict[str, Any]:
+    """An image's predictions as JSON."""
+    if isinstance(result, ImageError):
+        return {"image": str(image), "error": str(result)}
+    return {"image": str(image), "classes": [asdict(guess) for guess in result]}
+
+
+def prediction_rows(results: Results) -> list[list[Any]]:
+    """A header, and for each image its classes with their probabilities, or the error."""
+    most = max((len(guesses) for _, guesses in readable(results)), default=1)
+    columns = [f"{name}{number}" for number in ("", *range(2, most + 1)) for name in ("class", "probability")]
+
+    rows: list[list[Any]] = [["image", *columns, "error"]]
+    for image, result in results:
+        if isinstance(result, ImageError):
+            rows.append([image, *[""] * len(columns), result])
+        else:
+            cells = [cell for guess in result for cell in (guess.name or guess.index, f"{guess.probability:.6g}")]
+            rows.append([image, *cells, ""])
+    return rows
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    replace_file(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def check_new_file(path: Path, ending: str) -> None:
+    """Raises ValueError for a file with another ending, one that exists, and one whose folder does not."""
+    if path.suffix.lower() != ending:
+        raise ValueError(f"{path} must end in {ending}; name it {path.stem}{ending}")
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a folder; create it, or choose another place for {path.name}")

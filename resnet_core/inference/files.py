@@ -1,0 +1,79 @@
+"""A network over many image files: prepared in batches by worker processes, shared out over the ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from resnet_core.data.images import ImageError, read_image
+from resnet_core.data.loaders import KeyedLoader
+from resnet_core.data.sampler import rank_share
+from resnet_core.data.transforms import ImageTransform
+from resnet_core.train import World
+
+R = TypeVar("R")
+
+
+@torch.inference_mode()
+def results_of_files(
+    model: nn.Module,
+    results_of: Callable[[Tensor], Sequence[R]],
+    transform: ImageTransform,
+    paths: Sequence[Path],
+    *,
+    batch: int = 32,
+    workers: int = 0,
+    world: World | None = None,
+) -> list[R | ImageError]:
+    """For each image file, in order, a result or, where it is not a whole image, the ImageError; on every rank.
+
+    `results_of(outputs)` makes a batch of the network's outputs into a result for each sample. Each rank computes its
+    share of the files in batches of `batch`, which `workers` processes prepare. A terminal shows a progress bar.
+    """
+    world = world or World()
+    model = model.to(world.device)
+    mine = rank_share(len(paths), rank=world.rank, world_size=world.size)
+    batches = [[paths[number] for number in mine[start : start + batch]] for start in range(0, len(mine), batch)]
+    workers = workers if len(batches) > 1 else 0
+    loader = KeyedLoader(FileBatches(transform), workers=workers, pin_memory=False)
+
+    def results_of_this_rank() -> list[R | ImageError]:
+        found: list[R | ImageError] = []
+        for prepared in track(
+            loader.iterate(batches), "images", len(batches), console=Console(stderr=True), transient=True,
+            disable=not (world.is_main and sys.stderr.isatty()),
+        ):  # fmt: skip
+            images = [each for each in prepared if isinstance(each, Tensor)]
+            results = iter(results_of(model(torch.stack(images).to(world.device))) if images else ())
+            found += [next(results) if isinstance(each, Tensor) else each for each in prepared]
+        return found
+
+    every_rank = world.gather(world.gather_or_raise(results_of_this_rank))
+    results: list[Any] = [None] * len(paths)
+    for rank, found in enumerate(every_rank):
+        results[rank :: world.size] = found
+    return results
+
+
+@dataclass(frozen=True)
+class FileBatches:
+    """Files -> each one's pixels `[C, H, W]`, or the ImageError."""
+
+    transform: ImageTransform
+
+    def __getitem__(self, paths: list[Path]) -> list[Tensor | ImageError]:
+        return [self.pixels(path) for path in paths]
+
+    def pixels(self, path: Path) -> Tensor | ImageError:
+        try:
+            return self.transform(read_image(path))
+        except ImageError as error:
+            return error
