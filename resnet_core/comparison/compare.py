@@ -28,6 +28,7 @@ from resnet_core.comparison.climb import (
 )
 from resnet_core.comparison.diagnosis import Diagnosis, as_resnet, diagnose
 from resnet_core.comparison.pair import Network, match
+from resnet_core.comparison.references import complete, first_is_reference
 from resnet_core.comparison.rungs import SLOW, Rung, timed
 from resnet_core.comparison.twins import Twins, share_weights
 from resnet_core.foundation.precision import same_bits
@@ -47,6 +48,8 @@ class Comparison:
     likely_cause: str | None = None
     mistakes: tuple[str, ...] | None = None
     """The known mistakes that explain the first network, names of `resnet_core.comparison.mistakes.MISTAKES`."""
+    reference: str | None = None
+    """The reference in words where `compare` chose it."""
     renamed: dict[str, str] = field(default_factory=dict)
     """The first network's modules -> the second's, where names differ."""
 
@@ -63,6 +66,8 @@ class Comparison:
             errors = "errors against float64 {:.1e} and {:.1e}".format(*rung.errors) if rung.errors else ""
             notes = "; ".join(note for note in (rung.detail, errors) if note)
             lines.append(f"{rung.name:<24}{rung.status:<10}{difference:>12}  {notes}".rstrip())
+        if self.reference:
+            lines.append(f"reference: {self.reference}")
         if self.first_divergence:
             lines.append(f"first divergence: {self.first_divergence}")
         if self.values:
@@ -74,8 +79,8 @@ class Comparison:
 
 def compare(
     a: Network,
-    b: Network,
-    inputs: Tensor,
+    b: Network | None = None,
+    inputs: Tensor | None = None,
     *,
     rungs: Collection[str] = DEFAULT_RUNGS,
     skip: Collection[str] = (),
@@ -84,19 +89,23 @@ def compare(
     """The ladder of `a`, the network in question, and `b`, the reference, on `inputs` `[N, C, H, W]`, N at least 2.
 
     Each is a module, or a function that builds one. With functions the weights that a seed gives are compared, too.
+    The reference may be left out: the model of ours that is nearest by the shapes of its weights takes its place. It
+    may also come first, if it is of our classes or torchvision's and unedited. Without `inputs` two random images are
+    used, of a size that both networks take.
     `rungs` are names of ALL_RUNGS, by default all but the slow ones, without those of `skip`. They run on the inputs'
     device. Where a rung differs and `b` is a ResNet of this package or of torchvision's form, each known mistake is
     simulated, then pairs of mistakes for `diagnosis_seconds`; with 0 none is. Raises TypeError for anything that is not
     a network, RuntimeError for a network that does not run on these inputs, and ValueError for fewer than 2 images, for
     values that are not finite, and for an unknown rung.
     """
-    if len(inputs) < 2 or not inputs.isfinite().all():
+    if inputs is not None and (len(inputs) < 2 or not inputs.isfinite().all()):
         raise ValueError(f"inputs must be finite and at least 2 images, got {list(inputs.shape)}")
     for name in (*rungs, *skip):
         if name not in ALL_RUNGS:
             raise ValueError(f"unknown rung {name!r}; {did_you_mean(name, ALL_RUNGS)}")
     names = [name for name in rungs if name not in skip]
     with exact_arithmetic(), torch.random.fork_rng():
+        b, inputs, reference = complete(a, b, inputs)
         pair = match(a, b, inputs)
         found = [*timed(starting_rungs(pair, names))]
         differ_at_start = any(rung.name == "seeded initialisation" and not rung.passed for rung in found)
@@ -119,14 +128,15 @@ def compare(
         values=values,
         likely_cause="; ".join(filter(None, (cause, cause_of_weights))) or None,
         mistakes=diagnosis.mistakes if diagnosis and not diagnosis.healthy else None,
+        reference=reference,
         renamed=pair.renamed,
     )
 
 
 def assert_parity(
     a: Network,
-    b: Network,
-    inputs: Tensor,
+    b: Network | None = None,
+    inputs: Tensor | None = None,
     *,
     rungs: Collection[str] = DEFAULT_RUNGS,
     skip: Collection[str] = (),
@@ -152,11 +162,12 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 def diagnosis_of(twins: Twins, seconds: float) -> Diagnosis | None:
-    """The mistakes that explain the first network; None where the second is no reference to try them on."""
-    reference = as_resnet(twins.b)
+    """The mistakes that explain the network in question; None where the other is no reference to try them on."""
+    patient, other = (twins.b, twins.a) if first_is_reference(twins.a, twins.b) else (twins.a, twins.b)
+    reference = as_resnet(other)
     if seconds <= 0 or reference is None:
         return None
-    return diagnose(twins.a, reference, twins.inputs, seconds=seconds)
+    return diagnose(patient, reference, twins.inputs, seconds=seconds)
 
 
 def likely_cause(twins: Twins, diagnosis: Diagnosis | None, seconds: float) -> str | None:

@@ -50,8 +50,13 @@ def build(name: str, **config: Any) -> nn.Module:
 
 def build_on_meta(name: str, **config: Any) -> nn.Module:
     """The same network on the meta device: shapes and types without values, at once and without memory."""
+    return on_meta(lambda: build(name, **config))
+
+
+def on_meta(function: Callable[[], nn.Module]) -> nn.Module:
+    """The network that a function of ours builds, on the meta device."""
     with torch.device("meta"), _WithoutInitialValues():
-        return build(name, **config)
+        return function()
 
 
 class _WithoutInitialValues(TorchFunctionMode):

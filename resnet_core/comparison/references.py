@@ -1,0 +1,308 @@
+"""Which of our models a network is meant to be, and whether it is that model to the letter.
+
+nearest(network)             # resnet18(num_classes=10): by the shapes of its weights
+pristine(network)            # the same for ours and torchvision's own networks, None for anything edited
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from resnet_core.models.backbone import Backbone
+from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.registry import MODELS, on_meta
+from resnet_core.models.resnet import WIDER, BasicBlock, Bottleneck, ResNet
+
+Shape = tuple[int, ...]
+Network = nn.Module | Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A network of ours by its arguments. Calling it builds it."""
+
+    network: type[nn.Module]
+    arguments: tuple[Any, ...]
+    """A block and the depths of its four stages, or a CIFAR network's n."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that differ from the class's own."""
+
+    def __call__(self) -> nn.Module:
+        return self.network(*self.arguments, **self.config)
+
+    @property
+    def small_images(self) -> bool:
+        """Whether it was made for images of 32 pixels."""
+        return self.network is CifarResNet or bool(self.config.get("small_images"))
+
+    def __str__(self) -> str:
+        """As Python builds it: `resnet18(num_classes=10)`."""
+        for name, model in MODELS.items():
+            if (model.network, model.arguments) == (self.network, self.arguments) and model.config == self.width:
+                return f"{name}({written(without(self.config, model.config))})"
+        if self.network is CifarResNet:
+            return f"CifarResNet({written({'n': self.arguments[0], **self.config})})"
+        block, depths = self.arguments
+        return f"ResNet({block.__name__}, {list(depths)}, {written(self.config)})".replace(", )", ")")
+
+    @property
+    def width(self) -> dict[str, Any]:
+        """The arguments that make a ResNeXt or a Wide ResNet of it."""
+        return {key: value for key, value in self.config.items() if key in ("groups", "width_per_group")}
+
+
+def written(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in config.items())
+
+
+def without(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in other}
+
+
+# The nearest model, by the shapes of weights.
+
+
+def nearest(network: nn.Module, num_classes: int | None = None) -> Reference:
+    """The model of ours that has most of the network's convolutions: its block, depth, width, channels, classes, stem.
+
+    `num_classes` is the number of logits, by default that of the last linear layer. Depths that differ from a model's
+    in one stage, or add up to its blocks, are meant to be that model's; others are kept. Raises ValueError for a
+    network without convolutions of images, and for 3-D ones.
+    """
+    refuse_volumes(network)
+    convolutions = convolutions_of(network)
+    if not convolutions:
+        raise ValueError("the network has no convolution of images, so it is nearest to no ResNet; name a reference")
+
+    if num_classes is None:
+        heads = [len(parameter) for parameter in network.parameters() if parameter.dim() == 2]
+        num_classes = heads[-1] if heads else None
+    stem = convolutions[0]
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    small = stem[2:] == (3, 3) and (first is None or first.stride == (1, 1))
+
+    candidates = [for_images(each, stem[1], num_classes, small) for each in candidates_of(convolutions)]
+    return min(candidates, key=lambda candidate: distance(convolutions, convolutions_of(on_meta(candidate))))
+
+
+def refuse_volumes(network: nn.Module) -> None:
+    if any(parameter.dim() == 5 for parameter in network.parameters()):
+        raise ValueError(
+            f"{type(network).__name__} has 3-D convolutions; compare takes networks for images, and networks for "
+            "volumes and video are out of scope"
+        )
+
+
+def for_images(reference: Reference, channels: int, num_classes: int | None, small: bool) -> Reference:
+    """The reference for these images and classes."""
+    usual = 10 if reference.network is CifarResNet else 1000
+    config = dict(reference.config)
+    if num_classes not in (None, usual):
+        config["num_classes"] = num_classes
+    if channels != 3:
+        config["in_channels"] = channels
+    if small and reference.network is Backbone:
+        config["small_images"] = True
+    return replace(reference, config=config)
+
+
+def candidates_of(convolutions: list[Shape]) -> Iterator[Reference]:
+    """One reference of each kind of block and width, of the depths that these weights suggest."""
+    yield of_blocks(BasicBlock, {}, [count // 2 for count in per_stage(convolutions[1:], (64, 128, 256, 512))])
+
+    # A Bottleneck begins with a 1x1; what comes before the first is the stem.
+    pointwise = next((number for number, shape in enumerate(convolutions) if shape[2:] == (1, 1)), 0)
+    widths = {str(config): config for config in ({}, *(config for _, config in WIDER.values()))}
+    for config in widths.values():
+        groups, base = config.get("groups", 1), config.get("width_per_group", 64)
+        channels = [planes * base // 64 * groups for planes in (64, 128, 256, 512)]
+        yield of_blocks(Bottleneck, config, per_stage(convolutions[pointwise:], channels))
+
+    n = max(1, round(sum(per_stage(convolutions[1:], (16, 32, 64))) / 6))
+    for shortcut in ({}, {"shortcut": "B"}):
+        yield Reference(network=CifarResNet, arguments=(n,), config=shortcut)
+
+
+def per_stage(convolutions: Iterable[Shape], channels: Iterable[int]) -> list[int]:
+    """How many 3x3 convolutions write these numbers of channels."""
+    written = Counter(shape[0] for shape in convolutions if shape[2:] == (3, 3))
+    return [written[number] for number in channels]
+
+
+def of_blocks(block: type[nn.Module], config: Mapping[str, Any], found: list[int]) -> Reference:
+    """The model with these blocks whose depths are nearest; with the depths found, where none is near."""
+    rows = [
+        model.arguments
+        for model in MODELS.values()
+        if model.network is Backbone and model.arguments[0] is block and dict(model.config) == config
+    ]
+
+    def unlike(row: tuple[Any, ...]) -> tuple[int, int]:
+        """In how many stages the depths differ, and by how many blocks in all."""
+        stages = sum(ours != theirs for ours, theirs in zip(row[1], found, strict=True))
+        return stages, abs(sum(row[1]) - sum(found))
+
+    row = min(rows, key=unlike)
+    stages, blocks = unlike(row)
+    if stages > 1 and blocks > 0:
+        row = (block, tuple(max(1, depth) for depth in found))
+    return Reference(network=Backbone, arguments=row, config=config)
+
+
+def convolutions_of(network: nn.Module) -> list[Shape]:
+    """Shapes of the convolutions' weights."""
+    return [tuple(parameter.shape) for parameter in network.parameters() if parameter.dim() == 4]
+
+
+def distance(found: list[Shape], expected: list[Shape]) -> int:
+    """How many convolutions only one of the two has; one of another kernel counts less."""
+    channels = apart([shape[:2] for shape in found], [shape[:2] for shape in expected])
+    return 2 * channels + apart(found, expected)
+
+
+def apart(ours: list[Shape], theirs: list[Shape]) -> int:
+    """How many elements only one of the two has."""
+    return (Counter(ours) - Counter(theirs)).total() + (Counter(theirs) - Counter(ours)).total()
+
+
+# To the letter.
+
+
+OURS = (ResNet, Backbone, CifarResNet)
+TORCHVISIONS = ("torchvision.models.resnet", "ResNet")
+PACKAGES = ("torch", "torchvision", "resnet_core")
+
+
+def is_ours_or_torchvisions(network: nn.Module) -> bool:
+    """Whether the network is of our classes, torchvision's, or one derived from them: configured, edited or not."""
+    return isinstance(network, OURS) or any(
+        (each.__module__, each.__qualname__) == TORCHVISIONS for each in type(network).__mro__
+    )
+
+
+def pristine(network: nn.Module) -> Reference | None:
+    """The model that the network is to the letter: of our classes or torchvision's, with all layers and settings of it.
+
+    None for any other network, and for one of these with other settings (eps, dilation), exchanged layers, a `forward`
+    of its own, or hooks. The original v1, stride on the 1x1, counts as a model.
+    """
+    kind = type(network)
+    if (kind not in OURS and (kind.__module__, kind.__qualname__) != TORCHVISIONS) or is_rerouted(network):
+        return None
+
+    # Anything may have been exchanged, so that the nearest model fails to be built.
+    try:
+        reference = nearest(network)
+    except ValueError:
+        return None
+    found = layers_of(network)
+    v1 = replace(reference, config={**reference.config, "stride_in_1x1": True})
+    candidates = [reference, v1] if Bottleneck in reference.arguments else [reference]
+    return next((candidate for candidate in candidates if layers_of(on_meta(candidate)) == found), None)
+
+
+def layers_of(network: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """Each module's kind, settings and shapes by its path, without empty shortcuts, which torchvision's lack."""
+    return {
+        path: (kind_of(module), settings_of(module), [tuple(each.shape) for each in module.parameters(recurse=False)])
+        for path, module in network.named_modules()
+        if path and not (path.endswith(".downsample") and isinstance(module, nn.Identity))
+    }
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of its class, and where that comes from if that is neither torch, torchvision nor this package."""
+    kind = type(module)
+    known = kind.__module__.partition(".")[0] in PACKAGES and not is_rerouted(module)
+    return kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__} {id(module)}"
+
+
+def is_rerouted(module: nn.Module) -> bool:
+    """Whether this one module has a `forward` of its own, or hooks."""
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """Public attributes that are plain values and change what a layer computes."""
+    if next(module.children(), None) is not None:
+        return {}
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key not in ("training", "inplace") and isinstance(value, PLAIN)
+    }
+
+
+PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+# What is compared with what, on which images.
+
+SIZES = {True: (32, 64, 224), False: (64, 224, 32)}
+"""Pixels to try, by whether the reference was made for small images: some networks run on one size only."""
+
+
+def complete(a: Network, b: Network | None, inputs: Tensor | None) -> tuple[Network, Tensor, str | None]:
+    """The second network, images that both take, and in words what the reference is, where the caller did not say so.
+
+    A second network that was left out is the model of ours that is nearest. Images that were left out get a size on
+    which both networks run. Raises ValueError for 3-D networks.
+    """
+    network = sample(a, inputs)
+    refuse_volumes(network)
+    if b is None:
+        inputs = images_for([network], nearest(network)) if inputs is None else inputs
+        logits = output_of(network, inputs)
+        b = nearest(network, logits.shape[-1] if isinstance(logits, Tensor) else None)
+        return b, inputs, f"{b}, the nearest of our models"
+
+    other = sample(b, inputs)
+    inputs = images_for([network, other], nearest(network)) if inputs is None else inputs
+    first = first_is_reference(network, other)
+    return b, inputs, f"{pristine(network)}, the first network" if first else None
+
+
+def first_is_reference(first: nn.Module, second: nn.Module) -> bool:
+    """Whether the networks were given in the other order: the first is one of our models, the second is not."""
+    return pristine(second) is None and pristine(first) is not None
+
+
+def sample(network: Network, inputs: Tensor | None) -> nn.Module:
+    """A copy of the network, in evaluation mode. Lazy layers of the given one get their weights, by a first forward."""
+    if not isinstance(network, nn.Module) and callable(network):
+        torch.manual_seed(0)
+        network = network()
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"compare takes networks or functions that build them, got a {type(network).__name__}")
+
+    network = getattr(network, "_orig_mod", network)  # the network inside torch.compile's wrapper
+    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
+        output_of(network, torch.zeros(2, 3, 64, 64) if inputs is None else inputs)
+    return copy.deepcopy(network).eval()
+
+
+def images_for(networks: list[nn.Module], reference: Reference) -> Tensor:
+    """Two random images of the first size that all networks take, or of the first size where none is."""
+    generator = torch.Generator().manual_seed(0)
+    channels = reference.config.get("in_channels", 3)
+    tried = [torch.randn(2, channels, size, size, generator=generator) for size in SIZES[reference.small_images]]
+    taken = (images for images in tried if all(output_of(network, images) is not None for network in networks))
+    return next(taken, tried[0])
+
+
+@torch.no_grad()
+def output_of(network: nn.Module, inputs: Tensor) -> Any:
+    """What the network returns; None where it does not run on these images, for example because they are too small."""
+    parameter = next(network.parameters(), inputs)
+    try:
+        return network(inputs.to(parameter.device, parameter.dtype))
+    except (RuntimeError, ValueError):
+        return None

@@ -1,0 +1,107 @@
+"""Which of our models a network is meant to be, and whether it is that model to the letter."""
+
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import resnet_core
+from parity.patients.people import PEOPLE, LinearEnds
+from resnet_core.comparison.references import complete, nearest, pristine
+from resnet_core.models.registry import MODELS, build_on_meta
+from resnet_core.models.resnet import BasicBlock, ResNet
+from tests.comparison.test_people import REFERENCES
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model_is_nearest_to_itself(name):
+    network = build_on_meta(name)
+    assert str(nearest(network)) == str(pristine(network)) == f"{name}()"
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("resnet18", {"num_classes": 10, "in_channels": 1}),
+        ("resnet18", {"num_classes": 10, "small_images": True}),
+        ("cifar_resnet32", {"shortcut": "B"}),
+        ("resnet50", {"stride_in_1x1": True}),
+    ],
+)
+def test_arguments_that_make_another_model_are_found(name, config):
+    written = ", ".join(f"{key}={value!r}" for key, value in config.items())
+    assert str(pristine(build_on_meta(name, **config))) == f"{name}({written})"
+
+
+def edited(**layers):
+    network = torchvision.models.resnet18(num_classes=10)
+    for name, layer in layers.items():
+        setattr(network, name, layer)
+    return network
+
+
+class Derived(torchvision.models.ResNet):
+    def forward(self, x):
+        return super().forward(x)
+
+
+EDITED = {
+    "eps": partial(torchvision.models.resnet18, norm_layer=partial(nn.BatchNorm2d, eps=1e-3)),
+    "momentum": partial(resnet_core.resnet18, norm_layer=partial(nn.BatchNorm2d, momentum=0.01)),
+    "dilation": partial(build_on_meta, "resnet50", replace_stride_with_dilation=(False, False, True)),
+    "max-pool": partial(edited, maxpool=nn.MaxPool2d(2, 2)),
+    "ReLU": partial(edited, relu=nn.Identity()),
+    "forward": partial(edited, forward=lambda x: x),
+    "class": partial(Derived, torchvision.models.resnet.BasicBlock, (1, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("build", EDITED.values(), ids=EDITED)
+def test_an_edited_network_is_not_pristine(build):
+    network = build()
+    assert pristine(network) is None
+    assert nearest(network).arguments[0].__name__ in ("BasicBlock", "Bottleneck")
+
+
+def test_torchvisions_own_network_is_pristine():
+    assert str(pristine(edited())) == "resnet18(num_classes=10)"
+
+
+@pytest.mark.parametrize("depths", [(2, 2, 2, 1), (2, 2, 3, 1)])
+def test_depths_that_are_nearly_a_models_are_meant_to_be_it(depths):
+    assert str(nearest(ResNet(BasicBlock, depths, 1000))) == "resnet18()"
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize("name", PEOPLE)
+def test_a_hand_written_network_finds_its_reference(name):
+    person = PEOPLE[name]
+    reference, inputs, words = complete(person.network, None, None)
+    expected = REFERENCES["Bottleneck" if name == "Amr-Abdellatif" else person.reference](
+        in_channels=person.network.channels
+    )
+    assert {key: value.shape for key, value in reference().state_dict().items()} == {
+        key: value.shape for key, value in expected.state_dict().items()
+    }
+    assert words.endswith("the nearest of our models")
+    assert person.network()(inputs).shape == reference()(inputs).shape
+
+
+def test_the_reference_may_be_left_out_or_come_first():
+    left_out = resnet_core.compare(LinearEnds, rungs=["logits"])
+    assert left_out.reference.startswith("ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10), the nearest")
+    assert left_out.mistakes == ("no ReLU after the addition",)
+    assert f"reference: {left_out.reference}" in str(left_out)
+
+    inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first = resnet_core.compare(REFERENCES["BasicBlock"], LinearEnds, inputs, rungs=["logits"])
+    assert first.reference.endswith("the first network")
+    assert first.mistakes == ("no ReLU after the addition",)
+
+
+def test_networks_for_volumes_are_out_of_scope():
+    network = nn.Sequential(nn.Conv3d(3, 8, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 10))
+    with pytest.raises(ValueError, match=r"3-D convolutions; .* out of scope"):
+        resnet_core.compare(network)
