@@ -1,4 +1,4 @@
-"""Commands that go over images with a trained network: predict and embed."""
+"""Commands that go over images with a trained network: predict, embed and explain."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch import nn
 
 from resnet_core.cli.errors import SOME_FAILED, print_error
 from resnet_core.cli.weights import FromFile, unset
 from resnet_core.data.images import ImageError, find_images
+from resnet_core.data.transforms import ImageTransform
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.foundation.atomic import replace_file
+from resnet_core.inference.explain import as_png, captum_attr, explain
+from resnet_core.inference.files import with_bar
 from resnet_core.inference.predict import as_npy, embed_files, predict_files
 from resnet_core.train import join_world
 from resnet_core.weights.pretrained import load_model, locate
@@ -38,19 +43,13 @@ class OverImages(FromFile):
     """Image files, or folders that contain images at any depth."""
     model: Annotated[str | None, unset("NAME")] = None
     """The model that a weights file must be of. By default it is found from the file."""
-    batch: int = 32
-    """Number of images that are computed at once."""
-    workers: int = 2
-    """Number of processes that read images; 0 reads them in the main process."""
 
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError("name an image or a folder of images after the weights")
-        if self.batch < 1 or self.workers < 0:
-            raise ValueError(f"--batch must be at least 1 and --workers at least 0, got {self.batch}, {self.workers}")
 
-    def results(self, over_files: Callable[..., list[Any]]) -> Results:
-        """`over_files(model, info, files, ...)` over all image files, by all processes."""
+    def files(self) -> list[tuple[Path, ImageError | None]]:
+        """The image files; with an error, what was named and cannot be read."""
         locate(self.weights)  # before the images, and before a download
         if not any(image.exists() for image in self.images):
             raise FileNotFoundError(f"{self.images[0]} does not exist; name an image or a folder of images")
@@ -61,27 +60,51 @@ class OverImages(FromFile):
                 files += [(file, None) for file in find_images(argument)]
             except ImageError as error:
                 files.append((argument, error))
+        return files
 
-        with join_world() as world:
-            model, info = load_model(self.weights, model=self.model, **self.choice(), progress=world.is_main)
-            if info.transform is None:
-                remedy = (
-                    "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
-                    if "in_channels" in info.config
-                    else f"`resnet-core convert {shlex.quote(self.weights)} NAME.safetensors --resize-size PIXELS "
-                    "--crop-size PIXELS` writes a file that does"
-                )
-                raise ValueError(f"{self.weights} does not record how to prepare an image for {info.model}; {remedy}")
-            if world.is_main:
-                print(f"{info.model}, {info.origin}", file=sys.stderr)
-
-            to_read = [file for file, error in files if error is None]
-            results = iter(over_files(model, info, to_read, batch=self.batch, workers=self.workers, world=world))
-            return [(file, error or next(results)) for file, error in files]
+    def network(self) -> tuple[nn.Module, ImageTransform, Sequence[str] | None]:
+        """The network, how to prepare an image for it, and its classes' names where they are known."""
+        model, info = load_model(self.weights, model=self.model, **self.choice(), progress=is_main_process())
+        if info.transform is None:
+            remedy = (
+                "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
+                if "in_channels" in info.config
+                else f"`resnet-core convert {shlex.quote(self.weights)} NAME.safetensors --resize-size PIXELS "
+                "--crop-size PIXELS` writes a file that does"
+            )
+            raise ValueError(f"{self.weights} does not record how to prepare an image for {info.model}; {remedy}")
+        if is_main_process():
+            print(f"{info.model}, {info.origin}", file=sys.stderr)
+        return model, info.transform, info.class_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OverImages):
+class InBatches(OverImages):
+    """Commands that compute many images at once."""
+
+    batch: int = 32
+    """Number of images that are computed at once."""
+    workers: int = 2
+    """Number of processes that read images; 0 reads them in the main process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1 or self.workers < 0:
+            raise ValueError(f"--batch must be at least 1 and --workers at least 0, got {self.batch}, {self.workers}")
+
+    def results(self, over_files: Callable[..., list[Any]]) -> Results:
+        """`over_files(model, transform, files, class_names, ...)` over all image files, by all processes."""
+        files = self.files()
+        to_read = [file for file, error in files if error is None]
+        with join_world() as world:
+            options = {"batch": self.batch, "workers": self.workers, "world": world}
+            model, transform, class_names = self.network()
+            results = iter(over_files(model, transform, to_read, class_names, **options))
+        return [(file, error or next(results)) for file, error in files]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(InBatches):
     """Classify images: print the most likely classes and their probabilities, or write them to a CSV file."""
 
     top: int = 5
@@ -99,11 +122,7 @@ class Predict(OverImages):
             check_new_file(self.out, ".csv")
 
     def __call__(self) -> int:
-        results = self.results(
-            lambda model, info, files, **options: predict_files(
-                model, info.transform, files, info.class_names, self.top, **options
-            )
-        )
+        results = self.results(partial(predict_files, top=self.top))
         if not is_main_process():
             return 0
 
@@ -120,7 +139,7 @@ class Predict(OverImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed(OverImages):
+class Embed(InBatches):
     """Write the features of images: what the network gives to its head, a row of numbers for each image."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
@@ -134,7 +153,7 @@ class Embed(OverImages):
 
     def __call__(self) -> int:
         results = self.results(
-            lambda model, info, files, **options: embed_files(model, info.transform, files, **options)
+            lambda model, transform, files, _, **options: embed_files(model, transform, files, **options)
         )
         if not is_main_process():
             return 0
@@ -143,6 +162,37 @@ class Embed(OverImages):
             write_csv(self.out.with_suffix(".csv"), [["image"], *([image] for image, _ in rows)])
             replace_file(self.out, as_npy([features for _, features in rows]))
         return report(results, self.out if rows else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(OverImages):
+    """Draw where in images the network sees a class: Grad-CAM heat maps, a picture for each image."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """A new folder for the pictures."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME", help_behavior_hint="")] = None
+    """Name or number of the class to look for. By default each image's most likely one."""
+
+    def __call__(self) -> int:
+        captum_attr()  # before any work
+        files = self.files()
+        if self.out.exists():
+            raise FileExistsError(f"{self.out} exists; remove it or choose another folder")
+        model, transform, class_names = self.network()
+
+        results: Results = []
+        for number, (file, error) in enumerate(with_bar(files, len(files)), 1):
+            try:
+                if error:
+                    raise error
+                explanation = explain(model, transform, file, class_names, self.class_)
+            except ImageError as damage:
+                results.append((file, damage))
+                continue
+            self.out.mkdir(parents=True, exist_ok=True)
+            replace_file(self.out / f"{number:0{len(str(len(files)))}}-{file.name}.png", as_png(explanation))
+            results.append((file, explanation))
+        return report(results, self.out)
 
 
 def readable(results: Results) -> Results:

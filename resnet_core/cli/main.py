@@ -18,7 +18,7 @@ import tyro
 
 from resnet_core.cli.comparison import Compare, Exercise, Grade
 from resnet_core.cli.errors import as_exit_status
-from resnet_core.cli.images import Embed, Predict
+from resnet_core.cli.images import Embed, Explain, Predict
 from resnet_core.cli.inference import Evaluate, Export
 from resnet_core.cli.networks import Describe, Models
 from resnet_core.cli.training import Plot, Recipes, Show, Train
@@ -45,6 +45,7 @@ COMMANDS: dict[str, type] = {
     "inspect": Inspect,
     "predict": Predict,
     "embed": Embed,
+    "explain": Explain,
     "convert": Convert,
     "export": Export,
 }

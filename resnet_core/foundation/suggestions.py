@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from resnet_core.foundation.errors import shortened
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The remedy of an error about an unknown name: names that end with it, else the nearest, else all known ones."""
@@ -12,4 +14,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     written = str(name).lower()
     longer = [each for each in spelled if each.endswith(f"_{written}")]
     nearest = [spelled[each] for each in longer or difflib.get_close_matches(written, spelled, n=3, cutoff=0.5)]
-    return f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(spelled.values())}"
+    return f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {shortened(spelled.values(), most=20)}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,10 +46,7 @@ def results_of_files(
 
     def results_of_this_rank() -> list[R | ImageError]:
         found: list[R | ImageError] = []
-        for prepared in track(
-            loader.iterate(batches), "images", len(batches), console=Console(stderr=True), transient=True,
-            disable=not (world.is_main and sys.stderr.isatty()),
-        ):  # fmt: skip
+        for prepared in with_bar(loader.iterate(batches), len(batches), shown=world.is_main):
             images = [each for each in prepared if isinstance(each, Tensor)]
             results = iter(results_of(model(torch.stack(images).to(world.device))) if images else ())
             found += [next(results) if isinstance(each, Tensor) else each for each in prepared]
@@ -61,6 +57,12 @@ def results_of_files(
     for rank, found in enumerate(every_rank):
         results[rank :: world.size] = found
     return results
+
+
+def with_bar(items: Iterable[R], total: int, *, shown: bool = True) -> Iterable[R]:
+    """The items; where there is a terminal, a progress bar shows how far they have come."""
+    console = Console(stderr=True)
+    return track(items, "images", total, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 @dataclass(frozen=True)
