@@ -42,7 +42,7 @@ def flags(command, *arguments):
     """The options that a command's help lists."""
     printed = io.StringIO()
     with redirect_stdout(printed), suppress(SystemExit):
-        main([command, *arguments, "--help"])
+        main([*command.split(), *arguments, "--help"])
     return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*", printed.getvalue())))
 
 

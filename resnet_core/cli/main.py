@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import tyro
 
 from resnet_core.cli.comparison import Compare, Exercise, Grade
+from resnet_core.cli.data import DataCheck
 from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.images import Embed, Explain, Predict
 from resnet_core.cli.inference import Evaluate, Export
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "plot": Plot,
+    "data check": DataCheck,
     "compare": Compare,
     "exercise": Exercise,
     "grade": Grade,
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: resnet-core COMMAND ...\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}")
         print("\n`resnet-core COMMAND --help` explains a command.")
         return 0
     if words[0] == "--version":
@@ -71,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     # A command.
-    name, rest = words[0], words[1:]
+    size = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name, rest = " ".join(words[:size]), words[size:]
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
     if name == "train" and rest in (["-h"], ["--help"]):

@@ -3,20 +3,17 @@
 from resnet_core.data.config import DataConfig, dataset_of, loaders_of
 from resnet_core.data.datasets import (
     DATASETS,
-    Dataset,
-    ImageFiles,
-    LabelledImages,
-    Split,
-    identity,
     load_cifar10,
     load_dataset,
     load_digits,
     load_fashion_mnist,
-    load_image_folder,
     load_test,
 )
+from resnet_core.data.folders import FolderOptions, load_image_folder
+from resnet_core.data.identity import identity
 from resnet_core.data.images import ImageError
 from resnet_core.data.loaders import EvalLoader, TrainLoader
+from resnet_core.data.splits import Dataset, ImageFiles, LabelledImages, Split
 from resnet_core.data.transforms import Augmentation, ImageTransform, Mixing
 
 __all__ = [
@@ -25,6 +22,7 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "EvalLoader",
+    "FolderOptions",
     "ImageError",
     "ImageFiles",
     "ImageTransform",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from resnet_core.data.datasets import DATASETS, Dataset, load_dataset
+from resnet_core.data.datasets import DATASETS, IMAGE_FOLDER, load_dataset
+from resnet_core.data.folders import FolderOptions
 from resnet_core.data.loaders import EvalLoader, TrainLoader
+from resnet_core.data.splits import Dataset
 from resnet_core.data.transforms import LARGEST_SIZE, Augmentation, Mixing, growing_size
 from resnet_core.foundation.suggestions import did_you_mean
 
@@ -31,7 +33,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval_resize": (0, LARGEST_SIZE),
     "eval_size": (0, LARGEST_SIZE),
     "workers": (0, INFINITY),
+    "val_share": (0, 0.9),
+    "bits": (0, 16),
 }
+
+# Settings that only an image folder has.
+FOR_IMAGE_FOLDERS = ("val_share", "val_seed", "exclude", "bits")
 
 # Settings of which one at most may be on.
 EXCLUSIVE = (("random_resized_crop", "crop_padding"), ("trivial_augment", "rand_augment_ops"))
@@ -42,7 +49,17 @@ class DataConfig:
     name: str
     """The dataset: digits, or one in a folder (--data.path): fashion_mnist, cifar10, image_folder."""
     path: str = ""
-    """Folder of the dataset: for image_folder train/CLASS/IMAGE and val/CLASS/IMAGE. Only digits need none."""
+    """Folder of the dataset: for image_folder train/CLASS/IMAGE and val/CLASS/IMAGE, or a CSV file with the columns
+    path and label, and split if you like. Only digits need none."""
+    val_share: float = 0.0
+    """Hold back this share of each class of an image folder's training images for validation, where it has no
+    validation part: 0.2 is a fifth."""
+    val_seed: int = 0
+    """Seed of the draw of data.val_share. It depends on the images' names only, not on the recipe's seed."""
+    exclude: str = ""
+    """A file that lists images of an image folder to leave out, one a line; `resnet-core data check` can write it."""
+    bits: int = 0
+    """How many bits the values of an image folder's 16-bit files fill, such as 12; 0 takes what each file states."""
     global_batch: int
     """Samples in one step, summed over all processes."""
     eval_batch: int = 256
@@ -93,6 +110,10 @@ class DataConfig:
                 rule = f"at least {low}" if high == INFINITY else f"in {low}..{high}"
                 raise ValueError(f"data.{key} must be {rule}, got {value}")
 
+        for key in FOR_IMAGE_FOLDERS:
+            if getattr(self, key) and self.name != IMAGE_FOLDER:
+                raise ValueError(f"data.{key} is for images in folders, and data.name is {self.name}; leave it out")
+
         # Settings that depend on each other.
         for one, other in EXCLUSIVE:
             if getattr(self, one) and getattr(self, other):
@@ -122,10 +143,15 @@ class DataConfig:
                 "data.train_size_start, which must be set, over at least 2 epochs; set it to 0"
             )
 
+    @property
+    def folder_options(self) -> FolderOptions:
+        """How an image folder is read."""
+        return FolderOptions(**{key: getattr(self, key) for key in FOR_IMAGE_FOLDERS})
+
 
 def dataset_of(config: DataConfig) -> Dataset:
     """The dataset, read anew, and prepared for evaluation as configured. Raises what `load_dataset` raises."""
-    dataset = load_dataset(config.name, config.path)
+    dataset = load_dataset(config.name, config.path, config.folder_options)
     if not config.eval_size:
         return dataset
     transform = replace(dataset.transform, resize_size=config.eval_resize, crop_size=config.eval_size)

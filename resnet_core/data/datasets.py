@@ -1,101 +1,28 @@
-"""Datasets: images in memory or in files, their labels, and how the known datasets lie in a folder.
+"""The known datasets, how they lie in a folder, and any dataset by its name.
 
 Whatever is wrong with a folder raises ValueError before any training, and names the file, the rule and the remedy.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnet_core.data.folders import FolderOptions, load_image_folder, load_test_folder
 from resnet_core.data.formats import read_cifar10_records, read_idx
-from resnet_core.data.images import find_images, read_image, refuse_dangling
-from resnet_core.data.transforms import CHANNEL_MODES, CIFAR10_MEAN, CIFAR10_STD, Images, ImageTransform
+from resnet_core.data.splits import Dataset, ImageFiles, LabelledImages, Split
+from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
 
 T = TypeVar("T")
-
-
-class LabelledImages(Protocol):
-    """Images by number, each uint8 (0..255) or float32 (0..1) `[C, H, W]`, with class numbers `labels` `[N]` int64."""
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
-
-    def take(self, indices: Sequence[int], /) -> Images:
-        """The images of a batch."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images in memory, `[N, C, H, W]`."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-    def take(self, indices: Sequence[int], /) -> Tensor:
-        return self.images[torch.as_tensor(indices)]
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images in files, of any size, decoded when they are needed. ImageError names a file that cannot be decoded."""
-
-    folder: Path
-    names: npt.NDArray[Any]
-    """Paths inside the folder, as bytes in one array: a million Python objects would be copied to each worker."""
-    labels: Tensor
-    channels: int = 3
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> Path:
-        return self.folder / os.fsdecode(self.names[index])
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        image = read_image(self.path(index)).convert(CHANNEL_MODES[self.channels])
-        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels)
-        return pixels.permute(2, 0, 1).contiguous(), int(self.labels[index])
-
-    def take(self, indices: Sequence[int], /) -> list[Tensor]:
-        return [self[index][0] for index in indices]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """What a recipe trains and evaluates on."""
-
-    train: LabelledImages
-    test: LabelledImages
-    class_names: tuple[str, ...]
-    transform: ImageTransform
-    """Turns an image into what the network is evaluated on."""
-
-    @property
-    def in_channels(self) -> int:
-        return len(self.transform.mean)
 
 
 def load_digits() -> Dataset:
@@ -207,117 +134,54 @@ def decoded(files: LabelledImages) -> Split:
     return Split(torch.stack(images), files.labels)
 
 
-def load_image_folder(folder: Path) -> Dataset:
-    """Your own images, `folder/train/CLASS/*` and `folder/val/CLASS/*` (or `test`), of any size, decoded by workers.
-
-    If there are both `val` and `test`, `val` is evaluated. Evaluation transforms images as torchvision does for its
-    first ImageNet weights: shorter side 256, centre crop 224 x 224.
-    """
-    if not (folder / "train").is_dir():
-        raise ValueError(f"{folder} has no folder train; put the images as {folder}/train/CLASS/IMAGE")
-    part = tested_part(folder)
-
-    names, test_names = class_folders(folder / "train"), class_folders(part)
-    if names != test_names:
-        raise ValueError(
-            f"{folder / 'train'} and {part} must have the same classes; only in one of them: "
-            f"{', '.join(sorted(set(names) ^ set(test_names)))}"
-        )
-
-    return Dataset(
-        train=list_files(folder / "train", names),
-        test=list_files(part, names),
-        class_names=names,
-        transform=ImageTransform(resize_size=256, crop_size=224),
-    )
-
-
-def load_test_folder(folder: Path) -> tuple[ImageFiles, tuple[str, ...]]:
-    """Images to evaluate on and their classes: `folder/val/CLASS/*`, `folder/test/CLASS/*` or `folder/CLASS/*`."""
-    part = tested_part(folder)
-    names = class_folders(part)
-    return list_files(part, names), names
-
-
-def tested_part(folder: Path) -> Path:
-    """The part of an image folder to evaluate on. Raises ValueError for a folder that only has images to train on."""
-    for name in ("val", "test"):
-        if (folder / name).is_dir():
-            return folder / name
-    if (folder / "train").is_dir():
-        raise ValueError(
-            f"{folder} has no folder val or test to evaluate on; put some images as {folder}/val/CLASS/IMAGE"
-        )
-    return folder
-
-
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The classes: sorted names of the folders inside, without hidden ones. Raises ImageError for a dangling link."""
-    shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    refuse_dangling(shown)
-    names = tuple(path.name for path in shown if path.is_dir())
-    if not names:
-        raise ValueError(f"{folder} has no class folders; put its images as {folder}/CLASS/IMAGE")
-    return names
-
-
-def list_files(folder: Path, class_names: Sequence[str]) -> ImageFiles:
-    """All image files of the class folders, without opening any. Raises ImageError for a class without images."""
-    found = [find_images(folder / name) for name in class_names]
-    labels = torch.arange(len(found)).repeat_interleave(torch.tensor([len(paths) for paths in found]))
-    names = [os.fsencode(path.relative_to(folder)) for paths in found for path in paths]
-    return ImageFiles(folder, np.array(names), labels)
-
-
-def identity(dataset: Dataset) -> dict[str, Any]:
-    """What distinguishes a dataset: how many images and classes, and a hash of the labels and images, or file names."""
-    digest = hashlib.sha256("/".join(dataset.class_names).encode())
-    for split in (dataset.train, dataset.test):
-        digest.update(split.labels.numpy().tobytes())
-        if isinstance(split, Split):
-            digest.update(split.images.numpy().tobytes())
-        elif isinstance(split, ImageFiles):
-            digest.update(split.names.tobytes())
-    return {
-        "classes": len(dataset.class_names),
-        "training images": len(dataset.train),
-        "test images": len(dataset.test),
-        "sha256": digest.hexdigest(),
-    }
-
-
+IMAGE_FOLDER = "image_folder"
 BUILT_IN: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
 IN_FOLDERS: dict[str, Callable[[Path], Dataset]] = {
     "fashion_mnist": load_fashion_mnist,
     "cifar10": load_cifar10,
-    "image_folder": load_image_folder,
+    IMAGE_FOLDER: load_image_folder,
 }
 DATASETS = (*BUILT_IN, *IN_FOLDERS)
 
 
-def load_dataset(name: str, path: str = "") -> Dataset:
+def load_dataset(name: str, path: str = "", options: FolderOptions | None = None) -> Dataset:
     """A dataset of DATASETS, from the folder `path` unless it ships with the package.
 
-    Raises ValueError with one line for a folder that is missing, incomplete, damaged or laid out differently.
+    `options` say how an image folder is read. Raises ValueError with one line for a folder that is missing, incomplete,
+    damaged or laid out differently.
     """
     if name in BUILT_IN:
         if path:
             raise ValueError(f"{name} ships with the package; leave out data.path {path!r}")
         return BUILT_IN[name]()
-    dataset = from_folder(IN_FOLDERS[name], name, path)
+    load = partial(load_image_folder, options=options) if name == IMAGE_FOLDER else IN_FOLDERS[name]
+    dataset = from_folder(load, name, path)
     check_classes(dataset, where=path)
     return dataset
 
 
-def load_test(name: str, path: str = "") -> tuple[LabelledImages, tuple[str, ...]]:
+def load_test(
+    name: str, path: str = "", options: FolderOptions | None = None, split: str = ""
+) -> tuple[LabelledImages, tuple[str, ...]]:
     """The images to evaluate on and their classes; an image folder needs no others.
 
     Raises what `load_dataset` raises.
     """
-    if name == "image_folder":
-        return from_folder(load_test_folder, name, path)
+    images, class_names, _ = load_evaluation(name, path, options, split)
+    return images, class_names
+
+
+def load_evaluation(
+    name: str, path: str = "", options: FolderOptions | None = None, split: str = ""
+) -> tuple[LabelledImages, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The same with the dataset's notes. `split` is train, val or test; without it, what training evaluates."""
+    if name == IMAGE_FOLDER:
+        return from_folder(partial(load_test_folder, options=options, split=split), name, path)
     dataset = load_dataset(name, path)
-    return dataset.test, dataset.class_names
+    parts = {"": dataset.test, "test": dataset.test, "train": dataset.train}
+    if split not in parts:
+        raise ValueError(f"{name} has no split {split!r}; choose train or test")
+    return parts[split], dataset.class_names, dataset.notes
 
 
 def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
@@ -326,7 +190,8 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
         raise ValueError(f"{name} is read from a folder; name it with --data.path DIR")
     if not Path(path).exists():
         raise ValueError(f"{path} does not exist; name the folder that holds {name}")
-    if not Path(path).is_dir():
+    is_list = name == IMAGE_FOLDER and path.endswith(".csv")
+    if not Path(path).is_dir() and not is_list:
         raise ValueError(f"{path} is a file; name the folder that holds {name}")
     try:
         return load(Path(path))
@@ -335,14 +200,17 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
 
 
 def check_classes(dataset: Dataset, where: str) -> None:
-    """Raises ValueError for a single class, and for a class without images in one of the parts."""
+    """Raises ValueError for a single class, and for a class without images to train on.
+
+    Datasets in memory must have each class in both parts. Your own images may be evaluated on some of them.
+    """
     names = dataset.class_names
     if len(names) < 2:
         raise ValueError(f"{where} has only one class, {names[0]}; a classifier needs at least 2")
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         present = set(split.labels.tolist())
         missing = [name for number, name in enumerate(names) if number not in present]
-        if missing:
+        if missing and not isinstance(split, ImageFiles):
             raise ValueError(
                 f"{where} has no {part} images of {', '.join(missing)}; both parts must have images of each class"
             )

@@ -1,65 +1,304 @@
-"""Image files: which formats are read, and how safely."""
+"""Image files: which formats are read, how safely, and what a folder holds that is not read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
+
+from resnet_core.foundation.errors import first_line
 
 
 class ImageError(ValueError):
     """A file that is not a whole image; the message names it."""
 
 
-def read_image(path: str | Path) -> Image.Image:
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST_RATIO = 100  # of the longer side to the shorter
+HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
+HEIC_REMEDY = "pip install 'resnet-core[heic]' reads them"
+
+# Endings of photographs, scans and drawings that are not read, or only with a library.
+PHOTOGRAPHS = frozenset(
+    (
+        *HEIC,
+        *(".avif", ".avifs", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".jxl", ".jxr", ".wdp"),
+        *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"),
+        *(".psd", ".xcf", ".svg", ".eps", ".ai", ".ico", ".icns", ".tga", ".pcx", ".dds", ".qoi", ".sgi"),
+        *(".dcm", ".exr", ".hdr", ".fits", ".fit"),
+    )
+)
+
+# How a file begins -> what it is.
+BEGINNINGS = {
+    rb"\s*<(!DOCTYPE|html|HTML)": "a web page",
+    rb"\s*<(\?xml|svg)": "XML or SVG",
+    rb"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
+    rb"\x00\x05\x16\x07": "macOS's note about another file",
+    rb"%PDF": "a PDF",
+    rb"%!PS": "PostScript",
+    rb"PK\x03\x04": "a zip archive",
+    rb"\x1f\x8b": "gzip",
+    rb"8BPS": "a Photoshop file",
+    rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"\xff\x0a|\x00\x00\x00\x0cJXL ": "JPEG XL",
+    rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)": "HEIC: " + HEIC_REMEDY,
+    rb"....ftyp(avif|avis)": "AVIF, which this version of Pillow does not read",
+    rb"....ftyp": "a video",
+    rb"\x00+\Z": "nothing but zeros",
+}
+# Pillow's modes that convert to grey and to RGB.
+COLOURS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+WHITE_OF_16_BITS = 65535
+DARKEST_WHITE = 2**14  # 16-bit values that stay below are nearly black: they probably fill fewer bits
+TIFF_BITS, TIFF_WHITES = 258, (341, 281)  # tags: BitsPerSample; SMaxSampleValue and MaxSampleValue
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read: FORMATS, AVIF where Pillow has it, HEIC with pillow-heif."""
+    found = [*FORMATS]
+    if "avif" in features.modules and features.check("avif"):
+        found.append("AVIF")
+    if find_spec("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        found.append("HEIF")
+    return tuple(sorted(found))
+
+
+@cache
+def endings() -> frozenset[str]:
+    """The endings of the files that are read."""
+    known_formats = formats()  # first: it registers some
+    known = {ending for ending, name in Image.registered_extensions().items() if name in known_formats}
+    return frozenset(known | {".mpo"})  # a JPEG with another one behind it
+
+
+def read_image(path: str | Path, bits: int = 0) -> Image.Image:
     """The decoded image, turned upright as its EXIF data say, 16-bit grey as 8 bits. Raises ImageError otherwise.
 
-    Only FORMATS are tried, whatever the file's ending: Pillow hands some other formats to external programs.
+    Only `formats()` are tried, whatever the file's ending: Pillow hands some others to external programs. The values of
+    a 16-bit file fill `bits` bits or, for 0, as many as the file states; one that states nothing and would be nearly
+    black is refused.
     """
-    if not Path(path).exists():
-        raise ImageError(f"{path} does not exist; check the name")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # decoders raise errors of any type at what anyone wrote
-        raise ImageError(
-            f"{path} is not a whole image in one of the formats {', '.join(FORMATS)} ({error}); replace or remove it"
-        ) from error
-    if max(upright.size) > LARGEST_RATIO * min(upright.size):
-        raise ImageError(
-            f"{path} has {upright.width} x {upright.height} pixels, too long and thin to be cropped; the longer side "
-            f"may be at most {LARGEST_RATIO} times the shorter"
-        )
-    if upright.mode.startswith("I;16"):
-        return upright.point(lambda value: value / 257).convert("L")
+    with opened(path) as image:
+        white, is_pgm = white_of_file(image, path), image.format == "PPM"
+        if bits and not (is_pgm and white):
+            white = 2**bits - 1
+        tile = image.tile
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+
+    # 16 bits per channel. Of colours Pillow keeps the upper 8.
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and is_pgm):
+        return as_8_bits(upright, path, white)
+    if any(";16" in str(each.args) or each.args == ("RGB", WHITE_OF_16_BITS) for each in tile):
+        highest = int(np.asarray(upright.convert("RGB")).max())
+        refuse_black(path, highest << 8, remedy="save it with 8 bits per channel")
+
+    # What cannot become the network's grey or RGB.
     if upright.mode in ("I", "F"):
         raise ImageError(
             f"{path} has 32 bits per channel, and 32-bit images have no standard white level; save it with 8 or 16 "
             "bits per channel"
         )
+    if upright.mode in UNMULTIPLIED:
+        return upright.convert(UNMULTIPLIED[upright.mode])
+    if upright.mode not in COLOURS:
+        raise ImageError(f"{path} has the colours {upright.mode}, which do not become RGB; save it as RGB")
+    if upright.mode == "P" and "transparency" in upright.info:
+        return upright.convert("RGBA")  # the same colours; Pillow warns where such an image becomes RGB
     return upright
 
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-LARGEST_RATIO = 100  # of the longer side to the shorter
+@contextmanager
+def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
+    """The image by its header, of a size that can be used. Errors inside this context become ImageError."""
+    if not Path(path).exists():
+        raise ImageError(f"{path} does not exist; check the name")
+    try:
+        with quiet_pillow(), Image.open(path, formats=formats()) as image:
+            refuse_size(path, image.size)
+            yield image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(
+            f"{path} has more than the {limit:,.0f} million pixels that are read; save it smaller, or leave it out"
+        ) from error
+    except Exception as error:  # decoders raise errors of any type at what anyone wrote
+        raise ImageError(
+            f"{path} is not a whole image in one of the formats {', '.join(formats())} ({reason_of(path, error)}); "
+            "replace or remove it"
+        ) from error
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Inside this context Pillow's warnings are not shown: what it can read is read, the rest raises."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def refuse_size(path: str | Path, size: tuple[int, int]) -> None:
+    """Raises ImageError for an image without pixels and for one that is too long and thin."""
+    width, height = size
+    if not width or not height:
+        raise ImageError(f"{path} has {width} x {height} pixels; replace or remove it")
+    if max(size) > LARGEST_RATIO * min(size):
+        raise ImageError(
+            f"{path} has {width} x {height} pixels, too long and thin to be cropped; the longer side "
+            f"may be at most {LARGEST_RATIO} times the shorter"
+        )
+
+
+def reason_of(path: str | Path, error: Exception) -> str:
+    """What the file is, if it begins like something known, or else what the decoder said of it."""
+    try:
+        with Path(path).open("rb") as stream:
+            start = stream.read(64)
+    except OSError as unreadable:
+        return unreadable.strerror or str(unreadable)
+    if not start:
+        return "it is empty"
+    if not isinstance(error, UnidentifiedImageError):
+        return first_line(error)
+    known = (name for pattern, name in BEGINNINGS.items() if re.match(pattern, start, re.DOTALL))
+    return f"it is {next(known, 'something else')}"
+
+
+def white_of_file(image: ImageFile.ImageFile, path: str | Path) -> int:
+    """The white level that a file of up to 16 bits states; 0 where it states none."""
+    if image.format == "PPM":
+        stated = image.tile[0].args[-1] if isinstance(image.tile[0].args, tuple) else WHITE_OF_16_BITS
+        return 0 if stated == WHITE_OF_16_BITS else WHITE_OF_16_BITS  # Pillow has scaled the values to 16 bits
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        stated = [tags[tag] for tag in TIFF_WHITES if tag in tags]
+        white = int(np.max(stated[0])) if stated else 2 ** int(np.max(tags.get(TIFF_BITS, 16))) - 1
+        return white if white < WHITE_OF_16_BITS else 0
+    if image.format == "PNG" and image.mode.startswith("I;16"):
+        return 2 ** significant_bits(path) - 1
+    return 0
+
+
+def significant_bits(path: str | Path) -> int:
+    """What a PNG's chunk sBIT says of its first channel; 0 where there is none (PNG specification, 11.3.2.7)."""
+    with Path(path).open("rb") as stream:
+        stream.seek(len(b"\x89PNG\r\n\x1a\n"))
+        while len(head := stream.read(8)) == 8:
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            if name == b"sBIT":
+                return min(stream.read(1)[0], 16)
+            if name == b"IDAT":
+                break
+            stream.seek(length + 4, os.SEEK_CUR)
+    return 0
+
+
+def as_8_bits(image: Image.Image, path: str | Path, white: int) -> Image.Image:
+    """Grey of 16 bits as grey of 8, with `white` as 255; for 0, 65535. Raises ImageError where that looks wrong."""
+    values = np.asarray(image).astype(np.int64)
+    highest = int(values.max())
+    if white and highest > white:
+        raise ImageError(
+            f"{path} has the value {highest}, and white is {white} by the file or --data.bits; set --data.bits to "
+            f"{highest.bit_length()}, or replace the file"
+        )
+    if not white:
+        likely = next(bits for bits in (10, 12, 14, 16) if highest < 2**bits)
+        refuse_black(path, highest, remedy=f"set --data.bits {likely} if white is {2**likely - 1}, or 16 if it is dark")
+    return Image.fromarray((values * 255 // (white or WHITE_OF_16_BITS)).astype(np.uint8))
+
+
+def refuse_black(path: str | Path, highest: int, *, remedy: str) -> None:
+    """Raises ImageError for 16-bit values that would be nearly black, and are probably of fewer bits."""
+    if 0 < highest < DARKEST_WHITE:
+        raise ImageError(
+            f"{path} has 16 bits per channel and no value above {highest}, and would be nearly black; {remedy}"
+        )
+
+
+@dataclass
+class Listing:
+    """The files of a folder, by what becomes of them: paths inside the folder."""
+
+    images: list[str] = field(default_factory=list)
+    photographs: list[str] = field(default_factory=list)
+    """Photographs that are not read, by their ending."""
+    hidden: list[str] = field(default_factory=list)
+    """Names that begin with a dot, and __MACOSX; of a folder, the folder."""
+    other: list[str] = field(default_factory=list)
+
+
+def list_folder(folder: str | Path) -> Listing:
+    """All files in a folder at any depth, with those behind links, sorted.
+
+    Raises ImageError for a link that leads nowhere, and for one that leads back to a folder above it.
+    """
+    listing = Listing()
+    fill(listing, str(folder), "", ())
+    for names in vars(listing).values():
+        names.sort(key=lambda name: name.split("/"))
+    return listing
+
+
+def fill(listing: Listing, root: str, inside: str, above: tuple[tuple[int, int], ...]) -> None:
+    """Adds the files of `root/inside`, which lies in the folders `above`, each as its device and number there."""
+    here = os.path.join(root, inside)
+    status = os.stat(here)
+    number = (status.st_dev, status.st_ino)
+    if number in above:
+        raise ImageError(f"{here} leads back to a folder above it, so its images would never end; remove that link")
+
+    with os.scandir(here) as entries:
+        for entry in entries:
+            name = os.path.join(inside, entry.name)
+            ending = os.path.splitext(entry.name)[1].lower()
+            if is_hidden(entry.name):
+                listing.hidden.append(name)
+            elif entry.is_dir():
+                fill(listing, root, name, (*above, number))
+            elif not entry.is_file():
+                refuse_dangling([Path(here, entry.name)])
+                listing.other.append(name)
+            elif ending in endings():
+                listing.images.append(name)
+            else:
+                (listing.photographs if ending in PHOTOGRAPHS else listing.other).append(name)
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def find_images(path: str | Path) -> list[Path]:
-    """The file itself, or all files in a folder that have an image's ending, at any depth, sorted.
+    """The file itself, or all photographs in a folder at any depth, sorted, also those that are not read.
 
-    Raises ImageError for a folder without any, and for a link that leads nowhere.
+    Raises ImageError for a folder without any, and for a link that leads nowhere or back.
     """
     path = Path(path)
     if not path.is_dir():
         return [path]
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    inside = sorted(path.rglob("*"))
-    refuse_dangling(inside)
-    found = [file for file in inside if file.suffix.lower() in endings and file.is_file()]
+    listing = list_folder(path)
+    found = sorted(path / name for name in (*listing.images, *listing.photographs))
     if not found:
-        raise ImageError(f"{path} is a folder without images; known endings are {', '.join(sorted(endings))}")
+        raise ImageError(f"{path} is a folder without images; known endings are {', '.join(sorted(endings()))}")
     return found
 
 

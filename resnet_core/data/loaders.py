@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from resnet_core.data.datasets import LabelledImages
 from resnet_core.data.images import ImageError
 from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, repeat_samples, seed_from, steps_per_epoch
+from resnet_core.data.splits import LabelledImages
 from resnet_core.data.transforms import Images, ViewSeeds
 
 Batch = tuple[Tensor, Tensor]

@@ -47,6 +47,8 @@ class ImageTransform:
     std: Sequence[float] = IMAGENET_STD
     interpolation: str = "bilinear"
     """Or "bicubic", as timm and transformers resize."""
+    bits: int = 0
+    """How many bits the values of 16-bit files fill, for who reads the image; 0: what each file states."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop_size <= self.resize_size <= LARGEST_SIZE:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from resnet_core.data import Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
+from resnet_core.data.describe import describe
+from resnet_core.data.identity import FileRecord, content, files_of
 from resnet_core.foundation.toml import to_toml
 from resnet_core.models import registry
 from resnet_core.models.backbone import Backbone
@@ -34,9 +36,22 @@ class Experiment:
     dataset: Dataset
 
     @cached_property
+    def data_files(self) -> tuple[FileRecord, ...]:
+        """The files of the dataset; none where its images are in memory."""
+        return files_of(self.dataset)
+
+    @cached_property
     def data_identity(self) -> dict[str, Any]:
         """What distinguishes the dataset from others."""
-        return identity(self.dataset)
+        found = identity(self.dataset)
+        return {**found, "content": content(self.data_files)} if self.data_files else found
+
+    @property
+    def data_lines(self) -> tuple[tuple[str, str], ...]:
+        """What people should know of the data before they train, as label and text of each line."""
+        data = self.recipe.data
+        lines = describe(self.dataset, global_batch=data.global_batch, repeats=data.repeated_augmentation)
+        return tuple(lines)
 
     @property
     def fitting_arguments(self) -> dict[str, int]:
@@ -81,6 +96,7 @@ def make_trainer(
     recipe: Recipe | Experiment,
     world: World | None = None,
     *,
+    dataset: Dataset | None = None,
     build: Callable[..., nn.Module] | None = None,
     report: Report | None = None,
     folder: str | Path | None = None,
@@ -88,12 +104,13 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a recipe, ready for `fit()` or, in a loop of your own, `steps()`.
 
-    A recipe's dataset is loaded here; an `Experiment` has it already. `build(num_classes=.., in_channels=..)` makes a
-    network of your own in place of the recipe's; its head is `fc` if it has one. Raises what `make_loaders` raises, and
-    ValueError for weights that do not fit.
+    A recipe's dataset is loaded here unless you give one of your own as `dataset`; an `Experiment` has it already.
+    `build(num_classes=.., in_channels=..)` makes a network of your own in place of the recipe's; its head is `fc` if it
+    has one. Raises what `make_loaders` raises, and ValueError for weights that do not fit.
     """
-    experiment = recipe if isinstance(recipe, Experiment) else load(recipe)
-    recipe = experiment.recipe
+    if not isinstance(recipe, Experiment):
+        recipe = Experiment(recipe, dataset) if dataset else load(recipe)
+    experiment, recipe = recipe, recipe.recipe
     world = world or World()
     _, train_loader, eval_loader = make_loaders(experiment, world)
 
@@ -105,9 +122,9 @@ def make_trainer(
     freeze(model, recipe.model.freeze)
     optimizer = build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc"))
 
-    about = (
-        {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__} if folder else None
-    )
+    about = None
+    if folder and world.is_main:  # which alone writes checkpoints
+        about = {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__}
     return Trainer(
         recipe.train,
         model,

@@ -34,6 +34,8 @@ class Plan:
     """Of these, the ones that keep their values."""
     training_samples: int
     test_samples: int
+    data: tuple[tuple[str, str], ...]
+    """What there is to know of the data, as label and text of each line."""
     image_sizes: str
     """Pixels, in training and in evaluation."""
     epochs: int
@@ -63,7 +65,7 @@ class Plan:
         return "\n".join(
             [
                 f"model          {self.model}, {self.parameters:,} parameters{frozen}{start}",
-                f"data           {self.training_samples:,} samples to train on, {self.test_samples:,} to test on",
+                *(f"{label:<15}{text}" for label, text in self.data),
                 f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
                 f"images         {self.image_sizes}",
                 f"batch          {count} x {self.batch} samples{parts}",
@@ -105,6 +107,7 @@ def make_plan(experiment: Experiment, processes: int = 1) -> Plan:
         frozen=parameters - trained,
         training_samples=len(dataset.train),
         test_samples=len(dataset.test),
+        data=experiment.data_lines,
         image_sizes=f"{sizes} pixels in training, {evaluated} in evaluation",
         epochs=recipe.train.epochs,
         steps_per_epoch=len(train_loader),

@@ -1,18 +1,20 @@
 """The folder that a run leaves: who may train into it, and its files.
 
-recipe.toml  environment.json  metrics.jsonl  checkpoints/  model.safetensors  result.json
+recipe.toml  environment.json  data.csv  metrics.jsonl  checkpoints/  model.safetensors  result.json
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from resnet_core.data import FolderOptions
+from resnet_core.data.identity import FileRecord, changes, content, from_csv, to_csv
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.foundation.lock import NAME as LOCK
 from resnet_core.foundation.lock import owning
@@ -23,8 +25,9 @@ from resnet_core.recipes.recipe import Recipe
 from resnet_core.train import CheckpointError
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
 
-# Settings that cannot change a run's weights: with other values the same run continues. Data may move, not differ.
-NOT_PART_OF_THE_RUN = ("run", "data.workers", "data.path")
+# Settings that cannot change a run's weights: with other values the same run continues. Data may move, not differ:
+# which images an exclude list leaves is part of their identity.
+NOT_PART_OF_THE_RUN = ("run", "data.workers", "data.path", "data.exclude")
 
 
 class RunFolder:
@@ -36,6 +39,7 @@ class RunFolder:
         self.weights = self.path / "model.safetensors"
         self._recipe = self.path / "recipe.toml"
         self._environment = self.path / "environment.json"
+        self._data = self.path / "data.csv"
         self._result = self.path / "result.json"
         self._lock = ExitStack()
 
@@ -101,12 +105,28 @@ class RunFolder:
         data = [
             f"{key}: {there} there and {data_here.get(key)} here"
             for key, there in data_there.items()
-            if there != data_here.get(key)
+            if there != data_here.get(key) and key != "content"
         ]
-        if data:
+        files = self._changed_files(data_there, experiment)
+        if files and not files[0].startswith("the files"):  # named files say more than a hash of all names
+            data = [each for each in data if not each.startswith("sha256")]
+        if data or files:
             raise ValueError(
-                f"{self.path} holds a run on other data ({'; '.join(data)}); correct data.path, or {remedy}"
+                f"{self.path} holds a run on other data ({'; '.join([*data, *files])}); correct data.path, or {remedy}"
             )
+
+    def _changed_files(self, data_there: Mapping[str, Any], experiment: Experiment) -> list[str]:
+        """In words which files of the data are not those of the folder's run."""
+        recorded = data_there.get("content")
+        if recorded in (None, experiment.data_identity.get("content")):  # an earlier version recorded none
+            return []
+        try:
+            files = from_csv(self._data.read_bytes())
+        except (OSError, ValueError):
+            files = ()
+        if content(files) != recorded:
+            return [f"the files differ, and {self._data.name}, which would say how, is missing or was changed"]
+        return changes(files, experiment.data_files)
 
     def recorded_recipe(self) -> tuple[Recipe, dict[str, Any]]:
         """The recipe of the folder's run and the identity of its data, from the newest checkpoint with a whole record.
@@ -140,6 +160,12 @@ class RunFolder:
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         with write_errors(self.path):
             replace_file(self._environment, as_json(environment))
+
+    def write_files(self, files: Sequence[FileRecord]) -> None:
+        """Writes the files that the run is trained and evaluated on, of data in files."""
+        if files:
+            with write_errors(self.path):
+                replace_file(self._data, to_csv(files))
 
     def read_result(self) -> dict[str, float] | None:
         """The result of a finished run, None if the run is not finished. Raises ValueError for a damaged file."""
@@ -186,9 +212,10 @@ def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    # An older version wrote fewer sections and settings of `model` and `run`: they take their defaults.
+    # An older version wrote fewer sections and settings of `model`, `data` and `run`: they take their defaults.
     sections = {each.name: asdict(each.default_factory()) for each in fields(Recipe) if callable(each.default_factory)}
     sections["model"] = {"small_images": False, "freeze": "none"}
+    sections["data"] = asdict(FolderOptions())
     recipe: Recipe = from_mapping(Recipe, merged(sections, values), where)
     return recipe
 

@@ -61,6 +61,8 @@ def run(
                 f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
                 f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
             )
+            for label, text in experiment.data_lines:
+                report.say(f"{label:<12}{text}")
 
             # What is recorded is known to fit the checkpoint that the run continues from.
             trainer.restore()
@@ -129,6 +131,7 @@ def record_environment(
     if continues and changed:
         report.say(f"continuing, but not bit for bit: {'; '.join(changed)}")
     folder.write_environment(environment)
+    folder.write_files(experiment.data_files)
 
 
 def result_of(trainer: Trainer, scores: Mapping[str, float]) -> dict[str, float]:

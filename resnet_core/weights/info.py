@@ -30,8 +30,12 @@ class WeightsInfo:
     def to_metadata(self) -> dict[str, str]:
         """The form in which safetensors stores it: text under text keys."""
         values = asdict(self)
-        if self.transform is not None and self.transform.interpolation == "bilinear":
-            del values["transform"]["interpolation"]  # the default: files of earlier versions lack it
+        if self.transform is not None:  # files of earlier versions lack these: their defaults are left out
+            values["transform"] = {
+                key: value
+                for key, value in values["transform"].items()
+                if (key, value) not in (("interpolation", "bilinear"), ("bits", 0))
+            }
         return {"format": "pt", KEY: json.dumps(values)}
 
     @classmethod

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_core.data import Augmentation, EvalLoader, ImageError, ImageFiles, Mixing, Split, TrainLoader
-from resnet_core.data.datasets import list_files
+from resnet_core.data.folders import load_test_folder
 from resnet_core.data.loaders import begin_worker
 from resnet_core.data.sampler import epoch_order
 from resnet_core.data.transforms import growing_size
@@ -178,7 +178,7 @@ def damaged(tmp_path) -> ImageFiles:
             Image.new("RGB", (9 + number, 8), (60 * number, 9, 9)).save(tmp_path / name / f"{number}.png")
     whole = (tmp_path / "dog" / "2.png").read_bytes()
     (tmp_path / "dog" / "2.png").write_bytes(whole[:40])
-    return list_files(tmp_path, ["cat", "dog"])
+    return load_test_folder(tmp_path)[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,7 +9,7 @@ from PIL import Image
 
 import resnet_core
 from resnet_core.data import load_digits
-from resnet_core.data.datasets import class_folders
+from resnet_core.data.folders import class_folders
 from resnet_core.data.images import ImageError, find_images, read_image
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.inference.predict import predict

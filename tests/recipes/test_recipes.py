@@ -155,7 +155,7 @@ def test_a_run_continues_where_its_data_lie_elsewhere_and_is_refused_where_they_
         claim(on(recipe, small_images(tmp_path / "more", count=5)), out)
     (tmp_path / "there" / "train" / "cat" / "0.png").rename(tmp_path / "there" / "train" / "cat" / "x.png")
     with pytest.raises(
-        ValueError, match=r"other data \(sha256: .* there and .* here\); correct data.path, or choose another folder"
+        ValueError, match=r"other data \(1 file is gone: train/cat/0.png; 1 file is new: .*\); correct data.path, or"
     ):
         claim(on(recipe, str(tmp_path / "there")), out)
 

@@ -1,0 +1,181 @@
+"""Whether every image of a folder can be read, and whether images to evaluate on are also trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import features
+
+from resnet_core.data.folders import WHOLE, Skipped, part_folders, read_list
+from resnet_core.data.identity import HASHES, FileRecord, hash_of, record_of, to_csv
+from resnet_core.data.images import ImageError, list_folder, read_image
+from resnet_core.data.loaders import KeyedLoader
+from resnet_core.foundation.atomic import replace_file
+from resnet_core.foundation.errors import without_remedy
+
+FILES_AT_A_TIME = 16  # that a worker examines
+EXCLUDE_HEAD = "# Images that `resnet-core data check` found; `--data.exclude` leaves them out of training.\n"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image that cannot be used as it is."""
+
+    path: str
+    """Inside the folder of the data."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What was found in the files of a folder or of a CSV list."""
+
+    path: str
+    decoder: str
+    """What decoded the images: another one may accept others."""
+    images: int
+    unreadable: tuple[Problem, ...]
+    duplicates: tuple[Problem, ...]
+    """Images to train on whose bytes are also those of an image to evaluate on."""
+    skipped: str
+    """What is not read, in words."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return self.unreadable + self.duplicates
+
+
+def decoder() -> str:
+    """The decoder's name and version, with that of its JPEG library."""
+    turbo = features.version("libjpeg_turbo")
+    return f"Pillow {PIL.__version__}" + (f" with libjpeg-turbo {turbo}" if turbo else "")
+
+
+def check_images(
+    path: str | Path, *, bits: int = 0, workers: int = 0, advance: Callable[[int, int], None] = lambda done, total: None
+) -> CheckReport:
+    """Decodes every image of a folder or a CSV list, and writes the hashes of the files into the folder.
+
+    `advance(done, total)` is called as files are done. Raises ValueError for a path that is neither.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a folder of images or a CSV file")
+    root = path if path.is_dir() else path.parent
+    parts, skipped = images_of(path)
+    names = [name for found in parts.values() for name in found]
+
+    # Each file is decoded and hashed once.
+    groups = [names[start : start + FILES_AT_A_TIME] for start in range(0, len(names), FILES_AT_A_TIME)]
+    loader = KeyedLoader(ExaminedFiles(root, bits), workers=min(workers, len(groups)), pin_memory=False)
+    problems: dict[str, str] = {}
+    records: list[FileRecord] = []
+    done = 0
+    for group, results in zip(groups, loader.iterate(groups), strict=True):
+        for name, (record, reason) in zip(group, results, strict=True):
+            records += [record] if record else []
+            if reason:
+                problems[name] = reason
+        done += len(group)
+        advance(done, len(names))
+    hashes_note = write_hashes(root, records)
+
+    return CheckReport(
+        path=str(path),
+        decoder=decoder(),
+        images=len(names),
+        unreadable=tuple(Problem(name, reason) for name, reason in problems.items()),
+        duplicates=duplicates(parts, {each.path: each.sha256 for each in records}),
+        skipped="; ".join(filter(None, (str(skipped), hashes_note))),
+    )
+
+
+@dataclass(frozen=True)
+class ExaminedFiles:
+    """For each of several files its record with the hash, and why it cannot be used; empty where it can."""
+
+    root: Path
+    bits: int
+
+    def __getitem__(self, names: Sequence[str]) -> Any:
+        return [self.examine(name) for name in names]
+
+    def examine(self, name: str) -> tuple[FileRecord | None, str]:
+        path = self.root / name
+        try:
+            record = replace(record_of(str(path), self.root), sha256=hash_of(str(path)))
+        except OSError as error:
+            return None, f"{name} cannot be read ({error.strerror})"
+        try:
+            read_image(path, self.bits)
+        except ImageError as error:
+            return record, without_remedy(error).replace(str(path), name)
+        return record, ""
+
+
+def images_of(path: Path) -> tuple[dict[str, list[str]], Skipped]:
+    """Part -> the images in it, as paths inside the folder of the data; and what is skipped."""
+    skipped = Skipped()
+    if not path.is_dir():
+        listed = read_list(path)
+        return {
+            part: [name for names in each.files.values() for name in names] for part, each in listed.items()
+        }, skipped
+
+    found: dict[str, list[str]] = {}
+    for part, folder in (part_folders(path) or {WHOLE: path}).items():
+        listing = list_folder(folder)
+        prefix = f"{folder.name}/" if part != WHOLE else ""
+        found[part] = [prefix + name for name in listing.images]
+        for kind in ("photographs", "hidden", "other"):
+            getattr(skipped, kind).extend(prefix + name for name in getattr(listing, kind) if prefix + name != HASHES)
+    return found, skipped
+
+
+def duplicates(parts: dict[str, list[str]], hashes: dict[str, str]) -> tuple[Problem, ...]:
+    """The images to train on whose bytes are also in another part."""
+    others = {
+        hashes[name]: name for part, names in parts.items() if part != "train" for name in names if name in hashes
+    }
+    return tuple(
+        Problem(name, f"{name} has the same bytes as {others[hashes[name]]}")
+        for name in parts.get("train", ())
+        if hashes.get(name) in others
+    )
+
+
+def write_hashes(root: Path, records: Sequence[FileRecord]) -> str:
+    """Writes the hashes into the folder of the data, for `identity`; in words why it could not, or nothing."""
+    try:
+        replace_file(root / HASHES, to_csv(records))
+    except OSError as error:
+        return f"the files' hashes were not kept, since {root} cannot be written ({error.strerror})"
+    return ""
+
+
+def write_exclude(path: Path, problems: Sequence[Problem]) -> None:
+    """Writes the list that `--data.exclude` reads. Raises ValueError for a file that is not such a list."""
+    if path.exists() and not path.read_bytes().startswith(EXCLUDE_HEAD.encode()):
+        raise ValueError(f"{path} exists and is not such a list; choose another file with --write-exclude")
+    if broken := [each.path for each in problems if "\n" in each.path]:
+        raise ValueError(f"{broken[0]!r} has a line break in its name, which a list cannot hold; rename that file")
+
+    lines = [
+        f"# {' '.join(each.reason.split())}\n{'./' if each.path.startswith('#') else ''}{each.path}\n"
+        for each in problems
+    ]
+    data = "".join([EXCLUDE_HEAD, *lines]).encode(errors="surrogateescape")
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); choose another file with --write-exclude"
+        ) from error

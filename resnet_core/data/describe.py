@@ -1,0 +1,44 @@
+"""What people should know of a dataset before they train on it, in one line each."""
+
+from __future__ import annotations
+
+import torch
+
+from resnet_core.data.sampler import steps_per_epoch
+from resnet_core.data.splits import Dataset, LabelledImages
+
+
+def describe(dataset: Dataset, *, global_batch: int, repeats: int = 1) -> list[tuple[str, str]]:
+    """Label and text of each line: the images, what is evaluated, what is skipped, the classes, what is left over."""
+    train, test = dataset.train, dataset.test
+    lines = [("data", f"{counted(train)} to train on, {counted(test)} to evaluate on"), *dataset.notes]
+
+    sizes = torch.bincount(train.labels, minlength=len(dataset.class_names))
+    smallest, largest = int(sizes.argmin()), int(sizes.argmax())
+    names = dataset.class_names
+    lines.append(
+        (
+            "classes",
+            f"{sizes[smallest]:,} to {sizes[largest]:,} images each to train on: {names[smallest]} has the fewest, "
+            f"{names[largest]} the most"
+            if sizes[smallest] < sizes[largest]
+            else f"{sizes[smallest]:,} images each to train on",
+        )
+    )
+
+    shown = steps_per_epoch(len(train), global_batch=global_batch, repeats=repeats) * global_batch // repeats
+    if shown < len(train):
+        lines.append(
+            (
+                "left over",
+                f"{len(train) - shown:,} of the {len(train):,} images in each epoch, others each time: an epoch has "
+                "only full batches",
+            )
+        )
+    return lines
+
+
+def counted(images: LabelledImages) -> str:
+    """How many images of how many classes."""
+    number = len(images.labels.unique())
+    return f"{len(images):,} images of {number:,} {'class' if number == 1 else 'classes'}"
