@@ -135,7 +135,7 @@ class Predict(InBatches):
                 print(
                     image, *(f"  {guess.probability:7.2%}  {guess.name or guess.index}" for guess in guesses), sep="\n"
                 )
-        return report(results, self.out)
+        return ended(results, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class Embed(InBatches):
         if rows := readable(results):
             write_csv(self.out.with_suffix(".csv"), [["image"], *([image] for image, _ in rows)])
             replace_file(self.out, as_npy([features for _, features in rows]))
-        return report(results, self.out if rows else None)
+        return ended(results, self.out if rows else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class Explain(OverImages):
             self.out.mkdir(parents=True, exist_ok=True)
             replace_file(self.out / f"{number:0{len(str(len(files)))}}-{file.name}.png", as_png(explanation))
             results.append((file, explanation))
-        return report(results, self.out)
+        return ended(results, self.out)
 
 
 def readable(results: Results) -> Results:
@@ -200,7 +200,7 @@ def readable(results: Results) -> Results:
     return [(image, result) for image, result in results if not isinstance(result, ImageError)]
 
 
-def report(results: Results, out: Path | None) -> int:
+def ended(results: Results, out: Path | None) -> int:
     """Prints what was written and which images could not be read. Returns the exit status."""
     done = readable(results)
     if out:

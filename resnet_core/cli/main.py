@@ -22,7 +22,7 @@ from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.images import Embed, Explain, Predict
 from resnet_core.cli.inference import Evaluate, Export
 from resnet_core.cli.networks import Describe, Models
-from resnet_core.cli.training import Plot, Recipes, Show, Train
+from resnet_core.cli.training import Plot, Recipes, Show, Train, WriteReport
 from resnet_core.cli.weights import Convert, Inspect
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.distributed.rendezvous import is_main_process
@@ -40,6 +40,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "plot": Plot,
+    "report": WriteReport,
     "data check": DataCheck,
     "compare": Compare,
     "exercise": Exercise,

@@ -21,6 +21,7 @@ from resnet_core.recipes.experiment import load
 from resnet_core.recipes.plan import make_plan
 from resnet_core.runs.curves import plot
 from resnet_core.runs.folder import RunFolder
+from resnet_core.runs.report import write_report
 from resnet_core.runs.training import run as run_recipe
 from resnet_core.train import launch
 from resnet_core.train.metrics import scores_to_hide
@@ -146,6 +147,19 @@ class Plot:
         if not self.runs:
             raise ValueError("plot needs the folder of at least one run: resnet-core plot RUN ...")
         print(plot(self.runs, self.out))
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """Write a page to look into a finished run: curves, time, confusions, classes, mistakes with heat maps."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of a finished run. Its network is evaluated again on its data."""
+    out: Annotated[Path | None, unset("FILE.html")] = None
+    """The page to write. The default is report.html in the run's folder."""
+
+    def __call__(self) -> None:
+        print(write_report(self.run, self.out))
 
 
 def describe_scores(scores: Mapping[str, float], num_classes: int) -> str:

@@ -18,7 +18,8 @@ THIN: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.5}
 SOLID: dict[str, Any] = {"linewidth": 1.6}
 
 # Title, scale of the vertical axis, label -> (event, key) of the records and the line's style.
-PANELS: list[tuple[str, str, dict[str, tuple[str, str, dict[str, Any]]]]] = [
+Panel = tuple[str, str, dict[str, tuple[str, str, dict[str, Any]]]]
+PANELS: list[Panel] = [
     ("loss", "log", {"training": ("train", "loss", THIN), "test": ("eval", "loss", SOLID)}),
     ("accuracy on the test data", "linear", {"top-1": ("eval", "top1", SOLID), "top-5": ("eval", "top5", THIN)}),
     ("learning rate", "linear", {"learning rate": ("train", "lr", SOLID)}),
@@ -89,7 +90,7 @@ def run_labels(folders: Sequence[Path]) -> list[str]:
     ]
 
 
-def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel] = PANELS) -> Figure:
     """The panels, with each run in its own colour. Raises ValueError without matplotlib."""
     try:
         from matplotlib import colormaps
@@ -101,12 +102,12 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     several = len(runs) > 1
     columns = max(1, min(len(runs), CHARACTERS // (max(map(len, runs)) + 8)))
     rows = -(-len(runs) // columns) if several else 0
-    figure = Figure(figsize=(12, 3.6 + 0.22 * rows), layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), 3.6 + 0.22 * rows), layout="constrained")
 
     # A colour for each run, a style for each kind of line.
     rainbow = colormaps["turbo"].resampled(len(runs))
     colours = [f"C{number}" if len(runs) <= PALETTE else rainbow(number) for number in range(len(runs))]
-    for axes, (title, scale, lines) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+    for axes, (title, scale, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label, (event, key, style) in lines.items():
             axes.plot([], [], color="0.3" if several else colours[0], label=label, **style)
             for colour, records in zip(colours, runs.values(), strict=True):

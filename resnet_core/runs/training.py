@@ -165,12 +165,16 @@ def load_run(out: str | Path, world: World | None = None) -> Trainer:
     Raises ValueError for a run that is not finished, and for data that have changed so that they do not fit.
     """
     folder = RunFolder(out)
-    recipe = folder.read_recipe()
+    return trained(folder, load(folder.read_recipe()), world)
+
+
+def trained(folder: RunFolder, experiment: Experiment, world: World | None = None) -> Trainer:
+    """The same from the run's folder and its experiment."""
+    recipe = experiment.recipe
     if not folder.weights.exists():
         raise ValueError(
             f"{folder.path} has no model.safetensors: its run is not finished; continue it with `resnet-core train`"
         )
-    experiment = load(recipe)
     model, info = load_model(folder.weights)
 
     wanted = {"model": recipe.model.name, **experiment.fitting_arguments}
