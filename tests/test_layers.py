@@ -41,13 +41,9 @@ KEPT_TO = {
     "torchvision": {"data", "weights"},
     "numpy": {"data", "weights", "inference"},
     "PIL": {"data"},
-<<<<<<< HEAD
     "pillow_heif": {"data"},
     "rich": {"cli", "train", "weights", "inference"},
-=======
-    "rich": {"train", "weights", "inference"},
     "jinja2": {"runs"},
->>>>>>> 2847766 (report writes one page to look into a finished run)
     "matplotlib": {"runs", "inference"},
     "captum": {"inference"},
     "tyro": {"cli"},

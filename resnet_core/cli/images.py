@@ -46,7 +46,8 @@ class OverImages(FromFile):
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise ValueError("name an image or a folder of images after the weights")
+            command = type(self).__name__.lower()
+            raise ValueError(f"{command} needs an image or a folder of images after the weights")
 
     def files(self) -> list[tuple[Path, ImageError | None]]:
         """The image files; with an error, what was named and cannot be read."""
