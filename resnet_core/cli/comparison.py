@@ -6,38 +6,47 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from resnet_core.cli.errors import DIFFERENT
 from resnet_core.cli.weights import unset
-from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
-from resnet_core.comparison.networks import find_network, with_place
+from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, FAST_RUNGS, Network, compare
+from resnet_core.comparison.imports import with_place
+from resnet_core.comparison.networks import NetworkName, load
+from resnet_core.comparison.networks import read as read_name
+from resnet_core.comparison.references import classes_and_channels, complete
 from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
 from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.models.registry import build
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare two networks rung by rung, and find where they first differ and which known mistake explains it.
+    """Compare two networks rung by rung, and find where they first differ and which known mistakes explain it.
 
-    A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or your.module:function. Your module is
-    imported and its function called, so your own code runs.
+    A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or yours: ./mine.py for the only network
+    of a file, ./mine.py:NAME, or package.module:NAME. Arguments are literals, in quotes: './mine.py:net(classes=10)'.
+    Your file is imported and its function called, so your own code runs.
     """
 
     a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")]
     """The network in question."""
-    b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REFERENCE")]
-    """The network to compare it with."""
-    image_size: int = 64
-    """Height and width of the random images in pixels."""
-    channels: int = 3
-    """Channels of the random images."""
+    b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REFERENCE")] = ""
+    """The network to compare it with. By default the one of our models that is nearest to the first network."""
+    image_size: int | None = None
+    """Height and width of the random images in pixels. By default 64, or what both networks take."""
+    channels: int | None = None
+    """Channels of the random images. By default those that the network takes."""
     batch: int = 2
     """How many random images, at least 2."""
+    fast: bool = False
+    """Climb a few rungs only: shapes, logits and gradients."""
     all: bool = False
     """Climb the slow rungs too: torch.compile, torch.export and ONNX."""
     skip: tuple[str, ...] = ()
@@ -50,8 +59,10 @@ class Compare:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        if min(self.image_size, self.channels, self.batch - 1) < 1:
+        if min(self.image_size or 1, self.channels or 1, self.batch - 1) < 1 or 0 in (self.image_size, self.channels):
             raise ValueError("--image-size and --channels must be at least 1, --batch at least 2")
+        if self.fast and self.all:
+            raise ValueError("--fast climbs a few rungs and --all all of them; leave one of the two out")
 
     def __call__(self) -> int:
         sys.path.insert(0, os.getcwd())
@@ -62,21 +73,52 @@ class Compare:
                 )
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: torch finds no GPU here; leave it out")
+        chosen = FAST_RUNGS if self.fast else ALL_RUNGS if self.all else DEFAULT_RUNGS
+        rungs = [name for name in chosen if name not in self.skip]
 
-        rungs = [name for name in (ALL_RUNGS if self.all else DEFAULT_RUNGS) if name not in self.skip]
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(self.batch, self.channels, self.image_size, self.image_size, generator=generator)
-
+        names = [read_name(text) for text in (self.a, self.b) if text]
         with redirect_stdout(sys.stderr):  # what the user's code prints is not part of the result
-            a, b = find_network(self.a), find_network(self.b)
             try:
-                result = compare(a, b, images.to(self.device), rungs=rungs, diagnosis_seconds=self.diagnosis_seconds)
+                a, b = self.networks(names)
+                result = compare(
+                    a,
+                    b,
+                    self.images(a, b),
+                    rungs=rungs,
+                    diagnosis_seconds=self.diagnosis_seconds,
+                    progress=show_progress if sys.stderr.isatty() else None,
+                )
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(str(error)) from error
             except Exception as error:  # anything that the user's networks raise
-                raise ValueError(f"{self.a} and {self.b} cannot be compared: {with_place(error)}") from error
+                raise ValueError(f"{' and '.join(filter(None, (self.a, self.b)))}: {with_place(error)}") from error
         print(result.to_json() if self.json else result)
         return 0 if result else DIFFERENT
+
+    def networks(self, names: list[NetworkName]) -> tuple[Network, Network | None]:
+        """The networks of these names. A bare name of ours gets the classes and channels of the other network."""
+        networks = [load(name) for name in names]
+        if len(networks) < 2:
+            return networks[0], None
+        a, b = networks
+        if bool(names[0].place) != bool(names[1].place):
+            a = a if names[0].place else partial(build, names[0].name, **classes_and_channels(b), **names[0].keywords)
+            b = b if names[1].place else partial(build, names[1].name, **classes_and_channels(a), **names[1].keywords)
+        return a, b
+
+    def images(self, a: Network, b: Network | None) -> Tensor | None:
+        """Random images; None where the networks decide on their size."""
+        if (self.image_size, self.channels, self.batch, self.device) == (None, None, 2, "cpu"):
+            return None
+        chosen = complete(a, b, None)[1] if self.image_size is None or self.channels is None else torch.zeros(1)
+        channels, size = self.channels or chosen.shape[1], self.image_size or chosen.shape[-1]
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.batch, channels, size, size, generator=generator).to(self.device)
+
+
+def show_progress(text: str) -> None:
+    """Writes over the last line of the terminal; no text removes it."""
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -34,6 +34,8 @@ from resnet_core.comparison.twins import Twins, share_weights
 from resnet_core.foundation.precision import same_bits
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import MODELS, build
+
+FAST_RUNGS = ("names and shapes", "parameters", "logits", "loss and gradients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ def compare(
     rungs: Collection[str] = DEFAULT_RUNGS,
     skip: Collection[str] = (),
     diagnosis_seconds: float = 60.0,
+    progress: Callable[[str], object] | None = None,
 ) -> Comparison:
     """The ladder of `a`, the network in question, and `b`, the reference, on `inputs` `[N, C, H, W]`, N at least 2.
 
@@ -96,7 +99,8 @@ def compare(
     device. Where a rung differs and `b` is a ResNet of this package or of torchvision's form, each known mistake is
     simulated, then pairs of mistakes for `diagnosis_seconds`; with 0 none is. Raises TypeError for anything that is not
     a network, RuntimeError for a network that does not run on these inputs, and ValueError for fewer than 2 images, for
-    values that are not finite, and for an unknown rung.
+    values that are not finite, and for an unknown rung. `progress` is called with what is being done, in words, and at
+    the end with an empty text.
     """
     if inputs is not None and (len(inputs) < 2 or not inputs.isfinite().all()):
         raise ValueError(f"inputs must be finite and at least 2 images, got {list(inputs.shape)}")
@@ -104,23 +108,27 @@ def compare(
         if name not in ALL_RUNGS:
             raise ValueError(f"unknown rung {name!r}; {did_you_mean(name, ALL_RUNGS)}")
     names = [name for name in rungs if name not in skip]
+    say = progress or (lambda text: None)
     with exact_arithmetic(), torch.random.fork_rng():
+        say("building the networks")
         b, inputs, reference = complete(a, b, inputs)
         pair = match(a, b, inputs)
-        found = [*timed(starting_rungs(pair, names))]
+        found = [*reported(timed(starting_rungs(pair, names)), say)]
         differ_at_start = any(rung.name == "seeded initialisation" and not rung.passed for rung in found)
         cause_of_weights = cause_of_initialisation(pair) if differ_at_start else None
 
         twins = share_weights(pair)
-        found += timed(higher_rungs(twins, names))
+        found += reported(timed(higher_rungs(twins, names)), say)
 
         # Other initial weights are no other function, and a graph that cannot be captured has no module to blame.
         path, values, cause, diagnosis = None, None, None, None
         failed = {rung.name for rung in found if not rung.passed}
         if failed - {"seeded initialisation", *SLOW} and not pair.shared_modules:
+            say("looking for the cause")
             path, values = twins.first_divergence()
             diagnosis = diagnosis_of(twins, diagnosis_seconds)
             cause = likely_cause(twins, diagnosis, diagnosis_seconds)
+        say("")
 
     return Comparison(
         rungs=tuple(found),
@@ -147,6 +155,13 @@ def assert_parity(
     comparison = compare(a, b, inputs, rungs=rungs, skip=skip, diagnosis_seconds=diagnosis_seconds)
     if not comparison:
         raise AssertionError(f"the networks differ\n{comparison}")
+
+
+def reported(rungs: Iterator[Rung], say: Callable[[str], object]) -> Iterator[Rung]:
+    """The rungs, each of which is said when it has been climbed."""
+    for rung in rungs:
+        say(f"{rung.name}: {rung.status}")
+        yield rung
 
 
 @contextmanager

@@ -270,6 +270,12 @@ def complete(a: Network, b: Network | None, inputs: Tensor | None) -> tuple[Netw
     return b, inputs, f"{pristine(network)}, the first network" if first else None
 
 
+def classes_and_channels(network: Network) -> dict[str, int]:
+    """What a model of ours needs to take the same images as the network, and to give as many logits."""
+    like: Any = on_meta(complete(network, None, None)[0])
+    return {"num_classes": like.fc.out_features, "in_channels": like.conv1.in_channels}
+
+
 def first_is_reference(first: nn.Module, second: nn.Module) -> bool:
     """Whether the networks were given in the other order: the first is one of our models, the second is not."""
     return pristine(second) is None and pristine(first) is not None
