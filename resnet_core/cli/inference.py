@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.inference.evaluate import evaluate_weights
 from resnet_core.inference.export import Format, export, find_exporter
+from resnet_core.inference.predictions import ClassScore, PredictionRecord, class_scores
 from resnet_core.recipes import Recipe
 from resnet_core.runs.folder import read_recipe
 from resnet_core.train import TrainConfig, join_world
@@ -35,6 +37,8 @@ class Evaluate(FromFile):
     """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
     model: Annotated[str | None, unset("NAME")] = None
     """The model that a weights file must be of. By default it is found from the file."""
+    per_class: bool = False
+    """Add recall, precision and the most frequent confusion of each class, the one found least first."""
     json: bool = False
     """Print JSON."""
 
@@ -47,9 +51,21 @@ class Evaluate(FromFile):
             model, info = load_model(self.weights, model=self.model, **self.choice(), progress=world.is_main)
             if world.is_main:
                 print(f"{info.model}, {info.origin}", file=sys.stderr)
-            scores = evaluate_weights(model, info, data, recipe.train if recipe else TrainConfig(), world)
-        if is_main_process():
-            print(json.dumps(scores) if self.json else describe_scores(scores, len(model.get_parameter("fc.weight"))))
+            record = PredictionRecord() if self.per_class else None
+            scores = evaluate_weights(model, info, data, recipe.train if recipe else TrainConfig(), world, record)
+            predictions = record.gathered(world) if record else None
+        if not is_main_process():
+            return
+
+        num_classes = len(model.get_parameter("fc.weight"))
+        classes: list[ClassScore] = []
+        if predictions:
+            names = info.class_names or list(map(str, range(num_classes)))
+            classes = [score for score in class_scores(predictions.confusion(num_classes), names) if score.count]
+        if self.json:
+            print(json.dumps(scores | {"classes": list(map(asdict, classes))} if self.per_class else scores))
+        else:
+            print(describe_scores(scores, num_classes), *class_lines(classes), sep="\n")
 
     def _data(self, recipe: Recipe | None) -> DataConfig:
         if not self.data and not self.dataset:
@@ -65,6 +81,21 @@ class Evaluate(FromFile):
         if recipe is None:
             return DataConfig(name=name, path=self.data, global_batch=1, eval_batch=64, workers=2)
         return replace(recipe.data, name=name, path=self.data)
+
+
+def class_lines(classes: Sequence[ClassScore]) -> list[str]:
+    """A table of the classes, with a header."""
+    if not classes:
+        return []
+    width = max(len("class"), *(len(score.name) for score in classes))
+    lines = [f"{'class':<{width}}  images   recall  precision  most often taken for"]
+    for score in classes:
+        precision = f"{score.precision:.2%}" if score.precision is not None else "none"
+        other = f"{score.taken_for} ({score.times})" if score.times else ""
+        lines.append(
+            f"{score.name:<{width}}  {score.count:>6,}  {score.recall:>7.2%}  {precision:>9}  {other}".rstrip()
+        )
+    return lines
 
 
 @dataclass(frozen=True)

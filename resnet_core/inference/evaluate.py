@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resnet_core.data import DataConfig, EvalLoader, load_test
 from resnet_core.foundation.errors import shortened
+from resnet_core.inference.predictions import PredictionRecord
 from resnet_core.train import TrainConfig, World
 from resnet_core.train.evaluate import evaluate
 from resnet_core.train.forward import prepare_model
@@ -22,13 +23,18 @@ WNID = re.compile(r"n\d{8}")  # as ImageNet's folders are named
 
 
 def evaluate_weights(
-    model: nn.Module, info: WeightsInfo, data: DataConfig, train: TrainConfig, world: World
+    model: nn.Module,
+    info: WeightsInfo,
+    data: DataConfig,
+    train: TrainConfig,
+    world: World,
+    record: PredictionRecord | None = None,
 ) -> dict[str, float]:
     """top1, top5 (0..1), loss and count over the test images of `data`, prepared as `info.transform` says.
 
     `model` and `info` come from `load_model`; precision and memory format are those of `train`. Each rank takes its
-    share of the images. Raises ValueError where the data's classes differ from the weights', or where the data or the
-    weights cannot be used.
+    share of the images, and adds what it predicts to the `record`. Raises ValueError where the data's classes differ
+    from the weights', or where the data or the weights cannot be used.
     """
     if info.transform is None:
         raise ValueError(
@@ -41,6 +47,8 @@ def evaluate_weights(
     numbers = torch.tensor(class_numbers(names, info, len(model.get_parameter("fc.weight"))), device=world.device)
 
     def score(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if record is not None:
+            record.add(logits, numbers[labels])
         return classification_sums(logits, numbers[labels])
 
     loader = EvalLoader(

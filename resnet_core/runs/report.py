@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from resnet_core.data import ImageFiles
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.inference.explain import captum_attr, denormalized, heat_maps, overlaid
+from resnet_core.inference.predictions import PredictionRecord, Predictions, class_scores
 from resnet_core.recipes.experiment import Experiment, load
 from resnet_core.runs.curves import PANELS, draw, records_of
 from resnet_core.runs.folder import RunFolder
@@ -29,26 +29,6 @@ MOST_MISTAKES = 12
 MOST_CONFUSIONS = 10
 TEMPLATE = "report.html"
 MARK = '<meta name="generator" content="resnet-core report">'
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a network said of each evaluated sample, in the order of the data."""
-
-    labels: Tensor
-    classes: Tensor
-    """The most likely class."""
-    probabilities: Tensor
-    """And its probability."""
-
-    def confusion(self, num_classes: int) -> Tensor:
-        """How many samples of each class (row) were taken for each class (column), `[K, K]`."""
-        return torch.bincount(self.labels * num_classes + self.classes, minlength=num_classes**2).view(num_classes, -1)
-
-    def mistakes(self) -> list[int]:
-        """The numbers of the samples that were taken for another class, the most confident first."""
-        wrong = (self.classes != self.labels).nonzero()[:, 0]
-        return wrong[self.probabilities[wrong].argsort(descending=True, stable=True)].tolist()
 
 
 def write_report(out: str | Path, path: str | Path | None = None) -> Path:
@@ -82,7 +62,7 @@ def write_report(out: str | Path, path: str | Path | None = None) -> Path:
         confusion=confusion.tolist() if len(names) <= MOST_CLASSES_IN_A_TABLE else None,
         confusion_picture=None if len(names) <= MOST_CLASSES_IN_A_TABLE else picture_of(confusion),
         confusions=confusions(confusion, names),
-        classes=classes(confusion, names),
+        classes=class_scores(confusion, names),
         mistakes=mistakes(predictions, trainer, experiment),
         num_mistakes=len(predictions.mistakes()),
         environment=folder.read_environment(),
@@ -113,15 +93,14 @@ def load_template() -> Any:
 
 def predictions_of(trainer: Trainer) -> tuple[dict[str, float], Predictions]:
     """A trained network's scores and predictions on its evaluation data."""
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    record = PredictionRecord()
 
     def score(logits: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
-        best = logits.double().softmax(1).max(1)
-        seen.append((labels.cpu(), best.indices.cpu(), best.values.cpu()))
+        record.add(logits, labels)
         return classification_sums(logits, labels)
 
     scores = evaluate(trainer.model.eval(), trainer.eval_loader, score, trainer.config, trainer.world)
-    return scores, Predictions(*map(torch.cat, zip(*seen, strict=True)))
+    return scores, record.gathered(trainer.world)
 
 
 def times(
@@ -139,25 +118,6 @@ def times(
     spent["evaluation, checkpoints and the rest"] = max(0.0, result["seconds"] - sum(spent.values()))
     total = sum(spent.values())
     return [(name, seconds, seconds / total) for name, seconds in spent.items()]
-
-
-def classes(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each class its samples, the shares found and right, and what it is most often taken for; the worst first."""
-    counts, hits = confusion.sum(1), confusion.diagonal()
-    precision = (hits / confusion.sum(0)).tolist()  # nan for a class that was never named
-    others = confusion - torch.diag(hits)
-    rows = [
-        {
-            "name": names[index],
-            "count": int(counts[index]),
-            "found": float(hits[index] / counts[index]) if counts[index] else None,
-            "right": precision[index] if precision[index] == precision[index] else None,
-            "taken_for": names[int(others[index].argmax())] if int(others[index].max()) else "",
-            "times": int(others[index].max()),
-        }
-        for index in range(len(names))
-    ]
-    return sorted(rows, key=lambda row: 2 if row["found"] is None else row["found"])
 
 
 def confusions(confusion: Tensor, names: Sequence[str]) -> list[tuple[str, str, int]]:
