@@ -25,7 +25,7 @@ from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.report import Report
-from resnet_core.weights.pretrained import check_config, info_of, load_model, skeleton
+from resnet_core.weights.pretrained import OpenedWeights, open_weights, skeleton
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,20 @@ class Experiment:
         return {"num_classes": len(self.dataset.class_names), "in_channels": self.dataset.in_channels}
 
     @cached_property
+    def start(self) -> OpenedWeights | None:
+        """The weights that the network starts from."""
+        return opened(self.recipe.model)
+
+    @cached_property
     def model_arguments(self) -> dict[str, Any]:
         """All arguments of the network's builder, of which some come from the weights that it starts from."""
-        return builder_arguments(self.recipe.model, **self.fitting_arguments)
+        return builder_arguments(self.recipe.model, self.start, **self.fitting_arguments)
+
+    def initial_model(self) -> nn.Module:
+        """The network that the run starts from. What was read of its weights is given free."""
+        model = initial_model(self.recipe.model, self.start, self.model_arguments)
+        vars(self).pop("start")
+        return model
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -116,7 +127,7 @@ def make_trainer(
 
     torch.manual_seed(recipe.seed)
     if build is None:
-        model = initial_model(recipe.model, experiment.model_arguments)
+        model = experiment.initial_model()
     else:
         model = build(**experiment.fitting_arguments)
     freeze(model, recipe.model.freeze)
@@ -148,22 +159,33 @@ def make_trainer(
 
 def make_model(config: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
     """The network that a run starts from. ValueError: the weights do not fit. OSError: the download failed."""
-    return initial_model(config, builder_arguments(config, num_classes=num_classes, in_channels=in_channels))
+    start = opened(config)
+    arguments = builder_arguments(config, start, num_classes=num_classes, in_channels=in_channels)
+    return initial_model(config, start, arguments)
 
 
-def initial_model(config: ModelConfig, arguments: dict[str, Any]) -> nn.Module:
-    """The same from all arguments of the builder; the head is new where the weights have other classes."""
+def opened(config: ModelConfig) -> OpenedWeights | None:
+    """The weights that a network starts from; None where they are random."""
     if not config.weights:
+        return None
+    return open_weights(config.weights, key=config.key or None, prefix=config.prefix or None)
+
+
+def initial_model(config: ModelConfig, start: OpenedWeights | None, arguments: dict[str, Any]) -> nn.Module:
+    """The same from all arguments of the builder; the head is new where the weights have other classes."""
+    if start is None:
         return registry.build(config.name, **arguments)
 
-    model, _ = load_model(config.weights, new_head=True, progress=False)
+    model = start.build(new_head=True, progress=False)
     assert isinstance(model, Backbone | CifarResNet)
     if model.fc.out_features != arguments["num_classes"]:
         model.reset_classifier(arguments["num_classes"])
-    return model.train()
+    return model
 
 
-def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int) -> dict[str, Any]:
+def builder_arguments(
+    config: ModelConfig, start: OpenedWeights | None, *, num_classes: int, in_channels: int
+) -> dict[str, Any]:
     """All arguments of the builder of a run's network, some of which the weights decide that it starts from.
 
     Raises ValueError for weights of another model or with another stem, or for images with another number of channels.
@@ -171,10 +193,10 @@ def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int
     fitting: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     if config.small_images:
         fitting["small_images"] = True
-    if not config.weights:
+    if start is None:
         return fitting
 
-    info = info_of(config.weights)
+    info = start.info
     if info.model != config.name:
         raise ValueError(
             f"model.weights {config.weights} belong to {info.model}, and model.name is {config.name}; set model.name "
@@ -193,4 +215,4 @@ def builder_arguments(config: ModelConfig, *, num_classes: int, in_channels: int
             f"model.weights {config.weights} take images of {weights_channels} channels, and the data have "
             f"{in_channels}; choose other weights or other data"
         )
-    return {**check_config(info.config, config.weights), **fitting}
+    return {**info.config, **fitting}

@@ -1,6 +1,6 @@
 """Networks with trained weights: a published set's, a file's, a run's.
 
-All take one road: locate -> read -> check on the meta device -> build -> load. Anyone may have written a file, so what
+All take one road: locate -> read -> check on the meta device -> build -> load, each once. Anyone may have written a file, so what
 it says of itself is checked, and compared with its tensors, before a network is made of it.
 """
 
@@ -25,7 +25,7 @@ from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.containers import index_in
 from resnet_core.weights.download import fetch
-from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file, read_info
+from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file
 from resnet_core.weights.folders import Description, description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
@@ -44,8 +44,8 @@ PUBLISHED_FORMS: dict[type[nn.Module], dict[str, Any]] = {
 
 def with_weights(name: str, weights: str | Path | Enum, progress: bool, config: Mapping[str, Any]) -> nn.Module:
     """The network that the builder `name` makes with a published set or a file of weights. Raises what it raises."""
-    found = Path(weights) if names_a_file(weights) else find_weights(name, weights)  # type: ignore[arg-type]
-    return _load(found, name, config, progress=progress)[0]
+    located = Path(weights) if names_a_file(weights) else find_weights(name, weights)  # type: ignore[arg-type]
+    return _open(located, name, CHOICE).build(config, progress=progress)
 
 
 def load_model(
@@ -61,18 +61,17 @@ def load_model(
     `read_weights`. `stride_in_1x1` makes it a v1 network, which a file cannot show. With `new_head`, a body without
     classifier gets one with random weights. Raises ValueError or OSError with the remedy.
     """
-    choice = Choice(key=key, prefix=prefix, ignore=tuple(ignore), stride_in_1x1=stride_in_1x1, new_head=new_head)
-    network, info = _load(locate(source), model, {}, choice=choice, progress=progress)
-    return network.eval(), info
+    choice = Choice(key=key, prefix=prefix, ignore=tuple(ignore), stride_in_1x1=stride_in_1x1)
+    weights = _open(locate(source), model, choice)
+    return weights.build(new_head=new_head, progress=progress).eval(), weights.info
 
 
-def info_of(source: str | Path) -> WeightsInfo:
-    """The info that `load_model` would return; nothing is downloaded. Raises what `load_model` raises."""
-    found = locate(source)
-    if isinstance(found, WeightSet):
-        return published_info(found)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # `load_model` will warn
-        return read_info(found) or _info_for(None, read_file(found), found, CHOICE)
+def open_weights(source: str | Path, *, key: str | None = None, prefix: str | None = None) -> OpenedWeights:
+    """What `load_model` makes its network of: a file is read, and a published set not yet downloaded.
+
+    Raises what `load_model` raises.
+    """
+    return _open(locate(source), None, Choice(key=key, prefix=prefix))
 
 
 def locate(source: str | Path) -> Path | WeightSet:
@@ -114,35 +113,54 @@ class Choice:
     prefix: str | None = None
     ignore: tuple[str, ...] = ()
     stride_in_1x1: bool = False
-    new_head: bool = False
 
 
 CHOICE = Choice()
 
 
-def _load(
-    found: Path | WeightSet, model: str | None, asked: Mapping[str, Any], *, choice: Choice = CHOICE, progress: bool
-) -> tuple[nn.Module, WeightsInfo]:
-    """The network of located weights, and their info. `model` and `asked` are what the caller asked for."""
-    # A set is known before its download, so that what cannot be built is not fetched. A file is known once it is read.
-    if isinstance(found, WeightSet):
-        origin, info = f"{found.model}'s {found.name}", published_info(found)
-        needed = {"num_classes": found.num_classes, **PUBLISHED_FORMS[MODELS[found.model].network]}
-        arguments, shape = _check(info, needed, asked, origin)
-        # All are published as pickles: this one has the published hash, and only tensors are read from it.
-        path = fetch(found.url, sha256_prefix=found.sha256_prefix, progress=progress)
-        read = read_file(path)
-    else:
-        origin = str(found)
-        read = read_file(found, key=choice.key, prefix=choice.prefix, ignore=choice.ignore)
-        info = _info_for(model, read, found, choice)
-        arguments, shape = _check(info, check_config(info.config, origin), asked, origin)
+@dataclass(frozen=True, kw_only=True)
+class OpenedWeights:
+    """Weights of which it is known what they are, and from which a network can be built."""
 
-    headless = read.network is not None and not read.network.has_head
-    matched, _ = fit_file(shape, read, origin, new_head=choice.new_head and headless)
-    network = build(info.model, **arguments)
-    network.load_state_dict(matched, strict=False)
-    return network, info
+    origin: str
+    """Their name in errors."""
+    info: WeightsInfo
+    needed: Mapping[str, Any]
+    """The builder's arguments that the weights decide."""
+    read: Callable[[bool], Found]
+    """Whether to show the progress of a download -> what is in the file."""
+
+    def build(
+        self, asked: Mapping[str, Any] | None = None, *, new_head: bool = False, progress: bool = True
+    ) -> nn.Module:
+        """The network with these weights. `asked` are the builder's arguments that the caller chose."""
+        arguments, shape = _check(self.info, self.needed, asked or {}, self.origin)
+        found = self.read(progress)
+        headless = found.network is not None and not found.network.has_head
+        matched, _ = fit_file(shape, found, self.origin, new_head=new_head and headless)
+        network = build(self.info.model, **arguments)
+        network.load_state_dict(matched, strict=False)
+        return network
+
+
+def _open(located: Path | WeightSet, model: str | None, choice: Choice) -> OpenedWeights:
+    """Opens what was located. A set is known before its download, so that what cannot be built is not fetched."""
+    if isinstance(located, WeightSet):
+        return OpenedWeights(
+            origin=f"{located.model}'s {located.name}",
+            info=published_info(located),
+            needed={"num_classes": located.num_classes, **PUBLISHED_FORMS[MODELS[located.model].network]},
+            # All are published as pickles: this one has the published hash, and only tensors are read from it.
+            read=lambda progress: read_file(
+                fetch(located.url, sha256_prefix=located.sha256_prefix, progress=progress)
+            ),
+        )
+
+    found = read_file(located, key=choice.key, prefix=choice.prefix, ignore=choice.ignore)
+    info = _info_for(model, found, located, choice)
+    origin = str(located)
+    needed = check_config(info.config, origin)
+    return OpenedWeights(origin=origin, info=info, needed=needed, read=lambda progress: found)
 
 
 def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> WeightsInfo:

@@ -14,7 +14,7 @@ from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN
 from resnet_core.foundation.precision import same_bits
 from resnet_core.recipes import ModelConfig, make_model
 from resnet_core.weights import WeightsInfo, read_info, write_weights
-from resnet_core.weights.pretrained import info_of, load_model
+from resnet_core.weights.pretrained import load_model, open_weights
 from tests.weights.networks import akamaster, akamaster_checkpoint, kuangliu
 
 
@@ -105,7 +105,7 @@ def test_akamasters_weights_compute_what_its_network_does(published):
         assert same_bits(ours.eval()(images()), published(images()))
     ours, info = load_model("cifar_resnet20:CIFAR10_V1")
     assert same_bits(ours(images()), published(images()))
-    assert info == info_of("cifar_resnet20")
+    assert info == open_weights("cifar_resnet20").info
     assert info.class_names == CIFAR10_CLASSES
     assert (info.transform.crop_size, info.transform.mean, info.transform.std) == (32, IMAGENET_MEAN, IMAGENET_STD)
     assert info.origin == (

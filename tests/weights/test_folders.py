@@ -12,7 +12,7 @@ from resnet_core.data.images import read_image
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.weights import WeightsError, WeightsInfo, read_info, read_weights, write_weights
 from resnet_core.weights.folders import read_description
-from resnet_core.weights.pretrained import info_of, load_model
+from resnet_core.weights.pretrained import load_model, open_weights
 
 # As timm's save_for_hf writes it, and as the Hub's microsoft/resnet-18 and what ResNetConfig saves look.
 TIMM = {
@@ -322,7 +322,7 @@ def test_weights_in_several_files_are_read_from_their_index(folder, tensors):
     model, info = load_model(path)
     assert all(value.equal(state[name]) for name, value in model.state_dict().items())
     assert info.class_names == ("kind0", "kind1", "kind2", "kind3")
-    assert info_of(path).transform == info.transform == read_description(path).transform
+    assert open_weights(path).info.transform == info.transform == read_description(path).transform
 
 
 def test_what_the_folder_leaves_open_is_assumed_and_said(folder, tensors):
