@@ -8,14 +8,14 @@ from parity.oracles import ORACLES
 from parity.oracles.ledger import LEDGER
 from resnet_core.comparison.compare import compare
 from resnet_core.models.resnet import TABLE_1
-from resnet_core.weights.libraries import NETWORKS, SOURCES
+from resnet_core.weights.libraries import LIBRARIES, NETWORKS
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 
 # Of those that each oracle lists. The others are larger, and of the same parts.
 SMALL = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
 ALIGNED = [key for key, oracle in ORACLES.items() if oracle.build]
-ROUNDING = {"keras": SOURCES["keras"].bound, "onnxruntime": 1e-5}  # of the largest logit; the others give our bits
+ROUNDING = {"keras": LIBRARIES["keras"].bound, "onnxruntime": 1e-5}  # of the largest logit; the others give our bits
 
 
 def skip_without(missing):

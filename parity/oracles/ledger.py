@@ -27,8 +27,8 @@ from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.mistakes import MISTAKES
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
-from resnet_core.weights.libraries import EPSILON, KERAS_EPSILON, SOURCES, fold_keras
-from resnet_core.weights.names import convert_names, their_names
+from resnet_core.weights.libraries import KERAS_EPSILON, LIBRARIES, fold_keras
+from resnet_core.weights.names import EPSILON, convert_names, their_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ def transformers_v1(entry: Deviation) -> Measured:
 
 
 def keras_bound(largest: float) -> float:
-    return SOURCES["keras"].bound * max(1.0, largest)
+    return LIBRARIES["keras"].bound * max(1.0, largest)
 
 
 def keras_resnet50(**options: Any) -> Any:

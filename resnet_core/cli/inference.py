@@ -109,7 +109,8 @@ class Export(FromFile):
     format: Format = "onnx"
     """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
     image_size: Annotated[int | None, unset("PIXELS")] = None
-    """Height and width of the input. By default the size at which the weights were evaluated."""
+    """Height and width of the input. By default the size at which the weights were evaluated, or else 224, or 32 for
+    networks for small images."""
     dynamic_size: bool = False
     """Accept images of any height and width from 33 pixels, and check the file at two more sizes."""
     opset: Annotated[int | None, unset("11..17")] = None
@@ -120,15 +121,12 @@ class Export(FromFile):
     def __call__(self) -> None:
         find_exporter(self.out, self.format, self.opset)
         model, info = load_model(self.weights, model=self.model, **self.choice())
-        size = self.image_size
-        if size is None:
-            size = info.transform.crop_size if info.transform else 224
         channels = info.config.get("in_channels", 3)
         result = export(
             model,
             self.out,
             format=self.format,
-            image_size=size,
+            image_size=info.image_size if self.image_size is None else self.image_size,
             channels=channels,
             opset=self.opset,
             dynamic_size=self.dynamic_size,

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from resnet_core.data.transforms import ImageTransform
 from resnet_core.weights.convert import convert
 from resnet_core.weights.inspect import inspect_weights
 
@@ -78,15 +77,15 @@ class Convert(FromFile):
             raise ValueError("--resize-size and --crop-size go together: give both or neither")
 
     def __call__(self) -> None:
-        transform = None
+        sizes = None
         if self.resize_size is not None and self.crop_size is not None:
-            transform = ImageTransform(resize_size=self.resize_size, crop_size=self.crop_size)
+            sizes = (self.resize_size, self.crop_size)
         convert(
             self.src,
             self.dst,
             source=self.source,
             model=self.model,
-            transform=transform,
+            sizes=sizes,
             **self.choice(),
             report=print,
         )

@@ -126,10 +126,7 @@ def make_trainer(
     _, train_loader, eval_loader = make_loaders(experiment, world)
 
     torch.manual_seed(recipe.seed)
-    if build is None:
-        model = experiment.initial_model()
-    else:
-        model = build(**experiment.fitting_arguments)
+    model = experiment.initial_model() if build is None else build(**experiment.fitting_arguments)
     freeze(model, recipe.model.freeze)
     optimizer = build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc"))
 

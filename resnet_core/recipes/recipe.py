@@ -26,9 +26,9 @@ class ModelConfig:
     """Weights to start from: a run's folder, a weights file, or published weights such as resnet50:IMAGENET1K_V2. Empty
     starts from random weights. If the number of classes differs, a new head is initialized."""
     key: str = ""
-    """Key of the network's state dict in a weights file of several networks, as `resnet-core inspect` prints it."""
+    """Key of the network's state dict in a file of several networks, as `resnet-core inspect` prints it."""
     prefix: str = ""
-    """Prefix of the network's tensor names in a weights file of several networks, as `resnet-core inspect` prints it."""
+    """Prefix of the network's tensor names in a file of several networks, as `resnet-core inspect` prints it."""
     small_images: bool = False
     """Replace the stem by a 3x3 convolution of stride 1 without max-pool, for images of about 32 pixels. CIFAR's
     networks (cifar_resnet20 to cifar_resnet110) need no change for them."""

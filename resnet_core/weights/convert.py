@@ -17,20 +17,20 @@ from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
 from resnet_core.weights.containers import Container, recognise
 from resnet_core.weights.files import load_weights, write_weights
-from resnet_core.weights.folders import Description, description_of
+from resnet_core.weights.folders import read_description
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import FoundNetwork, Inspection, inspect_container, inspect_weights
 from resnet_core.weights.libraries import (
     IMAGE_SIZE,
-    SOURCES,
+    LIBRARIES,
+    Library,
     Network,
     Original,
-    Source,
     torchvision_network,
 )
 from resnet_core.weights.names import SCHEMES
-from resnet_core.weights.pretrained import assumed
+from resnet_core.weights.pretrained import assumed, is_small, preparation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,29 +64,29 @@ class Conversion:
 def convert(
     src: str | Path, dst: str | Path, *, source: str | None = None, model: str | None = None, key: str | None = None,
     prefix: str | None = None, ignore: Sequence[str] = (), stride_in_1x1: bool = False,
-    transform: ImageTransform | None = None, allow_pickle: bool = False,
+    transform: ImageTransform | None = None, sizes: tuple[int, int] | None = None, allow_pickle: bool = False,
     report: Callable[[Conversion], None] | None = None,
 ) -> Conversion:  # fmt: skip
     """Writes any library's weights as ours, once another implementation gave the same logits, and says what was found.
 
-    Whose names the file has, and which model it is, is found from the file; `source` (a name of SOURCES) and `model`
+    Whose names the file has, and which model it is, is found from the file; `source` (a name of LIBRARIES) and `model`
     are checked if given. With a `source`, that library's own network is compared; without one, torchvision's with the
     renamed weights, where it has this network. `key`, `prefix`, `ignore` and `stride_in_1x1` are those of `load_model`.
     How images are prepared is written as `transform` says or, without it, as timm's or transformers' files beside the
-    weights do, or as `load_model` assumes. `allow_pickle` has no effect. `report` is called with the result before
+    weights do, or as `load_model` assumes; `sizes` replaces the sizes of resize and crop in that. `allow_pickle` has no
+    effect. `report` is called with the result before
     anything is written.
     Raises WeightsError, and OSError where `dst` exists or cannot be written; then nothing is written.
     """
     src, dst = Path(src), Path(dst)
     check_destination(dst)
     source = source or ("keras" if not src.is_dir() and recognise(src) in ("HDF5", "Keras archive") else None)
-    bound = find_source(source).bound if source else 0.0
-    described = description_of(src)
-    said = described.info() if described else None
+    bound = find_library(source).bound if source else 0.0
 
     # Their weights under our names, in our network.
     original, inspection = read_original(src, source, ignore)
-    network, note = inspection.choose(key=key, prefix=prefix, model=model)
+    said, described = inspection.info, inspection.described
+    network, note = inspection.choose(key=key, prefix=prefix, model=model or (said.model if said else None))
     if note:
         warnings.warn(note, stacklevel=2)
     asked = {"stride_in_1x1": True} if stride_in_1x1 else {}
@@ -115,24 +115,47 @@ def convert(
         model=network.model,
         config=config,
         transform=transform,
-        class_names=said.class_names if said else original.class_names,
+        class_names=said.class_names if said else None,
         origin=f"{src.name}, converted from {conversion.source}",
     )
-    write_weights(dst, tensors, info if transform else with_preparation(info, network, described))
+    if transform is None:
+        info = with_preparation(info, network, said, sizes)
+        if described is not None and described.caveat and sizes is None:
+            warnings.warn(described.caveat, stacklevel=2)
+    write_weights(dst, tensors, info)
     return conversion
 
 
-def with_preparation(info: WeightsInfo, network: FoundNetwork, described: Description | None) -> WeightsInfo:
-    """The info with how images are prepared: as the folder says, or as is assumed for a file that says nothing."""
-    if described is not None:
-        if described.caveat:
-            warnings.warn(described.caveat, stacklevel=3)
-        return replace(info, transform=described.transform)
-    if SCHEMES[network.scheme].stride_in_1x1:
-        return info
-    likely = assumed(network)
-    names = info.class_names or likely.class_names
-    return replace(info, transform=likely.transform, class_names=names, origin=f"{info.origin}; {likely.origin}")
+def with_preparation(
+    info: WeightsInfo, network: FoundNetwork, said: WeightsInfo | None, sizes: tuple[int, int] | None
+) -> WeightsInfo:
+    """The info with how images are prepared: as the file or its folder says, else as is assumed, at the given sizes.
+
+    Raises WeightsError for sizes of images that are not RGB.
+    """
+    if sizes is None:
+        if said is not None:
+            return replace(info, transform=said.transform)
+        if SCHEMES[network.scheme].stride_in_1x1:
+            return info
+        likely = assumed(network)
+        return replace(
+            info, transform=likely.transform, class_names=likely.class_names, origin=f"{info.origin}; {likely.origin}"
+        )
+
+    transform, note = (said.transform if said else None), ""
+    if transform is None:
+        transform, _ = preparation_of(network)
+        whose = "CIFAR-10's" if is_small(network) else "ImageNet's"
+        note = f"; assumed: images are normalised by {whose} mean and deviation"
+    if transform is None:
+        raise WeightsError(
+            f"{network.model} takes images of {network.config['in_channels']} channels, whose mean and deviation are "
+            "unknown; leave --resize-size and --crop-size out, and prepare images in Python"
+        )
+    resize_size, crop_size = sizes
+    transform = replace(transform, resize_size=resize_size, crop_size=crop_size)
+    return replace(info, transform=transform, origin=f"{info.origin}{note}")
 
 
 def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple[Original, Inspection]:
@@ -142,13 +165,15 @@ def read_original(src: Path, source: str | None, ignore: Sequence[str]) -> tuple
     """
     if source is None:
         return Original(tensors={}, network=torchvision_network), inspect_weights(src, ignore=ignore)
-    library = find_source(source)
-    original = library.read(src)
+    library = find_library(source)
+    described = read_description(src if src.is_dir() else src.parent)
+    info = described.info() if described else None
+    original = library.read(src, described)
     inspection = inspect_container(Container(src, source, original.tensors), ignore=ignore)
     schemes = {network.scheme for network in inspection.networks}
     if schemes - {library.scheme}:
         raise WeightsError(f"{src} has the names of {min(schemes)}, not those of {source}; leave --source out")
-    return original, inspection
+    return original, replace(inspection, info=info, described=described)
 
 
 def check_logits(
@@ -164,7 +189,9 @@ def check_logits(
         if theirs is None:
             return None
         channels = config.get("in_channels", 3)
-        difference, largest_logit = difference_on_random_images(ours.eval(), theirs, channels)
+        run: Any = ours.eval()
+        run = run if network.has_head else run.forward_features
+        difference, largest_logit = difference_on_random_images(run, theirs, channels)
     except WeightsError:
         raise
     except Exception as error:  # of any type: a library meets what anyone wrote
@@ -187,10 +214,10 @@ def check_destination(dst: Path) -> None:
         raise FileNotFoundError(f"{dst.parent} is not a folder; create it, or write {dst.name} elsewhere")
 
 
-def find_source(name: str) -> Source:
-    if name not in SOURCES:
-        raise WeightsError(f"unknown source {name!r}; {did_you_mean(name, SOURCES)}")
-    return SOURCES[name]
+def find_library(name: str) -> Library:
+    if name not in LIBRARIES:
+        raise WeightsError(f"unknown source {name!r}; {did_you_mean(name, LIBRARIES)}")
+    return LIBRARIES[name]
 
 
 def difference_on_random_images(ours: Network, theirs: Network, channels: int) -> tuple[float, float]:

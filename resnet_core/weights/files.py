@@ -22,7 +22,7 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.weights.containers import read_container, recognise
 from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import FoundNetwork, as_option, inspect_container, named_tensors, patterns_of
+from resnet_core.weights.inspect import FoundNetwork, as_options, inspect_container, named_tensors, patterns_of
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -221,7 +221,7 @@ def fit_file(
         ignore = patterns_of(network)
         raise WeightsError(
             f"{source} has tensors beside {network.model}'s: unexpected {shortened(network.unknown)}; if they do not "
-            f"matter, leave them out with ignore={ignore!r} ({' '.join(as_option('ignore', ignore))})"
+            f"matter, leave them out with ignore={ignore!r} ({' '.join(as_options({'ignore': ignore}))})"
         )
     matched, report = fit(model, found.tensors, source, strict=strict, new_head=new_head)
     return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))

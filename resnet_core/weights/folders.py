@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ WEIGHTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class FolderDescription:
     """What a folder says of the weights in it."""
 
     path: Path
     """Its config.json."""
+    values: Mapping[str, Any]
+    """What is in that file."""
     library: str
     """timm or transformers."""
     architecture: str
@@ -62,7 +65,7 @@ class Description:
         )
 
 
-def read_description(folder: Path) -> Description | None:
+def read_description(folder: Path) -> FolderDescription | None:
     """What timm's or transformers' files in a folder say; None where there are none.
 
     Raises WeightsError that names the file, the key and the value for one that cannot be true.
@@ -78,7 +81,7 @@ def read_description(folder: Path) -> Description | None:
     return None
 
 
-def description_of(path: Path) -> Description | None:
+def description_of(path: Path) -> FolderDescription | None:
     """What a folder says of itself or of a weights file in it; None for a file under a name that no library writes."""
     if path.is_dir():
         return read_description(path)
@@ -90,15 +93,10 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in WEIGHTS if (folder / name).is_file())
 
 
-def file_in(folder: Path) -> Path:
-    """What to read in a folder: its weights file, or the folder itself where a checkpoint consists of many files."""
-    return next(iter(weights_in(folder)), folder)
-
-
 # timm: everything is in config.json.
 
 
-def describe_timm(config: Values) -> Description:
+def describe_timm(config: Values) -> FolderDescription:
     # Files from before timm 0.8 are flat.
     trained = config.inside("pretrained_cfg") if "pretrained_cfg" in config.values else config
     arguments = config.inside("model_args")
@@ -111,8 +109,9 @@ def describe_timm(config: Values) -> Description:
     transform, caveat = timm_transform(trained, channels, shape[1:])
 
     model, refusal = architecture.partition(".")[0], timm_refusal(config, arguments, architecture)
-    return Description(
+    return FolderDescription(
         path=config.path,
+        values=config.values,
         library="timm",
         architecture=architecture,
         weights=weights_in(config.path.parent),
@@ -200,7 +199,7 @@ def dilation(arguments: Values) -> dict[str, Any]:
 # transformers: the network is in config.json, the preparation of images in preprocessor_config.json.
 
 
-def describe_transformers(config: Values) -> Description:
+def describe_transformers(config: Values) -> FolderDescription:
     kind = config.get("model_type", rules.WORD, "")
     architecture = (config.get("architectures", rules.WORDS, None) or [kind])[0]
     channels = config.get("num_channels", rules.COUNT, 3)
@@ -216,8 +215,9 @@ def describe_transformers(config: Values) -> Description:
 
     model, refusal = find_transformers_model(config, kind, layer)
     transform, caveat = transformers_transform(config.path.with_name("preprocessor_config.json"), channels)
-    return Description(
+    return FolderDescription(
         path=config.path,
+        values=config.values,
         library="transformers",
         architecture=architecture,
         weights=weights_in(config.path.parent),

@@ -27,6 +27,13 @@ class WeightsInfo:
     origin: str = ""
     """Where the weights come from, in words."""
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that the network is evaluated on, or else usually sees."""
+        if self.transform is not None:
+            return self.transform.crop_size
+        return 32 if self.model.startswith("cifar_") or self.config.get("small_images") else 224
+
     def to_metadata(self) -> dict[str, str]:
         """The form in which safetensors stores it: text under text keys."""
         values = asdict(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -18,12 +18,12 @@ from torch import Tensor
 from resnet_core.foundation.errors import shortened
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build_on_meta
-from resnet_core.models.resnet import Bottleneck
+from resnet_core.models.resnet import TABLE_1, Bottleneck
 from resnet_core.weights.containers import Container, read_container
-from resnet_core.weights.folders import description_of
+from resnet_core.weights.folders import FolderDescription, description_of
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, our_modules
+from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, fold_caffe2, our_modules
 from resnet_core.weights.pickles import Inert, module_tensors, walk
 
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)|_ema|ema_", re.IGNORECASE)
@@ -70,12 +70,14 @@ class Inspection:
     path: Path
     container: str
     info: WeightsInfo | None
-    """What the file says about itself, where this package wrote it."""
+    """What the file, where this package wrote it, or its folder says about the weights."""
     networks: tuple[FoundNetwork, ...]
     nearest: str
     """Where there is no network: the nearest model, and the first tensors that do not fit it."""
     beside: tuple[str, ...]
     """Types of the values beside the tensors, none of which was built."""
+    described: FolderDescription | None = field(default=None, repr=False)
+    """What timm's or transformers' files in the folder say."""
 
     def choose(
         self, *, key: str | None = None, prefix: str | None = None, model: str | None = None
@@ -91,23 +93,31 @@ class Inspection:
         if model is not None and model not in {network.model for network in networks}:
             raise WeightsError(f"{self.path} holds weights of {networks[0].model}, not {model}")
 
+        if len(networks) == 1:
+            return networks[0], ""
+
         averaged = [network for network in networks if network.averaged]
-        if len(averaged) == 1 and len(networks) > 1:
-            raw = next(network for network in networks if not network.averaged)
+        if len(averaged) == 1:
+            raw = [network for network in networks if not network.averaged]
+            others = distinguishing(raw[0], networks)
             return averaged[0], (
                 f"{self.path} also holds the weights of the last step; the averaged ones are taken, as their own tools "
-                f"evaluate them. For the others add {' '.join(options_for(raw, networks))}, or in Python "
-                f"{in_python(distinguishing(raw, networks))}; to train from them, make a file of them first: "
-                f"`resnet-core convert {shlex.quote(str(self.path))} NAME.safetensors` with the same options"
+                f"evaluate them. For the others add {' '.join(as_options(others))}, or in Python {in_python(others)}; "
+                f"{self._to_train_from(raw[:1], networks)}"
             )
-        if len(networks) > 1:
-            choices = "; ".join(" ".join(options_for(network, networks)) for network in networks)
-            raise WeightsError(
-                f"{self.path} holds {len(networks)} networks: choose one with {choices}, or in Python with "
-                f"{in_python(distinguishing(networks[0], networks))}. To train from one, make a file of it: "
-                f"`resnet-core convert {shlex.quote(str(self.path))} NAME.safetensors` with the same options"
-            )
-        return networks[0], ""
+        options = "; ".join(" ".join(as_options(distinguishing(network, networks))) for network in networks)
+        raise WeightsError(
+            f"{self.path} holds {len(networks)} networks: choose one with {options}, or in Python with "
+            f"{in_python(distinguishing(networks[0], networks))}; {self._to_train_from(networks, networks)}"
+        )
+
+    def _to_train_from(self, chosen: Sequence[FoundNetwork], networks: Sequence[FoundNetwork]) -> str:
+        """How a training chooses one of these, whose recipe cannot say that a key or a prefix is empty."""
+        values = [distinguishing(network, networks) for network in chosen]
+        if all(all(each.values()) for each in values):
+            return f"for `train`, write them as {' and '.join(f'--model.{name}' for name in values[0])}"
+        path = shlex.quote(str(self.path))
+        return f"to train from it, make a file first: `resnet-core convert {path} NAME.safetensors` with these options"
 
     def _none_of(self, key: str | None, prefix: str | None) -> str:
         if not self.networks:
@@ -142,7 +152,7 @@ class Inspection:
         if not self.networks:
             return ""
         network = network or self.candidates()[0]
-        options = [word for name, value in self.needed(network).items() for word in as_option(name, value)]
+        options = as_options(self.needed(network))
         path = shlex.quote(str(self.path))
         if network.has_head and self.is_prepared(network):
             return " ".join(["resnet-core predict", path, "IMAGE", *options])
@@ -153,12 +163,15 @@ class Inspection:
             convert = " ".join(["resnet-core convert", path, "NAME.safetensors", sizes, *options])
             return f"{convert} && resnet-core predict NAME.safetensors IMAGE"
 
-        small = " --model.small-images True" if "small_images" in network.config else ""
-        extract = ["resnet-core convert", path, "body.safetensors", *options, "&& "] if options else []
-        return (
-            f"{' '.join(extract)}resnet-core train finetune --model.name {network.model}{small} --model.weights "
-            f"{'body.safetensors' if options else path} --data.path FOLDER"
-        )
+        # A training chooses by key and prefix; for the rest, a file of the body is made first.
+        needed = self.needed(network)
+        chosen = {f"model.{name}": value for name, value in needed.items() if name in ("key", "prefix") and value}
+        direct = len(chosen) == len(needed)
+        convert = " ".join(["resnet-core convert", path, "body.safetensors", *options])
+        train = ["resnet-core train finetune --model.name", network.model, "--model.weights"]
+        train += [path, *as_options(chosen)] if direct else ["body.safetensors"]
+        train += ["--model.small-images True"] if "small_images" in network.config else []
+        return " ".join([*([] if direct else [convert, "&&"]), *train, "--data.path FOLDER"])
 
     def is_prepared(self, network: FoundNetwork) -> bool:
         """Whether `predict` knows, or assumes, how images are prepared."""
@@ -257,10 +270,9 @@ def inspect_weights(path: str | Path, *, ignore: Sequence[str] = ()) -> Inspecti
     not a weights file, saying what it is.
     """
     path = Path(path)
-    described = description_of(path)
-    info = described.info() if described else None
-    inspection = inspect_container(read_container(path), ignore=ignore)
-    return replace(inspection, path=path, info=inspection.info or info)
+    inspection = replace(inspect_container(read_container(path), ignore=ignore), path=path)
+    described = description_of(path) if inspection.info is None else None
+    return replace(inspection, info=described.info(), described=described) if described else inspection
 
 
 def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> Inspection:
@@ -275,7 +287,7 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
     networks: list[FoundNetwork] = []
     misfits: list[tuple[int, str]] = []
     for key, found in named_tensors(container):
-        tensors = plain_tensors(found, container, ignore)
+        tensors = fold_caffe2(plain_tensors(found, container, ignore))
         for body in find_bodies(tensors):
             network = identify(body, key, tensors)
             if isinstance(network, FoundNetwork):
@@ -285,7 +297,7 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
 
     # One network under two keys is one network.
     distinct = {tuple(map(id, network.tensors.values())): network for network in reversed(networks)}
-    networks = list(distinct.values())[::-1]
+    networks = [without_names_of(others=distinct.values(), network=each) for each in list(distinct.values())[::-1]]
     nearest = "" if networks else min(misfits, default=(0, nothing_like_a_resnet(container)))[1]
     return Inspection(
         path=container.path,
@@ -295,6 +307,14 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         nearest=nearest,
         beside=container.beside,
     )
+
+
+def without_names_of(others: Iterable[FoundNetwork], network: FoundNetwork) -> FoundNetwork:
+    """The network, of whose unknown names none is another network's under a longer prefix."""
+    nested = tuple(
+        other.prefix for other in others if other.key == network.key and len(other.prefix) > len(network.prefix)
+    )
+    return replace(network, unknown=tuple(name for name in network.unknown if not name.startswith(nested)))
 
 
 def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -474,17 +494,16 @@ def distinguishing(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> d
     }
 
 
-def options_for(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> list[str]:
-    return [word for name, value in distinguishing(network, networks).items() for word in as_option(name, value)]
-
-
-def as_option(name: str, value: Any) -> list[str]:
-    """A choice as words of the command line."""
-    option = f"--{name.replace('_', '-')}"
-    if value is True:
-        return [option]
-    values = [value] if isinstance(value, str) else value
-    return [word for each in values for word in (option, shlex.quote(each))]
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments of `load_model` as words of the command line."""
+    words: list[str] = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        for each in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+            words += [option, shlex.quote(each)]
+    return words
 
 
 def assigned(values: Mapping[str, Any]) -> list[str]:
@@ -507,7 +526,7 @@ def patterns_of(network: FoundNetwork) -> list[str]:
 
 def is_v1(network: FoundNetwork) -> bool:
     """Whether the library's networks of this kind have their stride on the first 1x1."""
-    return SCHEMES[network.scheme].stride_in_1x1 and is_bottleneck(network.model)
+    return SCHEMES[network.scheme].stride_in_1x1 and is_bottleneck(network.model) and network.model in TABLE_1
 
 
 def nothing_like_a_resnet(container: Container) -> str:

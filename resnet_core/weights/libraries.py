@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 import zipfile
@@ -18,18 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.foundation.errors import first_line
-from resnet_core.models.resnet import TABLE_1
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.files import load_weights, read_file
-from resnet_core.weights.folders import NETWORKS, file_in
+from resnet_core.weights.folders import NETWORKS, FolderDescription
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.inspect import FoundNetwork
-from resnet_core.weights.names import KERAS_VARIABLES
+from resnet_core.weights.names import EPSILON, KERAS_VARIABLES
 
 IMAGE_SIZE = 64  # of the random images by which two networks are compared
-KERAS_EPSILON, EPSILON = 1.001e-5, 1e-5  # added to the variance: keras.applications' ResNets, torch's BatchNorm
+KERAS_EPSILON = 1.001e-5  # that keras.applications' ResNets add to the variance
 
-Network = Callable[[Tensor], Tensor]  # images [N, 3, H, W] -> logits
+Network = Callable[[Tensor], Tensor]  # images [N, 3, H, W] -> logits; of a body without a classifier its last map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +38,15 @@ class Original:
     network: Callable[[FoundNetwork, Mapping[str, Any]], Network | None]
     """What is in the file and our arguments -> the library's network in evaluation mode; None if it has none."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Arguments of our builder that cannot be found from the shapes."""
-    class_names: tuple[str, ...] | None = None
+    """Arguments of our builder that neither the shapes nor a folder's description show."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A library: how its files are read, how far its logits may be from ours."""
+class Library:
+    """How a library's files are read, and how far its logits may be from ours."""
 
-    read: Callable[[Path], Original]
+    read: Callable[[Path, FolderDescription | None], Original]
+    """The file or folder, and what the folder says of it."""
     scheme: str = "torchvision"
     """Whose names its tensors have: a key of SCHEMES."""
     bound: float = 0.0
@@ -71,9 +69,8 @@ def raw_tensors(path: Path) -> dict[str, Tensor]:
     return read_file(path).raw
 
 
-def read_torchvision(path: Path) -> Original:
-    tensors = raw_tensors(path)
-    return Original(tensors=tensors, network=torchvision_network)
+def read_torchvision(path: Path, described: FolderDescription | None) -> Original:
+    return Original(tensors=raw_tensors(path), network=torchvision_network)
 
 
 def torchvision_network(network: FoundNetwork, config: Mapping[str, Any]) -> Network | None:
@@ -97,78 +94,44 @@ def torchvision_network(network: FoundNetwork, config: Mapping[str, Any]) -> Net
     return theirs.eval()
 
 
-def read_timm(path: Path) -> Original:
-    """A bare file, or one with the Hub's `config.json` beside it. The architecture in that file is checked."""
-    file = file_in(path) if path.is_dir() else path
-    architecture = config_beside(file).get("architecture", "resnet50")
-    if architecture not in NETWORKS:  # resnetblur50 has resnet50's tensors, and other logits
-        raise WeightsError(
-            f"{file.with_name('config.json')} has architecture {architecture!r}, which is not one of ours"
-        )
-    tensors = raw_tensors(file)
+def read_timm(path: Path, described: FolderDescription | None) -> Original:
+    """A bare file, or one with the Hub's `config.json` beside it."""
+    tensors = raw_tensors(path)
 
     def network(found: FoundNetwork, config: Mapping[str, Any]) -> Network:
-        classes = config.get("num_classes", 1000)
-        model = library("timm").create_model(found.model, num_classes=classes, in_chans=config.get("in_channels", 3))
+        arguments = {"num_classes": config.get("num_classes", 1000), "in_chans": config.get("in_channels", 3)}
+        dilated = sum(config.get("replace_stride_with_dilation") or ())
+        model = library("timm").create_model(found.model, **arguments, output_stride=32 >> dilated)
         load_weights(model, tensors)
         return model.eval()
 
     return Original(tensors=tensors, network=network)
 
 
-def read_transformers(path: Path) -> Original:
+def read_transformers(path: Path, described: FolderDescription | None) -> Original:
     """The folder of `save_pretrained`, or its file of weights: `config.json` says where a Bottleneck's stride sits."""
-    file = file_in(path) if path.is_dir() else path
-    values = config_beside(file)
-    if values.get("model_type") != "resnet":
-        raise WeightsError(f"{file.with_name('config.json')} must exist and have model_type 'resnet'")
-    tensors = raw_tensors(file)
+    if described is None or described.library != "transformers":
+        file = (path if path.is_dir() else path.parent) / "config.json"
+        raise WeightsError(
+            f"{file} must exist and have model_type 'resnet', as transformers writes it; fetch it into the same "
+            "folder, or leave --source out"
+        )
+    tensors = raw_tensors(path)
     transformers = library("transformers")
     try:
-        config = transformers.ResNetConfig.from_dict(values)
+        config = transformers.ResNetConfig.from_dict(dict(described.values))
     except Exception as error:  # of any type: anyone may have written the file
-        raise WeightsError(
-            f"{file.with_name('config.json')} is refused by transformers ({first_line(error)})"
-        ) from error
+        raise WeightsError(f"{described.path} is refused by transformers ({first_line(error)})") from error
 
     def network(found: FoundNetwork, arguments: Mapping[str, Any]) -> Network:
-        name, classes = found.model, arguments.get("num_classes", 1000)
-
-        # What its config says has to be the model that its shapes were taken for.
-        expected = {"num_channels": 3, "embedding_size": 64, "hidden_act": "relu", "num_labels": classes}
-        odd = [f"{key}={getattr(config, key)!r}" for key, value in expected.items() if getattr(config, key) != value]
-        expansion, depths = 4 if config.layer_type == "bottleneck" else 1, TABLE_1[name][1]
-        sizes = [width * expansion for width in (64, 128, 256, 512)]
-        if odd or list(config.depths) != [*depths] or list(config.hidden_sizes) != sizes:
-            raise WeightsError(f"{file.with_name('config.json')} is not {name}'s ({', '.join(odd) or 'depths, sizes'})")
         model = transformers.ResNetForImageClassification(config)
         load_weights(model, tensors)
         return lambda images: model.eval()(images, return_dict=True).logits
 
-    v1 = config.layer_type == "bottleneck" and config.downsample_in_bottleneck
-    names = tuple(config.id2label[label] for label in sorted(config.id2label))
-    if sorted(config.id2label) != list(range(len(names))) or not all(isinstance(each, str) for each in names):
-        raise WeightsError(f"{file.with_name('config.json')}: id2label must name the classes 0, 1, 2, ... in words")
-    return Original(
-        tensors=tensors,
-        network=network,
-        config={"stride_in_1x1": True} if v1 else {},
-        class_names=None if names[:1] == ("LABEL_0",) else names,
-    )
+    return Original(tensors=tensors, network=network)
 
 
-def config_beside(file: Path) -> dict[str, Any]:
-    """The `config.json` in the same folder; empty when there is none."""
-    path = file.with_name("config.json")
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path} is not a JSON object ({error}); fetch it again") from error
-
-
-def read_composer(path: Path) -> Original:
+def read_composer(path: Path, described: FolderDescription | None) -> Original:
     """A checkpoint of Composer's Trainer, whose network was torchvision's."""
     try:
         tensors = read_container(path).content["state"]["model"]
@@ -180,7 +143,7 @@ def read_composer(path: Path) -> Original:
     return Original(tensors=tensors, network=torchvision_network)
 
 
-def read_keras(path: Path) -> Original:
+def read_keras(path: Path, described: FolderDescription | None) -> Original:
     """A `.weights.h5`, `.h5` or `.keras` file of keras.applications' ResNet50, 101 or 152. Its code is not run."""
     os.environ.setdefault("KERAS_BACKEND", "torch")  # read at keras' first import
     keras = library("keras")
@@ -193,16 +156,16 @@ def read_keras(path: Path) -> Original:
         155: keras.applications.ResNet152,
     }
     known = (
-        "give weights of keras.applications' ResNet50, ResNet101 or ResNet152 with their head (V2 is another network)"
+        "give weights of keras.applications' ResNet50, ResNet101 or ResNet152, with their head or without (V2 is "
+        "another network). Where such a network is a layer of yours, save it in Keras with "
+        "model.get_layer('resnet50').save_weights('NAME.weights.h5')"
     )
-    if convolutions not in builders or len(classes) != 1:
+    if convolutions not in builders or len(classes) > 1:
         raise WeightsError(f"{path} has {convolutions} convolutions and {len(classes)} heads; {known}")
 
     with keras.device("cpu:0"), warnings.catch_warnings(action="ignore"):
-        shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
-        network = builders[convolutions](
-            weights=None, classes=classes[0], classifier_activation=None, input_shape=shape
-        )
+        head = {"classes": classes[0], "classifier_activation": None} if classes else {"include_top": False}
+        network = builders[convolutions](weights=None, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3), **head)
         try:
             network.load_weights(path)
         except Exception as error:  # of any type: anyone may have written the file
@@ -211,14 +174,13 @@ def read_keras(path: Path) -> Original:
     def to_torch(value: Any) -> Tensor:
         return torch.from_numpy(keras.ops.convert_to_numpy(value))
 
-    def logits(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Tensor:
         with keras.device("cpu:0"):
-            return to_torch(network(images.permute(0, 2, 3, 1).numpy(), training=False))
+            made = to_torch(network(images.permute(0, 2, 3, 1).numpy(), training=False))
+        return made if classes else made.permute(0, 3, 1, 2)
 
     variables = {variable.path: to_torch(variable) for variable in network.weights}
-    return Original(
-        tensors=fold_keras(variables), network=lambda network, config: logits, config={"stride_in_1x1": True}
-    )
+    return Original(tensors=fold_keras(variables), network=lambda network, config: run, config={"stride_in_1x1": True})
 
 
 def count_keras(path: Path) -> tuple[int, list[int]]:
@@ -264,10 +226,10 @@ def fold_keras(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-SOURCES = {
-    "torchvision": Source(read=read_torchvision),
-    "timm": Source(read=read_timm),
-    "transformers": Source(read=read_transformers, scheme="transformers"),
-    "composer": Source(read=read_composer),
-    "keras": Source(read=read_keras, scheme="keras", bound=2e-5),
+LIBRARIES = {
+    "torchvision": Library(read=read_torchvision),
+    "timm": Library(read=read_timm),
+    "transformers": Library(read=read_transformers, scheme="transformers"),
+    "composer": Library(read=read_composer),
+    "keras": Library(read=read_keras, scheme="keras", bound=2e-5),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from torch import Tensor
 from resnet_core.models.resnet import TABLE_1
 
 # Our modules -> theirs. The digit after a field says at which number it starts: {stage1} counts the stages 1, 2, 3, 4,
-# {stage0} counts the same ones 0, 1, 2, 3.
+# {stage0} counts the same ones 0, 1, 2, 3. {letter} counts layers a, b, c.
 OURS = {
     "conv1": "conv1",
     "bn1": "bn1",
@@ -43,6 +44,14 @@ DETECTRON2 = {
     "layer{stage1}.{block0}.downsample.0": "res{stage2}.{block0}.shortcut",
     "layer{stage1}.{block0}.downsample.1": "res{stage2}.{block0}.shortcut.norm",
 }
+CAFFE2 = {
+    "conv1": "conv1",
+    "bn1": "res_conv1_bn",
+    "layer{stage1}.{block0}.conv{layer1}": "res{stage2}_{block0}_branch2{letter}",
+    "layer{stage1}.{block0}.bn{layer1}": "res{stage2}_{block0}_branch2{letter}_bn",
+    "layer{stage1}.{block0}.downsample.0": "res{stage2}_{block0}_branch1",
+    "layer{stage1}.{block0}.downsample.1": "res{stage2}_{block0}_branch1_bn",
+}
 KERAS = {
     "conv1": "conv1_conv",
     "bn1": "conv1_bn",
@@ -62,6 +71,20 @@ KERAS_VARIABLES = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+# The endings of Caffe2's blobs -> a torch module's tensors.
+CAFFE2_VARIABLES = {
+    "w": "weight",
+    "b": "bias",
+    "s": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "rm": "running_mean",
+    "riv": "running_var",
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+}
+CAFFE2_BLOB = re.compile(rf"(.+?)_({'|'.join(CAFFE2_VARIABLES)})")
+EPSILON = 1e-5  # that torch's BatchNorm adds to the variance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +105,7 @@ SCHEMES: dict[str, Scheme] = {
     "kuangliu": Scheme(modules=KUANGLIU, heads=("linear", "fc")),
     "transformers": Scheme(modules=TRANSFORMERS, heads=("classifier.1", "classifier"), prefix="resnet."),
     "detectron2": Scheme(modules=DETECTRON2, heads=("linear", "fc"), stride_in_1x1=True),
+    "caffe2": Scheme(modules=CAFFE2, heads=("fc1000", "pred"), stride_in_1x1=True),
     "keras": Scheme(modules=KERAS, heads=("predictions",), stride_in_1x1=True),
     "sequential": Scheme(modules=SEQUENTIAL, heads=("9", "fc")),
 }
@@ -110,9 +134,38 @@ def our_modules(scheme: str) -> Mapping[str, str]:
     names: dict[str, str] = {}
     for stage, block, layer, part in product(range(MOST_STAGES), range(MOST_BLOCKS), range(3), range(2)):
         numbers = {"stage": stage, "block": block, "layer": layer, "part": part}
-        fields = {f"{what}{first}": number + first for what, number in numbers.items() for first in range(5)}
+        counted = {f"{what}{first}": number + first for what, number in numbers.items() for first in range(5)}
+        fields = {**counted, "letter": "abc"[layer]}
         names |= {theirs.format(**fields): ours.format(**fields) for ours, theirs in SCHEMES[scheme].modules.items()}
     return names
+
+
+def fold_caffe2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe2's blobs as torch's tensors, under Caffe2's layer names; other tensors as they are.
+
+    A BatchNorm of which only scale and shift were kept gets mean 0 and the variance to which torch's epsilon adds up to
+    1, so it computes the same in evaluation. A convolution's bias is subtracted from the mean.
+    """
+    if "res2_0_branch2a_w" not in tensors:
+        return dict(tensors)
+
+    folded: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        match = CAFFE2_BLOB.fullmatch(name)
+        layer, blob = match.groups() if match else (name, "")
+        norm = "res_conv1_bn" if layer == "conv1" else f"{layer}_bn"
+        if blob == "b" and {f"{norm}_s", f"{norm}_gamma"} & tensors.keys():
+            biases[norm] = value
+        else:
+            folded[f"{layer}.{CAFFE2_VARIABLES[blob]}" if match else name] = value
+
+    for norm in [name.removesuffix(".weight") for name in folded if name.endswith("_bn.weight")]:
+        scale = folded[f"{norm}.weight"]
+        mean = folded.get(f"{norm}.running_mean", torch.zeros_like(scale))
+        folded[f"{norm}.running_mean"] = mean - biases[norm] if norm in biases else mean
+        folded.setdefault(f"{norm}.running_var", torch.full_like(scale, 1 - EPSILON))
+    return folded
 
 
 def find_bodies(tensors: Mapping[str, Tensor]) -> list[Body]:

@@ -1,7 +1,7 @@
 """Networks with trained weights: a published set's, a file's, a run's.
 
-All take one road: locate -> read -> check on the meta device -> build -> load, each once. Anyone may have written a file, so what
-it says of itself is checked, and compared with its tensors, before a network is made of it.
+All take one road: locate -> read -> check on the meta device -> build -> load, each once. Anyone may have written a
+file, so what it says of itself is checked, and compared with its tensors, before a network is made of it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagen
 from resnet_core.weights.containers import index_in
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file
-from resnet_core.weights.folders import Description, description_of, weights_in
+from resnet_core.weights.folders import FolderDescription, description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import FoundNetwork
+from resnet_core.weights.names import SCHEMES
 from resnet_core.weights.rules import FLAG, is_count
 
 SETS = {name for sets in CATALOG.values() for name in sets}
@@ -151,9 +152,7 @@ def _open(located: Path | WeightSet, model: str | None, choice: Choice) -> Opene
             info=published_info(located),
             needed={"num_classes": located.num_classes, **PUBLISHED_FORMS[MODELS[located.model].network]},
             # All are published as pickles: this one has the published hash, and only tensors are read from it.
-            read=lambda progress: read_file(
-                fetch(located.url, sha256_prefix=located.sha256_prefix, progress=progress)
-            ),
+            read=lambda progress: read_file(fetch(located.url, sha256_prefix=located.sha256_prefix, progress=progress)),
         )
 
     found = read_file(located, key=choice.key, prefix=choice.prefix, ignore=choice.ignore)
@@ -180,7 +179,7 @@ def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> Wei
     return replace(info, config={**info.config, "stride_in_1x1": True}) if choice.stride_in_1x1 else info
 
 
-def with_the_rest(info: WeightsInfo, described: Description, network: FoundNetwork) -> WeightsInfo:
+def with_the_rest(info: WeightsInfo, described: FolderDescription, network: FoundNetwork) -> WeightsInfo:
     """What timm's or transformers' files beside a weights file say; what they leave open is assumed as without them."""
     if described.caveat:
         warnings.warn(described.caveat, stacklevel=2)
@@ -189,7 +188,7 @@ def with_the_rest(info: WeightsInfo, described: Description, network: FoundNetwo
     names = info.class_names or likely.class_names
     says = [info.origin]
     if transform is not info.transform:
-        says.append("images are prepared as for torchvision's V1 sets")
+        says.append(f"images are prepared as for {preparation_of(network)[1]}")
     if names is not info.class_names:
         says.append("1000 classes are ImageNet's")
     return replace(
@@ -258,27 +257,40 @@ def published_info(published: WeightSet) -> WeightsInfo:
 
 def assumed(network: FoundNetwork) -> WeightsInfo:
     """What is most likely true of weights that do not say what they are."""
-    model, config = network.model, network.config
-    transform, class_names = find_weights("resnet50", "IMAGENET1K_V1").transform, None
-    guesses = ["images are prepared as for torchvision's V1 sets"]
-    if model.startswith("cifar_") or "small_images" in config:
-        transform = CIFAR10_TRANSFORM
-        guesses = ["images are prepared as for CIFAR-10, with its mean and deviation at 32 pixels"]
-    elif network.has_head and "num_classes" not in config:
+    config = network.config
+    transform, whose = preparation_of(network)
+    guesses = [f"images are prepared as for {whose}"] if transform else []
+    class_names = None
+    if network.has_head and not is_small(network) and "num_classes" not in config:
         class_names = imagenet_classes()
         guesses.append("the 1000 classes are ImageNet's")
-    if "in_channels" in config:
-        guesses.pop(0)
     if "small_images" in config:
         guesses.append("its 3x3 stem has stride 1 and no max-pool")
 
     return WeightsInfo(
-        model=model,
+        model=network.model,
         config=config,
-        transform=None if "in_channels" in config else transform,
+        transform=transform,
         class_names=class_names,
         origin=f"assumed: {', '.join(guesses)}" if guesses else "the file says no more",
     )
+
+
+def preparation_of(network: FoundNetwork) -> tuple[ImageTransform | None, str]:
+    """How images are most likely prepared, and as for what, in words; None for images that are not RGB."""
+    if "in_channels" in network.config:
+        return None, ""
+    if is_small(network):
+        return CIFAR10_TRANSFORM, "CIFAR-10, with its mean and deviation at 32 pixels"
+    words = "torchvision's V1 sets"
+    if SCHEMES[network.scheme].stride_in_1x1:
+        words += f", though networks of {network.scheme} usually take BGR images of 0 to 255"
+    return find_weights("resnet50", "IMAGENET1K_V1").transform, words
+
+
+def is_small(network: FoundNetwork) -> bool:
+    """Whether it is made for images of about 32 pixels."""
+    return network.model.startswith("cifar_") or "small_images" in network.config
 
 
 def names_a_file(weights: object) -> TypeGuard[str | Path]:

@@ -287,9 +287,17 @@ def test_tensors_of_another_network_are_refused_by_name(changes, message, networ
     assert not (tmp_path / "ours.safetensors").exists()
 
 
-@pytest.mark.parametrize("source", ["timm", "transformers", "keras"])
+DESCRIBED = {
+    "timm": '{"architecture": "resnet18"}',
+    "transformers": '{"model_type": "resnet", "layer_type": "basic", "depths": [2, 2, 2, 2], '
+    '"hidden_sizes": [64, 128, 256, 512]}',
+    "keras": "{}",
+}
+
+
+@pytest.mark.parametrize("source", DESCRIBED)
 def test_a_library_that_is_not_installed_is_named_with_its_remedy(source, weights, tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text('{"model_type": "resnet", "architecture": "resnet18"}')
+    (tmp_path / "config.json").write_text(DESCRIBED[source])
     monkeypatch.setitem(sys.modules, source, None)
     with pytest.raises(WeightsError, match=rf"{source} is not installed: pip install 'resnet-core\[interop\]'"):
         convert(weights, tmp_path / "ours.safetensors", source=source)
@@ -299,22 +307,20 @@ def test_a_library_that_is_not_installed_is_named_with_its_remedy(source, weight
 @pytest.mark.parametrize(
     ("source", "config", "message"),
     [
-        (
-            "timm",
-            '{"architecture": "resnetblur50"}',
-            r"json has architecture 'resnetblur50', which is not one of ours",
-        ),
-        ("timm", "[1]", r"config\.json is not a JSON object"),
-        ("transformers", "{", r"config\.json is not a JSON object"),
-        ("transformers", '{"model_type": "vit"}', r"config\.json must exist and have model_type 'resnet'"),
-        ("transformers", None, r"config\.json must exist"),
+        ("timm", '{"architecture": "resnetblur50"}', r"config\.json has architecture 'resnetblur50', which blurs"),
+        ("timm", "[1]", r"config\.json must hold a JSON object"),
+        ("transformers", "{", r"config\.json is not JSON"),
+        ("transformers", '{"model_type": "vit"}', r"config\.json has model_type 'vit', which is not a network"),
+        ("transformers", None, r"config\.json must exist and have model_type 'resnet'"),
+        ("transformers", DESCRIBED["timm"], r"config\.json must exist and have model_type 'resnet'"),
+        (None, DESCRIBED["transformers"].replace("[2, 2, 2, 2]", "[3, 4, 6, 3]"), "weights of resnet18, not resnet34"),
     ],
 )
 def test_the_config_beside_the_weights_is_believed(source, config, message, weights, tmp_path):
     if config:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(WeightsError, match=message):
-        convert(weights, tmp_path / "ours.safetensors", source=source)
+        convert(weights.rename(tmp_path / "model.safetensors"), tmp_path / "ours.safetensors", source=source)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

@@ -131,23 +131,32 @@ def test_several_networks(network, follow):
         follow(f"resnet-core predict two.pth IMAGE {options}")
     (keyword,) = re.findall(r"prefix='\S+'", message)
     eval(f"load_model('two.pth', {keyword})")
-    (command,) = re.findall(r"`(.*)` with the same options", message)
-    follow(f"{command} --prefix teacher. && resnet-core train finetune --model.name cifar_resnet20 --model.weights "
-           "NAME.safetensors --data.path FOLDER")  # fmt: skip
+    assert message.endswith("for `train`, write them as --model.prefix")
+    train = "resnet-core train finetune --model.name cifar_resnet20 --data.path FOLDER --model.weights"
+    follow(f"{train} two.pth --model.prefix teacher.")
     known = refused(load_model, "two.pth", prefix="nobody.")
     load_model("two.pth", prefix=re.findall(r"prefix '(\S+)'", known)[1])
 
 
 def test_the_other_weights_beside_averaged_ones(network, follow):
-    torch.save({"model": network.state_dict(), "model_ema": prefixed(network.state_dict(), "")}, "ema.pth")
-    with pytest.warns(UserWarning, match="averaged") as warned:
-        load_model("ema.pth")
-    found = re.search(r"add (--key \S+), or in Python (\S+); .* `(resnet-core convert .*)`", str(warned[0].message))
-    options, keyword, command = found.groups()
-    with warnings.catch_warnings(action="error"):
-        follow(f"resnet-core predict ema.pth IMAGE {options}")
-        eval(f"load_model('ema.pth', {keyword})")
-        follow(f"{command} {options}")
+    state = network.state_dict()
+    torch.save({"model": state, "model_ema": prefixed(state, "")}, "ema.pth")
+    torch.save(state | prefixed(state, "ema."), "flat.pth")
+    train = "resnet-core train finetune --model.name cifar_resnet20 --data.path FOLDER --model.weights"
+    for path in ("ema.pth", "flat.pth"):
+        with pytest.warns(UserWarning, match="averaged") as warned:
+            load_model(path)
+        message = str(warned[0].message)
+        options, keyword, training = re.search(r"add (--\w+ \S+), or in Python (\S+); (.*)", message).groups()
+        with warnings.catch_warnings(action="error"):
+            follow(f"resnet-core predict {path} IMAGE {options}")
+            eval(f"load_model({path!r}, {keyword})")
+            if path == "ema.pth":
+                assert training == "for `train`, write them as --model.key"
+                follow(f"{train} {path} {options.replace('--', '--model.')}")
+            else:  # a recipe cannot say that the prefix is empty
+                (command,) = re.findall(r"`(.*)` with these options", training)
+                follow(f"{command} {options} && {train} NAME.safetensors")
 
 
 @pytest.mark.parametrize("options", [{}, {"key": "teacher"}])
@@ -155,7 +164,7 @@ def test_no_classifier(network, follow, options):
     state = body(network.state_dict())
     torch.save({"student": state, "teacher": prefixed(state, "backbone.")} if options else state, "body.pth")
     message = refused(load_model, "body.pth", **options)
-    assert all(f"--{name} {value}" in message for name, value in options.items())
+    assert all(f"--model.{name} {value}" in message for name, value in options.items())
     follow(message)
     load_weights(resnet_core.cifar_resnet20(3), "body.pth", new_head=True, **options)
     assert "new_head=True" in message
