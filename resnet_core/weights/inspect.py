@@ -285,7 +285,7 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         )
 
     networks: list[FoundNetwork] = []
-    misfits: list[tuple[int, str]] = []
+    others: list[tuple[int, str]] = []
     for key, found in named_tensors(container):
         tensors = fold_caffe2(plain_tensors(found, container, ignore))
         for body in find_bodies(tensors):
@@ -293,12 +293,15 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
             if isinstance(network, FoundNetwork):
                 networks.append(network)
             else:
-                misfits.append(network)
+                others.append(network)
 
     # One network under two keys is one network.
     distinct = {tuple(map(id, network.tensors.values())): network for network in reversed(networks)}
     networks = [without_names_of(others=distinct.values(), network=each) for each in list(distinct.values())[::-1]]
-    nearest = "" if networks else min(misfits, default=(0, nothing_like_a_resnet(container)))[1]
+    nearest = ""
+    if not networks:
+        nearest = min(others)[1] if others else nothing_like_a_resnet(container)
+        nearest += by_order(container)
     return Inspection(
         path=container.path,
         container=container.kind,
@@ -371,7 +374,10 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
     model, config = min(found, key=lambda each: len(faults[each[0]]))
     if faults[model]:
         more = f" and {len(faults[model]) - 3} more" if len(faults[model]) > 3 else ""
-        return len(faults[model]), f"the nearest is {model}, but {', '.join(faults[model][:3])}{more}"
+        remedy = ""
+        if all(re.search(r"\.running_\w+ is missing", each) for each in faults[model]):
+            remedy = "; it lacks what BatchNorm counts in training: save model.state_dict(), not its parameters"
+        return len(faults[model]), f"the nearest is {model}, but {', '.join(faults[model][:3])}{more}{remedy}"
 
     # Its head, and what else is in the file.
     shape = list_shapes(model)["fc.weight"]
@@ -527,6 +533,31 @@ def patterns_of(network: FoundNetwork) -> list[str]:
 def is_v1(network: FoundNetwork) -> bool:
     """Whether the library's networks of this kind have their stride on the first 1x1."""
     return SCHEMES[network.scheme].stride_in_1x1 and is_bottleneck(network.model) and network.model in TABLE_1
+
+
+def by_order(container: Container) -> str:
+    """How to load tensors under unknown names that have the shapes of one of our models, in its order; else empty."""
+    found = list(named_tensors(container))
+    if len(found) != 1:
+        return ""
+    tensors = [value for value in found[0][1].values() if isinstance(value, Tensor) and value.dim()]
+    shapes = [value.shape for value in tensors]
+    if not shapes or len(shapes[0]) != 4 or len(shapes[-1]) != 1:  # not from the stem's convolution to the head's bias
+        return ""
+
+    for model, row in MODELS.items():
+        config = config_of(model, {"conv1.weight": tensors[0]}) | {"num_classes": len(tensors[-1])}
+        for form in ({}, {"shortcut": "B"}) if row.network is CifarResNet else ({},):
+            if shapes == [shape for shape in list_shapes(model, **config, **form).values() if shape]:
+                arguments = ", ".join(assigned(config | form))
+                return (
+                    f". In the file's order they have {model}'s shapes; if that is the order of its modules, these "
+                    f"lines load them: network = resnet_core.{model}({arguments}); names = [name for name, value in "
+                    "network.state_dict().items() if value.dim()]; values = [value for value in "
+                    f"resnet_core.weights.read_weights({str(container.path)!r}).values() if value.dim()]; "
+                    "resnet_core.weights.load_weights(network, dict(zip(names, values)))"
+                )
+    return ""
 
 
 def nothing_like_a_resnet(container: Container) -> str:

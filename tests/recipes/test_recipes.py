@@ -364,6 +364,19 @@ def test_small_images_are_a_setting_of_the_recipe_which_its_weights_must_share(t
             make_model(wrong, num_classes=4, in_channels=1)
 
 
+def test_a_run_starts_from_one_of_several_networks_in_a_file(tmp_path):
+    source = resnet_core.cifar_resnet20(4)
+    a = {f"x.{name}": value for name, value in source.state_dict().items()}
+    b = {f"y.{name}": value + 1 for name, value in source.state_dict().items()}
+    torch.save({"a": a, "b": b}, tmp_path / "two.pth")
+    config = ModelConfig(name="cifar_resnet20", weights=str(tmp_path / "two.pth"))
+    with pytest.raises(ValueError, match=r"choose one with .*`train`, write them as --model\.key and --model\.prefix"):
+        make_model(config, num_classes=4, in_channels=3)
+    for choice in ({"key": "a"}, {"prefix": "x."}):
+        model = make_model(replace(config, **choice), num_classes=4, in_channels=3)
+        assert torch.equal(model.fc.weight, source.fc.weight)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

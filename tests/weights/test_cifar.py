@@ -10,10 +10,11 @@ from parity.drop_in import images as random_images
 from resnet_core.comparison.matching import calibrate
 from resnet_core.data import load_digits
 from resnet_core.data.datasets import CIFAR10_CLASSES
-from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
+from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from resnet_core.foundation.precision import same_bits
 from resnet_core.recipes import ModelConfig, make_model
-from resnet_core.weights import WeightsInfo, read_info, write_weights
+from resnet_core.weights import WeightsError, WeightsInfo, read_info, write_weights
+from resnet_core.weights.convert import convert
 from resnet_core.weights.pretrained import load_model, open_weights
 from tests.weights.networks import akamaster, akamaster_checkpoint, kuangliu
 
@@ -69,12 +70,20 @@ def test_images_are_prepared_as_cifar_10_s_where_a_file_says_nothing(name, tmp_p
     assert info.class_names is None
     assert "assumed: images are prepared as for CIFAR-10" in info.origin
     assert ("its 3x3 stem has stride 1 and no max-pool" in info.origin) == bool(small)
+    info = read_info(convert(path, tmp_path / "sizes.safetensors", sizes=(40, 36)).path)
+    assert info.transform == ImageTransform(resize_size=40, crop_size=36, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    assert info.origin.endswith("; assumed: images are normalised by CIFAR-10's mean and deviation")
+    assert info.image_size == 36
+    assert WeightsInfo(model=name, config=small).image_size == 32
+    assert WeightsInfo(model="resnet18").image_size == 224
 
     write_weights(tmp_path / "grey.safetensors", resnet_core.get_model(name, in_channels=1, **small).state_dict())
     grey, info = load_model(tmp_path / "grey.safetensors", model=name)
     assert grey.conv1.in_channels == 1
     assert info.transform is None
     assert "images" not in info.origin
+    with pytest.raises(WeightsError, match=r"takes images of 1 channels.*leave --resize-size and --crop-size out"):
+        convert(tmp_path / "grey.safetensors", tmp_path / "never.safetensors", sizes=(40, 36))
 
 
 def test_imagenets_weights_are_refused_for_small_images_before_the_download(monkeypatch):

@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from resnet_core.weights.containers import Container
 from resnet_core.weights.convert import convert
 from resnet_core.weights.files import read_info, read_weights, write_weights
 from resnet_core.weights.header import WeightsError
+from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import inspect_container
 from resnet_core.weights.libraries import NETWORKS, fold_keras
 from resnet_core.weights.names import SCHEMES, convert_names, their_names
@@ -195,6 +197,23 @@ def test_variants_are_compared_with_torchvisions_network_changed_alike(config, o
     write_weights(tmp_path / "theirs.safetensors", get_model(name, **config).state_dict())
     conversion = convert(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors", **options)
     assert (conversion.model, conversion.config, conversion.largest_difference) == (name, config, 0.0)
+
+
+def test_what_a_file_of_ours_says_is_kept_and_only_its_sizes_change(tmp_path):
+    transform = ImageTransform(resize_size=30, crop_size=28, mean=(0.1, 0.2, 0.3))
+    said = WeightsInfo(
+        model="resnet50",
+        config={"num_classes": 3, "stride_in_1x1": True},
+        transform=transform,
+        class_names=tuple("abc"),
+    )
+    write_weights(tmp_path / "a.safetensors", get_model("resnet50", **said.config).state_dict(), said)
+    for options, expected in (({}, transform), ({"sizes": (40, 32)}, replace(transform, resize_size=40, crop_size=32))):
+        conversion = convert(tmp_path / "a.safetensors", tmp_path / f"{len(options)}.safetensors", **options)
+        assert conversion.largest_difference == 0.0
+        info = read_info(conversion.path)
+        assert (info.config, info.class_names, info.transform) == (said.config, said.class_names, expected)
+        assert "assumed" not in info.origin
 
 
 def test_what_no_other_implementation_has_is_written_and_said_not_to_be_compared(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 import resnet_core
 from resnet_core.data.images import read_image
 from resnet_core.data.transforms import ImageTransform
-from resnet_core.weights import WeightsError, WeightsInfo, read_info, read_weights, write_weights
+from resnet_core.weights import WeightsError, WeightsInfo, inspect_weights, read_info, read_weights, write_weights
 from resnet_core.weights.folders import read_description
 from resnet_core.weights.pretrained import load_model, open_weights
 
@@ -332,13 +332,18 @@ def test_what_the_folder_leaves_open_is_assumed_and_said(folder, tensors):
         "ResNetForImageClassification of transformers, as its config.json describes it; images are prepared as for "
         "torchvision's V1 sets"
     )
+    (path / "model.safetensors").unlink()
+    write_weights(path / "model.safetensors", resnet_core.resnet18(num_classes=4, small_images=True).state_dict())
+    info = load_model(path)[1]
+    assert info.origin.endswith("images are prepared as for CIFAR-10, with its mean and deviation at 32 pixels")
+    assert info.transform.crop_size == 32
 
 
 def test_the_files_own_record_is_preferred(folder, tensors):
     path = folder(TIMM | {"architecture": "resnetblur18"})
     own = WeightsInfo(model="resnet18", config={"num_classes": 4})
     write_weights(path / "model.safetensors", read_weights(tensors), own)
-    assert load_model(path)[1] == own
+    assert load_model(path)[1] == inspect_weights(path).info == own
 
 
 def test_a_preparation_that_cannot_be_followed_is_a_warning(folder, tensors):
