@@ -16,7 +16,7 @@ help:
 	@echo 'make test-slow run the exhaustive sweeps that make test leaves out'
 	@echo 'make parity    print the parity report: each model on each rung, beside torchvision'
 	@echo 'make report    write docs/report, also beside timm, transformers, Keras and onnxruntime (half an hour)'
-	@echo 'make interop   test against timm, transformers, Keras, Composer, onnxruntime, TensorBoard (0.5 GB in .venv-interop)'
+	@echo 'make interop   test against timm, transformers, Keras, Composer, Lightning, onnxruntime (0.5 GB in .venv-interop)'
 	@echo 'make faults    kill trainings 500 times (N=500) and compare how they end; under an hour'
 	@echo 'make gpu       prove and time everything on an NVIDIA GPU, in at most 8 minutes'
 	@echo 'make clean     remove .venv and caches; your runs/ stay'
@@ -75,9 +75,10 @@ clean:
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) \
-		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS)
+		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS) $(CHECKPOINT_WRITERS)
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) --no-deps mosaicml mosaicml-cli
 	@touch $@
 
+CHECKPOINT_WRITERS := accelerate lightning thop
 COMPOSER_IMPORTS := backoff coolname gql importlib-metadata psutil py-cpuinfo questionary requests ruamel.yaml \
 	validators websockets

@@ -103,7 +103,6 @@ def write_brought_files(folder):
     (timm / "config.json").write_text(json.dumps(described))
     sizes = ImageTransform(resize_size=32, crop_size=32)
     convert(folder / "model_best.pth.tar", folder / "mine.safetensors", transform=sizes)
-    convert(folder / "moco.pth.tar", folder / "body.safetensors", prefix="module.encoder_q.")
 
 
 def test_blocks_are_of_known_languages():
