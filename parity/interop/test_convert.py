@@ -1,6 +1,7 @@
 """Real libraries' weights converted to ours: the same logits, on other images than `convert` itself compares."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -48,15 +49,15 @@ def other_images():
     return images(seed=7, batch=1, size=97)  # odd: where padding shows
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NETWORKS), ("resnet50", {"output_stride": 8})])
 @torch.no_grad()
-def test_timm_weights_give_timms_logits_bitwise(name, tmp_path):
+def test_timm_weights_give_timms_logits_bitwise(name, options, tmp_path):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    theirs = timm.create_model(name, num_classes=CLASSES)
+    theirs = timm.create_model(name, num_classes=CLASSES, **options)
     calibrate(theirs, images(seed=1, batch=4))
     write_weights(tmp_path / "model.safetensors", theirs.state_dict())
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": options}))
     ours, conversion = converted(tmp_path, tmp_path, source="timm")
     assert (conversion.model, conversion.largest_difference) == (name, 0.0)
     assert same_bits(ours(other_images()), theirs(other_images()))
@@ -172,21 +173,42 @@ def test_keras_weights_give_its_logits_within_2e_5(name, ending, tmp_path, monke
     assert difference(v15(other_images()), logits) > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("resnet50v2", {}, "does not fit Keras' resnet50 .*V2 is another network"),
-        ("resnet50", {"include_top": False}, "53 convolutions and 0 heads"),
-    ],
-)
-@pytest.mark.parametrize("ending", [".weights.h5", ".h5"])
-def test_other_networks_of_keras_are_refused(name, options, message, ending, tmp_path, monkeypatch):
-    theirs = keras_model(name, monkeypatch, **options)
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+@torch.no_grad()
+def test_a_network_of_keras_without_its_top_gives_its_last_map(ending, tmp_path, monkeypatch):
+    theirs = keras_model("resnet50", monkeypatch, include_top=False)
     src = tmp_path / f"model{ending}"
     (theirs.save_weights if ending == ".weights.h5" else theirs.save)(src)
-    with pytest.raises(WeightsError, match=message):
+    conversion = convert(src, tmp_path / "ours.safetensors")
+    assert conversion.config == {"stride_in_1x1": True}
+    assert 0 < conversion.largest_difference <= 2e-4  # of values up to 10
+    ours = get_model("resnet50", stride_in_1x1=True).eval()
+    load_weights(ours, conversion.path, new_head=True)
+    map = torch.as_tensor(theirs(other_images().permute(0, 2, 3, 1), training=False)).permute(0, 3, 1, 2)
+    assert difference(ours.forward_features(other_images()), map) <= 2e-5 * max(1, map.abs().max())
+
+
+@pytest.mark.parametrize("ending", [".weights.h5", ".h5"])
+def test_the_second_version_of_keras_is_refused(ending, tmp_path, monkeypatch):
+    theirs = keras_model("resnet50v2", monkeypatch)
+    src = tmp_path / f"model{ending}"
+    (theirs.save_weights if ending == ".weights.h5" else theirs.save)(src)
+    with pytest.raises(WeightsError, match=r"does not fit Keras' resnet50 .*V2 is another network"):
         convert(src, tmp_path / "ours.safetensors", source="keras")
     assert not (tmp_path / "ours.safetensors").exists()
+
+
+def test_a_network_of_keras_inside_another_is_saved_alone_as_the_refusal_says(tmp_path, monkeypatch):
+    body = keras_model("resnet50", monkeypatch, include_top=False, pooling="avg")
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([body, keras.layers.Dense(3)])
+    model.save(tmp_path / "transfer.keras")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="save it in Keras with") as error:
+        convert("transfer.keras", "ours.safetensors")
+    remedy = re.search(r"save it in Keras with (.*\))", str(error.value))[1]
+    eval(remedy, {"model": model})
+    assert convert("NAME.weights.h5", "ours.safetensors").largest_difference <= 2e-4
 
 
 @pytest.mark.parametrize("ending", [".h5", ".weights.h5", ".keras"])

@@ -26,7 +26,7 @@ from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, fold_caffe2, our_modules
 from resnet_core.weights.pickles import Inert, module_tensors, walk
 
-AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)|_ema|ema_", re.IGNORECASE)
+AVERAGED = re.compile(r"(^|[._-])(ema|swa|averaged?|shadow)([._-]|$)", re.IGNORECASE)
 # Networks of self-supervised learning, which end in a projection, even where it has a classifier's shape.
 PROJECTED = re.compile(r"encoder_q|encoder_k|momentum|online|target")
 QUANTIZATION_AWARE = re.compile(r"activation_post_process|fake_quant")
@@ -76,6 +76,8 @@ class Inspection:
     """Where there is no network: the nearest model, and the first tensors that do not fit it."""
     beside: tuple[str, ...]
     """Types of the values beside the tensors, none of which was built."""
+    nameless: str = ""
+    """The keys that lead to a list of averaged weights, which has no names, as torch_ema writes it."""
     described: FolderDescription | None = field(default=None, repr=False)
     """What timm's or transformers' files in the folder say."""
 
@@ -94,7 +96,11 @@ class Inspection:
             raise WeightsError(f"{self.path} holds weights of {networks[0].model}, not {model}")
 
         if len(networks) == 1:
-            return networks[0], ""
+            note = (
+                f"{self.path} also holds averaged weights without names, at {self.nameless}, which are not taken; the "
+                "library that averaged them copies them into its network"
+            )
+            return networks[0], note if self.nameless else ""
 
         averaged = [network for network in networks if network.averaged]
         if len(averaged) == 1:
@@ -253,6 +259,8 @@ class Inspection:
             rows.append(("network", f"not one of this package: {self.nearest}"))
         if self.info is not None and self.info.origin:
             rows.append(("origin", self.info.origin))
+        if self.nameless:
+            rows.append(("averaged", f"without names, at {self.nameless}, and not taken"))
         if self.beside:
             rows.append(("beside", f"{shortened(self.beside)} (never built)"))
         rows += [("cannot show", note) for note in self.cannot_show()]
@@ -295,9 +303,12 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
             else:
                 others.append(network)
 
-    # One network under two keys is one network.
-    distinct = {tuple(map(id, network.tensors.values())): network for network in reversed(networks)}
-    networks = [without_names_of(others=distinct.values(), network=each) for each in list(distinct.values())[::-1]]
+    # The same network twice is one network.
+    distinct: list[FoundNetwork] = []
+    for network in networks:
+        if not any(is_same(network, other) for other in distinct):
+            distinct.append(network)
+    networks = [without_names_of(distinct, network) for network in distinct]
     nearest = ""
     if not networks:
         nearest = min(others)[1] if others else nothing_like_a_resnet(container)
@@ -309,7 +320,14 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         networks=tuple(networks),
         nearest=nearest,
         beside=container.beside,
+        nameless=find_nameless(container),
     )
+
+
+def is_same(network: FoundNetwork, other: FoundNetwork) -> bool:
+    """Whether two networks have the same weights."""
+    one, two = network.tensors, other.tensors
+    return one.keys() == two.keys() and all(value is two[name] or value.equal(two[name]) for name, value in one.items())
 
 
 def without_names_of(others: Iterable[FoundNetwork], network: FoundNetwork) -> FoundNetwork:
@@ -333,6 +351,15 @@ def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
             if tensors:
                 inside |= {id(each) for _, each in walk(value)}
                 yield ".".join(path), tensors
+
+
+def find_nameless(container: Container) -> str:
+    """The keys that lead to the first list of averaged weights; empty where there is none."""
+    for path, value in walk(container.content):
+        averaged = isinstance(value, list) and len(value) > 1 and AVERAGED.search(".".join(path))
+        if averaged and all(isinstance(each, Tensor) for each in value):
+            return ".".join(path)
+    return ""
 
 
 def plain_tensors(found: Mapping[str, Any], container: Container, ignore: Sequence[str]) -> dict[str, Tensor]:
@@ -376,7 +403,10 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
         more = f" and {len(faults[model]) - 3} more" if len(faults[model]) > 3 else ""
         remedy = ""
         if all(re.search(r"\.running_\w+ is missing", each) for each in faults[model]):
-            remedy = "; it lacks what BatchNorm counts in training: save model.state_dict(), not its parameters"
+            remedy = (
+                ". Its normalisation has no statistics. If it was saved from named_parameters(), save "
+                "model.state_dict(), which has them; if it is not BatchNorm, it is another network"
+            )
         return len(faults[model]), f"the nearest is {model}, but {', '.join(faults[model][:3])}{more}{remedy}"
 
     # Its head, and what else is in the file.
@@ -492,12 +522,11 @@ def head_starts(body: Body) -> Iterator[str]:
 
 
 def distinguishing(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> dict[str, str]:
-    """Those of `key` and `prefix` that distinguish a network from the others of its file."""
-    return {
-        name: getattr(network, name)
-        for name in ("key", "prefix")
-        if len({getattr(each, name) for each in networks}) > 1
-    }
+    """Those of `key` and `prefix` that distinguish a network from the others of its file: one of them if one does."""
+    for name in ("key", "prefix"):
+        if len({getattr(each, name) for each in networks}) == len(networks):
+            return {name: getattr(network, name)}
+    return {"key": network.key, "prefix": network.prefix}
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
@@ -542,7 +571,7 @@ def by_order(container: Container) -> str:
         return ""
     tensors = [value for value in found[0][1].values() if isinstance(value, Tensor) and value.dim()]
     shapes = [value.shape for value in tensors]
-    if not shapes or len(shapes[0]) != 4 or len(shapes[-1]) != 1:  # not from the stem's convolution to the head's bias
+    if not shapes or len(shapes[0]) != 4 or 0 in shapes[0] or len(shapes[-1]) != 1:  # no stem first, no bias last
         return ""
 
     for model, row in MODELS.items():

@@ -350,6 +350,10 @@ KINDS = [
         "model_best.pth.tar")),
     Kind("timm: state_dict and state_dict_ema", pth(lambda s: {"state_dict": shifted(s), "state_dict_ema": s}),
          said="averaged ones are taken.* add --key state_dict"),
+    Kind("an average without names", pth(
+        lambda s: {"model": s, "ema": {"decay": 0.9, "shadow_params": [*map(torch.zeros_like, network().parameters())]}}),
+        said="averaged weights without names.*ema.shadow_params"),
+    Kind("the same network twice", pth(lambda s: {"last": s, "best": prefixed(s, "module.")})),
     Kind("AveragedModel", pth(lambda s: AveragedModel(network()).state_dict())),
     Kind("model_state_dict of PyTorch's tutorial", pth(
         lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}, "loss": 0.1})),
@@ -395,8 +399,8 @@ KINDS = [
         body(s) | extra(("projection_head.0.weight", 8, 64), ("prototypes.weight", 9, 8)), "module.")), body=True),
     Kind("Barlow Twins, VICReg, DINO without a head", pth(body), body=True),
     Kind("DINO: student and teacher", pth(lambda s: {
-        key: prefixed(body(s), f"{module}backbone.") | extra((f"{module}head.mlp.0.weight", 9, 64))
-        for key, module in (("student", "module."), ("teacher", ""))}),
+        key: prefixed(body(values), f"{module}backbone.") | extra((f"{module}head.mlp.0.weight", 9, 64))
+        for key, module, values in (("student", "module.", shifted(s)), ("teacher", "", s))}),
         options={"key": "teacher"}, body=True, said="student"),
     Kind("mmpretrain", pth(lambda s: {
         "meta": {}, "state_dict": prefixed(body(s), "backbone.") | {t: s[o] for o, t in HEAD_OF_MMPRETRAIN.items()}})),

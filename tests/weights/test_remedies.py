@@ -69,7 +69,12 @@ def body(state):
 
 
 def prefixed(state, prefix):
-    return {f"{prefix}{name}": value * 1 for name, value in state.items()}
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def shifted(state, prefix=""):
+    """Another network's weights."""
+    return {f"{prefix}{name}": value + 1 for name, value in state.items()}
 
 
 # What is printed by inspect: every command and every line of Python of every network.
@@ -78,11 +83,11 @@ BROUGHT = {
     "a classifier": lambda s: s,
     "wrapped": lambda s: {"model_state_dict": prefixed(s, "module.")},
     "extra tensors": lambda s: s | {"criterion.a": torch.ones(1), "criterion.b": torch.ones(1), "scale": torch.ones(1)},
-    "two networks": lambda s: prefixed(s, "student.") | prefixed(s, "teacher."),
-    "two keys": lambda s: {"a": s, "b": prefixed(s, "")},
-    "raw and averaged": lambda s: {"model": s, "model_ema": prefixed(s, "")},
+    "two networks": lambda s: prefixed(s, "student.") | shifted(s, "teacher."),
+    "two keys": lambda s: {"a": s, "b": shifted(s)},
+    "raw and averaged": lambda s: {"model": shifted(s), "model_ema": s},
     "a body": lambda s: {"encoder": body(s)},
-    "two bodies": lambda s: prefixed(body(s), "online.") | prefixed(body(s), "momentum."),
+    "two bodies": lambda s: prefixed(body(s), "online.") | shifted(body(s), "momentum."),
     "grey images": lambda s: resnet_core.cifar_resnet20(in_channels=1).state_dict(),
     "a body for small images": lambda s: body(resnet_core.resnet18(small_images=True).state_dict()),
 }
@@ -123,7 +128,7 @@ def test_a_v1_library_s_file_is_loaded_as_v1(follow):
 
 
 def test_several_networks(network, follow):
-    torch.save(prefixed(network.state_dict(), "student.") | prefixed(network.state_dict(), "teacher."), "two.pth")
+    torch.save(prefixed(network.state_dict(), "student.") | shifted(network.state_dict(), "teacher."), "two.pth")
     message = refused(load_model, "two.pth")
     choices = re.findall(r"--prefix \S+\.", message)
     assert choices == ["--prefix student.", "--prefix teacher."]
@@ -140,8 +145,8 @@ def test_several_networks(network, follow):
 
 def test_the_other_weights_beside_averaged_ones(network, follow):
     state = network.state_dict()
-    torch.save({"model": state, "model_ema": prefixed(state, "")}, "ema.pth")
-    torch.save(state | prefixed(state, "ema."), "flat.pth")
+    torch.save({"model": state, "model_ema": shifted(state)}, "ema.pth")
+    torch.save(state | shifted(state, "ema."), "flat.pth")
     train = "resnet-core train finetune --model.name cifar_resnet20 --data.path FOLDER --model.weights"
     for path in ("ema.pth", "flat.pth"):
         with pytest.warns(UserWarning, match="averaged") as warned:
@@ -162,7 +167,7 @@ def test_the_other_weights_beside_averaged_ones(network, follow):
 @pytest.mark.parametrize("options", [{}, {"key": "teacher"}])
 def test_no_classifier(network, follow, options):
     state = body(network.state_dict())
-    torch.save({"student": state, "teacher": prefixed(state, "backbone.")} if options else state, "body.pth")
+    torch.save({"student": shifted(state), "teacher": prefixed(state, "backbone.")} if options else state, "body.pth")
     message = refused(load_model, "body.pth", **options)
     assert all(f"--model.{name} {value}" in message for name, value in options.items())
     follow(message)
