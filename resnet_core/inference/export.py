@@ -123,6 +123,7 @@ def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter
     """The exporter of a format that can be written, here and to `path`. Raises ValueError or OSError if it cannot."""
     if format not in EXPORTERS:
         raise ValueError(f"unknown format {format!r}; {did_you_mean(format, EXPORTERS)}")
+    exporter = EXPORTERS[format]
     if opset is not None and format != "onnx":
         raise ValueError(f"opset {opset} needs the format onnx, got {format}; leave the opset out")
     if opset is not None and opset not in EARLIER_OPSETS:
@@ -130,7 +131,8 @@ def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter
             f"opset must be {EARLIER_OPSETS[0]} to {EARLIER_OPSETS[-1]}, got {opset}; leave it out for the newer one "
             "that this torch writes by default"
         )
-    exporter = EXPORTERS[format]
+
+    # The file's place.
     if path.suffix != exporter.suffix:
         raise ValueError(
             f"{path} must end in {exporter.suffix} for the format {format}; name it {path.stem}{exporter.suffix}, or "
@@ -140,6 +142,7 @@ def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter
         raise FileExistsError(f"{path} exists; remove it or choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder; create it, or choose another place for {path.name}")
+
     lacking = exporter.lacks()
     if lacking:
         raise ExportError(f"format {format} needs {lacking}")

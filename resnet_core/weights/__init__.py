@@ -5,8 +5,8 @@ from resnet_core.weights.download import DownloadError, fetch
 from resnet_core.weights.files import (
     LoadReport,
     WeightsError,
-    fit,
     load_weights,
+    match_weights,
     read_info,
     read_weights,
     write_weights,
@@ -14,6 +14,8 @@ from resnet_core.weights.files import (
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import Inspection, inspect_weights
 from resnet_core.weights.pretrained import load_model
+
+fit = match_weights  # its name in earlier versions
 
 __all__ = [
     "CATALOG",

@@ -110,6 +110,7 @@ def recognise(path: Path) -> str:
 
 
 def recognise_folder(path: Path) -> str:
+    """The kind of a folder, a key of READERS, by the names in it. Raises WeightsError for anything else."""
     if (path / ".metadata").is_file():
         return "torch distributed checkpoint"
     index = index_in(path)
@@ -132,6 +133,7 @@ def shards_of(index: Path) -> str:
 
 
 def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
+    """The kind of a zip, a key of READERS, by its members. Raises WeightsError for anything else."""
     try:
         archive = Zip(file, size)
     except MALFORMED as error:
@@ -139,12 +141,15 @@ def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
             f"{path} is a zip, as torch.save writes it, that is cut off or damaged: {first_line(error)[:200]}; fetch "
             "it again"
         ) from error
+
+    # What has weights.
     names = [name.partition("/")[2] or name for name in archive.members]
     if archive.prefix is not None:
         return "TorchScript archive" if "constants.pkl" in names or archive.has("code/") else "torch zip"
     if "model.weights.h5" in names:
         return "Keras archive"
 
+    # What is made from weights, or has them in another form.
     if names and all(name.endswith(".npy") for name in names):
         raise WeightsError(
             f"{path} is a numpy archive (.npz), which is not read; write it as safetensors: write_weights("
@@ -224,7 +229,7 @@ def read_shards(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors that an index lists, from the files that it names, which lie beside it."""
     index = index_in(path) if path.is_dir() else path
     if index is None or check_file(index) > INDEX_LIMIT:
-        raise ValueError(f"its index has more than {INDEX_LIMIT} bytes")
+        raise ValueError(f"the index has more than {INDEX_LIMIT} bytes")
     listed = json.loads(index.read_bytes())
     places = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):

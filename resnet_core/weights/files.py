@@ -132,7 +132,7 @@ def read_file(
     if len(found) != 1:
         keys = shortened([place or "the file itself" for place, _ in found])
         raise WeightsError(
-            f"{path} holds {len(found)} dicts of tensors ({keys}), and none is a ResNet's of this package: "
+            f"{path} holds {len(found)} dicts of tensors ({keys}), and none is a ResNet's of this package. "
             f"{inspection.nearest}"
         )
 
@@ -193,24 +193,27 @@ def load_weights(
     not finite, and where not one name is the model's.
     """
     if isinstance(weights, Mapping):
-        source, matched, report = "the weights", *fit(model, weights, "the weights", strict=strict, new_head=new_head)
+        source, matched, report = (
+            "the weights",
+            *match_weights(model, weights, "the weights", strict=strict, new_head=new_head),
+        )
     else:
         source, found = str(weights), read_file(weights, key=key, prefix=prefix, ignore=ignore)
-        matched, report = fit_file(model, found, source, strict=strict, new_head=new_head)
+        matched, report = match_file(model, found, source, strict=strict, new_head=new_head)
     model.load_state_dict(matched, strict=False)
     if report.dropped:
         logger.warning("%s: the model keeps its own head; %s left out", source, shortened(report.dropped))
     return report
 
 
-def fit_file(
+def match_file(
     model: nn.Module, found: Found, source: str, *, strict: bool = True, new_head: bool = False
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """`fit` with what was found in a file: under our names, or under the file's where those are the model's."""
+    """`match_weights` with a file's tensors, under our names or, where those are the model's, under its own."""
     network = found.network
     own = without_wrappers(dict(model.state_dict()))
     if network is None or len(own.keys() & found.raw.keys()) > len(own.keys() & found.tensors.keys()):
-        return fit(model, found.raw, source, strict=strict, new_head=new_head)
+        return match_weights(model, found.raw, source, strict=strict, new_head=new_head)
 
     if not (network.has_head or new_head) and "fc.weight" in own:
         raise WeightsError(
@@ -220,14 +223,14 @@ def fit_file(
     if strict and network.has_head and network.unknown and not new_head:
         ignore = patterns_of(network)
         raise WeightsError(
-            f"{source} has tensors beside {network.model}'s: unexpected {shortened(network.unknown)}; if they do not "
+            f"{source} has tensors that are not {network.model}'s: {shortened(network.unknown)}; if they do not "
             f"matter, leave them out with ignore={ignore!r} ({' '.join(as_options({'ignore': ignore}))})"
         )
-    matched, report = fit(model, found.tensors, source, strict=strict, new_head=new_head)
+    matched, report = match_weights(model, found.tensors, source, strict=strict, new_head=new_head)
     return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))
 
 
-def fit(
+def match_weights(
     model: nn.Module, weights: Mapping[str, Tensor], source: str, *, strict: bool = True, new_head: bool = False
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """What `load_weights` would copy under the model's names, and its report. The model may be on the meta device.
@@ -254,7 +257,7 @@ def fit(
         unexpected=tuple(sorted(name for name in found if name not in own and name not in kept)),
     )
 
-    faults = list(misfits(matched, own, in_head))
+    faults = list(find_faults(matched, own, in_head))
     if not matched:
         faults = [
             f"none of its names ({shortened(found)}) is the model's ({shortened(own)}); `resnet-core inspect FILE` "
@@ -262,26 +265,26 @@ def fit(
         ]
     elif strict:
         required = [name for name in report.missing if name not in batch_counts(model)]
-        faults += [f"missing {shortened(required)}"] if required else []
-        faults += [f"unexpected {shortened(report.unexpected)}"] if report.unexpected else []
+        faults += [f"these are missing: {shortened(required)}"] if required else []
+        faults += [f"these are unexpected: {shortened(report.unexpected)}"] if report.unexpected else []
     if faults:
         raise WeightsError(f"{source} cannot be loaded into {model._get_name()}: {'; '.join(faults)}")
     return matched, report
 
 
-def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: set[str]) -> Iterator[str]:
-    """Why tensors cannot become the model's of the same name: one text for each kind of fault."""
+def find_faults(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: set[str]) -> Iterator[str]:
+    """Why tensors cannot become the model's of the same name: a clause for each kind of fault."""
     foreign = [name for name, value in matched.items() if not is_plain(value)]
     kinds = [name for name in matched if name not in foreign and not same_kind(matched[name], own[name])]
     shapes = [name for name in matched if name not in foreign and matched[name].shape != own[name].shape]
     if foreign:
-        yield f"not dense tensors: {shortened(foreign)}"
+        yield f"these are not dense tensors: {shortened(foreign)}"
     if kinds:
-        yield f"integers where numbers are floating, or the reverse: {shortened(kinds)}"
+        yield f"these are integers where the model's are floating, or the reverse: {shortened(kinds)}"
     if shapes:
         first = shapes[0]
         sizes = f"{first}: {list(matched[first].shape)}, model {list(own[first].shape)}"
-        yield f"wrong shape: {shortened(shapes)} ({sizes})"
+        yield f"these have the wrong shape: {shortened(shapes)} ({sizes})"
         if set(shapes) <= in_head:
             yield (
                 "the number of classes differs: load_weights(..., new_head=True) keeps the model's head, "
@@ -290,7 +293,7 @@ def misfits(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: s
     if not (foreign or kinds or shapes):
         wild = [name for name, value in matched.items() if not is_finite(value, own[name].dtype)]
         if wild:
-            yield f"not finite as the model's dtype: {shortened(wild)}"
+            yield f"these are not finite in the model's dtype: {shortened(wild)}"
 
 
 def same_kind(a: Tensor, b: Tensor) -> bool:

@@ -97,6 +97,7 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
 
 
 def describe_timm(config: Values) -> FolderDescription:
+    """What timm's config.json says. Raises WeightsError for a value that cannot be true."""
     # Files from before timm 0.8 are flat.
     trained = config.inside("pretrained_cfg") if "pretrained_cfg" in config.values else config
     arguments = config.inside("model_args")
@@ -126,23 +127,20 @@ def describe_timm(config: Values) -> FolderDescription:
 
 def timm_refusal(config: Values, arguments: Values, architecture: str) -> str:
     """Why the network is not one of ours; empty if it is one."""
-    model = architecture.partition(".")[0]
+    path, model = config.path, architecture.partition(".")[0]
     pool = arguments.get("global_pool", rules.WORD, config.get("global_pool", rules.WORD, "avg"))
     changed = [key for key, value in arguments.values.items() if key not in TIMM_ARGUMENTS and value is not None]
 
     if model not in NETWORKS:
         known = (words for part, words in TIMM_OTHERS.items() if re.search(part, model))
-        fault = f"architecture {shown(architecture)}, {next(known, 'which is not a network of resnet_core')}"
+        fault = f"{path} has architecture {shown(architecture)}, {next(known, 'which is not a network of resnet_core')}"
     elif pool not in ("avg", "fast", ""):
-        fault = f"global_pool {shown(pool)}, which has {model}'s tensors and gives other logits"
+        fault = f"{path} has global_pool {shown(pool)}, which has {model}'s tensors and gives other logits"
     elif changed:
-        fault = f"model_args {shortened(changed)}, which may make another network of the same tensors as {model}"
+        fault = f"{path} has model_args {shortened(changed)}, which may make another network of {model}'s tensors"
     else:
         return ""
-    return (
-        f"{config.path} has {fault}; timm loads it: "
-        f"timm.create_model({f'local-dir:{config.path.parent}'!r}, pretrained=True)"
-    )
+    return f"{fault}; timm loads it: timm.create_model({f'local-dir:{path.parent}'!r}, pretrained=True)"
 
 
 TIMM_ARGUMENTS = {
@@ -167,16 +165,16 @@ def timm_transform(trained: Values, channels: int, size: list[int]) -> tuple[Ima
     interpolation = trained.get("interpolation", rules.WORD, "bicubic")
     resize_size = math.floor(size[0] / share)
 
-    unfit = ""
+    path, unfit = trained.path, ""
     if size[0] != size[1]:
-        unfit = f"input_size {size}, which is not square"
+        unfit = f"{path} has input_size {size}, which is not square"
     elif mode != "center":
-        unfit = f"crop_mode {shown(mode)}, and resnet_core crops the centre"
+        unfit = f"{path} has crop_mode {shown(mode)}, and resnet_core crops the centre"
     elif interpolation not in ("bilinear", "bicubic"):
-        unfit = f"interpolation {shown(interpolation)}, and resnet_core resizes bilinear or bicubic"
+        unfit = f"{path} has interpolation {shown(interpolation)}, and resnet_core resizes bilinear or bicubic"
     elif resize_size > LARGEST_SIZE:
-        unfit = f"crop_pct {share}, which makes {size[0]} pixels {resize_size}, more than {LARGEST_SIZE}"
-    return transform_or_caveat(trained.path, unfit, channels, resize_size, size[0], mean, std, interpolation)
+        unfit = f"{path} has crop_pct {share}, which makes {size[0]} pixels {resize_size}, more than {LARGEST_SIZE}"
+    return transform_or_caveat(path, unfit, channels, resize_size, size[0], mean, std, interpolation)
 
 
 def timm_names(config: Values, trained: Values, classes: int | None) -> tuple[str, ...] | None:
@@ -200,6 +198,7 @@ def dilation(arguments: Values) -> dict[str, Any]:
 
 
 def describe_transformers(config: Values) -> FolderDescription:
+    """What transformers' config.json and preprocessor_config.json say. Raises what `describe_timm` raises."""
     kind = config.get("model_type", rules.WORD, "")
     architecture = (config.get("architectures", rules.WORDS, None) or [kind])[0]
     channels = config.get("num_channels", rules.COUNT, 3)
@@ -273,15 +272,15 @@ def transformers_transform(path: Path, channels: int) -> tuple[ImageTransform | 
     resample, factor = values.get("resample", rules.COUNT_OR_0, 3), values.get("rescale_factor", rules.NUMBER, 1 / 255)
     unfit = ""
     if off:
-        unfit = f"{' and '.join(off)} false, and resnet_core resizes images and divides them by 255"
+        unfit = f"{path} has {' and '.join(off)} false, and resnet_core resizes images and divides them by 255"
     elif abs(factor * 255 - 1) > 1e-6:
-        unfit = f"rescale_factor {factor}, and resnet_core divides by 255"
+        unfit = f"{path} has rescale_factor {factor}, and resnet_core divides by 255"
     elif resample not in RESAMPLE:
-        unfit = f"resample {resample}, and resnet_core resizes bilinear (2) or bicubic (3)"
+        unfit = f"{path} has resample {resample}, and resnet_core resizes bilinear (2) or bicubic (3)"
     elif not 1 <= crop_size <= resize_size <= LARGEST_SIZE:
         unfit = (
-            f"image_processor_type {shown(kind)} with size {shown(values.values.get('size'))}, and resnet_core follows "
-            "a shortest edge, below 384 for ConvNext's, and a crop of the centre"
+            f"{path} has image_processor_type {shown(kind)} with size {shown(values.values.get('size'))}, and "
+            "resnet_core follows a shortest edge, below 384 for ConvNext's, and a crop of the centre"
         )
 
     mean, std = values.get("image_mean", rules.NUMBERS, [0.5]), values.get("image_std", rules.DEVIATIONS, [0.5])
@@ -309,12 +308,14 @@ def transform_or_caveat(
     path: Path, unfit: str, channels: int, resize_size: int, crop_size: int,
     mean: list[float], std: list[float], interpolation: str,
 ) -> tuple[ImageTransform | None, str]:  # fmt: skip
-    """The transform, or the sentence that says why there is none."""
+    """The transform, or why there is none and what to do. `unfit` says why where it is known already."""
+    # One mean may stand for all channels.
     mean, std = ([*values] * channels if len(values) == 1 else values for values in (mean, std))
     if not unfit and not len(mean) == len(std) == channels:
-        unfit = f"{len(mean)} means and {len(std)} deviations for images of {channels} channels"
-    if channels not in CHANNEL_MODES:
-        unfit = unfit or f"images of {channels} channels, and resnet_core prepares images of 1 or 3"
+        unfit = f"{path} has {len(mean)} means and {len(std)} deviations for images of {channels} channels"
+    elif not unfit and channels not in CHANNEL_MODES:
+        unfit = f"{path} describes images of {channels} channels, and resnet_core prepares images of 1 or 3"
+
     if unfit:
         folder = shlex.quote(str(path.parent))
         remedy = (
@@ -322,7 +323,8 @@ def transform_or_caveat(
             if channels == 3
             else "prepare images in Python and call the network that load_model returns"
         )
-        return None, f"{path} has {unfit}. So no preparation of images is recorded; {remedy}"
+        return None, f"{unfit}. So no preparation of images is recorded; {remedy}"
+
     return ImageTransform(
         resize_size=resize_size,
         crop_size=crop_size,

@@ -47,10 +47,10 @@ def check_header(text: bytes, size: int, path: Path) -> tuple[dict[str, Any], di
     try:
         entries = json.loads(text.decode(), object_pairs_hook=unique)
         if not isinstance(entries, dict):
-            raise ValueError(f"it is a {type(entries).__name__}, not an object")
+            raise ValueError(f"the header is a {type(entries).__name__}, not an object")
         metadata = entries.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its __metadata__ is not text by name")
+            raise ValueError("the header's __metadata__ is not text by name")
 
         # The tensors follow each other without gaps or overlaps.
         spans = sorted(check_entry(name, entry) for name, entry in entries.items())
@@ -60,7 +60,7 @@ def check_header(text: bytes, size: int, path: Path) -> tuple[dict[str, Any], di
                 raise ValueError(f"{shortened([name])} begins at {begin}, and the tensor before it ends at {position}")
             position = end
         if position != size - 8 - len(text):
-            raise ValueError(f"its tensors have {position} bytes, and the file has {size - 8 - len(text)} for them")
+            raise ValueError(f"the tensors have {position} bytes, and the file has {size - 8 - len(text)} for them")
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} has a broken header: {error}; fetch or write it again") from error
     return entries, metadata

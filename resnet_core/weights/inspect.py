@@ -127,7 +127,7 @@ class Inspection:
 
     def _none_of(self, key: str | None, prefix: str | None) -> str:
         if not self.networks:
-            return f"{self.path} holds no ResNet that this package has: {self.nearest}"
+            return f"{self.path} holds no ResNet that this package has. {self.nearest}"
         asked = " and ".join(
             f"{name} {value!r}" for name, value in (("key", key), ("prefix", prefix)) if value is not None
         )
@@ -256,7 +256,7 @@ class Inspection:
 
         # What concerns the whole file.
         if self.nearest:
-            rows.append(("network", f"not one of this package: {self.nearest}"))
+            rows.append(("network", f"not one of this package. {self.nearest}"))
         if self.info is not None and self.info.origin:
             rows.append(("origin", self.info.origin))
         if self.nameless:
@@ -389,15 +389,17 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
     # The models of this depth.
     stem = body.tensors.get("conv1.weight")
     if stem is None or stem.dim() != 4:
-        return len(body.tensors), f"the convolution of the stem, {body.prefix}conv1 as {body.scheme} has it, is missing"
+        return len(
+            body.tensors
+        ), f"The convolution of the stem is missing under prefix {body.prefix!r}, whose names are {body.scheme}'s"
     found = [(name, config_of(name, body.tensors)) for name in models_of_depth(body.tensors)]
     if not found:
-        return len(body.tensors), f"the stages under prefix {body.prefix!r} have {depths(body.tensors)} blocks"
+        return len(body.tensors), f"The stages under prefix {body.prefix!r} have {depths(body.tensors)} blocks"
 
     # The one that fits.
     own = {module.partition(".")[0] for module in our_modules(body.scheme)}
     foreign = [f"{name} is unknown" for name in body.beside if name.partition(".")[0] in own]
-    faults = {name: list_misfits(body.tensors, name, config) + foreign for name, config in found}
+    faults = {name: list_faults(body.tensors, name, config) + foreign for name, config in found}
     model, config = min(found, key=lambda each: len(faults[each[0]]))
     if faults[model]:
         more = f" and {len(faults[model]) - 3} more" if len(faults[model]) > 3 else ""
@@ -407,7 +409,7 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
                 ". Its normalisation has no statistics. If it was saved from named_parameters(), save "
                 "model.state_dict(), which has them; if it is not BatchNorm, it is another network"
             )
-        return len(faults[model]), f"the nearest is {model}, but {', '.join(faults[model][:3])}{more}{remedy}"
+        return len(faults[model]), f"The nearest is {model}, but {', '.join(faults[model][:3])}{more}{remedy}"
 
     # Its head, and what else is in the file.
     shape = list_shapes(model)["fc.weight"]
@@ -465,7 +467,7 @@ def config_of(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return config | ({"small_images": True} if height == 3 else {})
 
 
-def list_misfits(tensors: Mapping[str, Tensor], model: str, config: Mapping[str, Any]) -> list[str]:
+def list_faults(tensors: Mapping[str, Tensor], model: str, config: Mapping[str, Any]) -> list[str]:
     """What is missing or of another shape, in words, where these tensors are taken for the body of a model."""
     expected = {name: shape for name, shape in list_shapes(model, **config).items() if not name.startswith("fc.")}
     required = [name for name in expected if not name.endswith(".num_batches_tracked")]
@@ -591,4 +593,4 @@ def by_order(container: Container) -> str:
 
 def nothing_like_a_resnet(container: Container) -> str:
     found = [key for _, tensors in named_tensors(container) for key in tensors]
-    return f"its tensors are {shortened(found)}" if found else "it has no tensors with names"
+    return f"Its tensors are {shortened(found)}" if found else "It has no tensors with names"

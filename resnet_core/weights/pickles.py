@@ -90,13 +90,13 @@ class Storages:
             case ("storage", Inert(kind=kind), str(key), location, int(count), view):
                 storage = self.find(kind, key, location, count)
                 return storage if view is None else self.part(storage, *view)
-        raise ValueError("it refers to something outside that is not a storage")
+        raise ValueError("the pickle refers to something outside that is not a storage")
 
     def find(self, kind: str, key: str, location: Any, count: int) -> Storage:
         """The storage under `key`, which has `count` values of the type `kind`."""
         known = STORAGE_TYPE.fullmatch(kind)
         if known is None or known[1] not in STORAGES or not 0 <= count <= LARGEST:
-            raise ValueError(f"it has a storage of the unknown type {kind[:80]!a} or of an impossible size")
+            raise ValueError(f"the pickle has a storage of the unknown type {kind[:80]!a} or of an impossible size")
         dtype = STORAGES[known[1]]
         size = count * dtype.itemsize
         if key not in self.found:
@@ -104,20 +104,20 @@ class Storages:
             self.found[key] = Storage(kind, dtype, size, None if empty else self.take(key, size))
         storage = self.found[key]
         if storage.size != size:
-            raise ValueError(f"it claims {storage.size} and {size} bytes for the same storage {key[:80]!a}")
+            raise ValueError(f"the pickle claims {storage.size} and {size} bytes for the same storage {key[:80]!a}")
         return storage if storage.dtype == dtype else Storage(kind, dtype, size, storage.untyped)
 
     def part(self, storage: Storage, key: str, offset: int, count: int) -> Storage:
         """A storage that is a part of another, as torch before 0.4 wrote them."""
         start, size = offset * storage.dtype.itemsize, count * storage.dtype.itemsize
         if not 0 <= start <= start + size <= storage.size:
-            raise ValueError(f"its storage {str(key)[:80]!a} lies outside of the storage that it is a part of")
+            raise ValueError(f"the pickle's storage {str(key)[:80]!a} lies outside of the storage that it is a part of")
         untyped = None if storage.untyped is None else storage.untyped[start : start + size]
         return Storage(storage.kind, storage.dtype, size, untyped)
 
 
 def no_storages(reference: Any) -> Any:
-    raise ValueError("it refers to storages, and has none")
+    raise ValueError("the pickle refers to storages, and has none")
 
 
 class Budget:
@@ -130,7 +130,7 @@ class Budget:
         """Takes bytes from the budget. Raises ValueError where it is exhausted."""
         self.left -= size
         if self.left < 0:
-            raise ValueError("it takes more memory than a file of its size may")
+            raise ValueError("the pickle takes more memory than a file of its size may")
 
 
 class Stream:
@@ -178,7 +178,7 @@ class Unpickler:
             del self.stack[start:]
             takes = takes[: takes.index(pickletools.markobject)]
         if len(takes) > len(self.stack) - (self.marks[-1] if self.marks else 0):
-            raise ValueError("its opcodes take more values than there are")
+            raise ValueError("the pickle's opcodes take more values than there are")
         start = len(self.stack) - len(takes)
         operands[:0] = self.stack[start:]
         del self.stack[start:]
@@ -233,7 +233,7 @@ class Unpickler:
                 self.charge(ENTRY)
                 return self.storages(operands[0])
             case "PERSID" | "NEXT_BUFFER":
-                raise ValueError("it refers to data outside of the file")
+                raise ValueError("the pickle refers to data outside of the file")
 
             # Plain values.
             case "NONE":
@@ -262,7 +262,7 @@ class Unpickler:
     def append(self, target: Any, items: list[Any]) -> Any:
         self.charge(9 * len(items))
         if not isinstance(target, list | Inert):
-            raise ValueError(f"it appends to a {type(target).__name__}")
+            raise ValueError(f"the pickle appends to a {type(target).__name__}")
         (target if isinstance(target, list) else target.elements).extend(items)
         return target
 
@@ -270,7 +270,7 @@ class Unpickler:
         """The dict or placeholder after keys and values, which alternate in `items`, were set."""
         self.charge(ENTRY * (len(items) // 2))
         if not isinstance(target, dict | Inert):
-            raise ValueError(f"it sets items of a {type(target).__name__}")
+            raise ValueError(f"the pickle sets items of a {type(target).__name__}")
         entries = target if isinstance(target, dict) else target.entries
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
@@ -291,18 +291,18 @@ class Unpickler:
             each = waiting.pop()
             count += 1
             if count + len(waiting) > LARGEST_KEY:
-                raise ValueError("it has a key of too many parts")
+                raise ValueError("the pickle has a key of too many parts")
             waiting += each if isinstance(each, tuple) else []
 
     def named(self, module: Any, name: Any) -> Inert:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("it names something with other things than text")
+            raise ValueError("the pickle names something with other things than text")
         return self.inert(self.charged(f"{RENAMED.get(module, module)}.{name}"))
 
     def call(self, function: Any, arguments: Any, keywords: Any = None) -> Any:
         """What takes the place of a call: a tensor, a plain dict or bytes from what CALLS lists, or a placeholder."""
         if type(function) is not Inert or not isinstance(arguments, tuple):
-            raise ValueError(f"it calls a {type(function).__name__}")
+            raise ValueError(f"the pickle calls a {type(function).__name__}")
         if function.arguments is not None:  # the result of another call
             return self.inert(function.kind, (function, arguments))
         self.charge(8 * len(arguments))
@@ -319,7 +319,7 @@ class Unpickler:
         if isinstance(target, Tensor) and (isinstance(state, dict) or (isinstance(state, tuple) and len(state) == 3)):
             return target  # its attributes, or a Parameter's gradient and hooks
         if type(target) is not Inert:
-            raise ValueError(f"it sets the state of a {type(target).__name__}")
+            raise ValueError(f"the pickle sets the state of a {type(target).__name__}")
         target.state = state
         match target, state:
             case Inert(kind="numpy.ndarray", arguments=()), (_, shape, Inert(kind="numpy.dtype") as dtype, order, data):
@@ -346,21 +346,21 @@ def tensor(
 ) -> Any:
     """A view of a storage, checked against its size before it is made."""
     if not isinstance(storage, Storage):
-        raise ValueError("it makes a tensor without a storage")
+        raise ValueError("the pickle makes a tensor without a storage")
     if storage.untyped is None:
         kind = "quantized" if storage.dtype in QUANTIZED else "meta"
         return unpickler.inert(f"torch.Tensor ({kind})", (storage, offset, shape, stride))
     dtype = dtype or storage.dtype
     shape, stride = sizes(shape), sizes(stride)
     if len(shape) != len(stride) or type(offset) is not int or offset < 0:
-        raise ValueError("it has a tensor of an impossible stride or offset")
+        raise ValueError("the pickle has a tensor of an impossible stride or offset")
     values = math.prod(shape)
     if math.prod(each or 1 for each in shape) > LARGEST:
-        raise ValueError("it has a tensor of too many values")
+        raise ValueError("the pickle has a tensor of too many values")
     last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
     available = storage.untyped.nbytes()
     if values and (last + 1) * dtype.itemsize > available:
-        raise ValueError(f"it has a tensor that ends after {(last + 1) * dtype.itemsize} of {available} bytes")
+        raise ValueError(f"the pickle has a tensor that ends after {(last + 1) * dtype.itemsize} of {available} bytes")
 
     # A view may show the same numbers many times, as `expand` does. Whoever copies it needs memory for all.
     unpickler.charge(TENSOR + max(0, values * dtype.itemsize - available))
@@ -373,9 +373,9 @@ def sizes(value: Any) -> tuple[int, ...]:
     if isinstance(value, Inert) and value.kind == "torch.Size" and value.arguments:
         value = value.arguments[0]
     if not isinstance(value, tuple | list) or len(value) > LARGEST_RANK:
-        raise ValueError("it has a tensor whose shape is not a few numbers")
+        raise ValueError("the pickle has a tensor whose shape is not a few numbers")
     if not all(type(each) is int and 0 <= each < 1 << 62 for each in value):
-        raise ValueError("it has a tensor of an impossible shape")
+        raise ValueError("the pickle has a tensor of an impossible shape")
     return tuple(value)
 
 
@@ -427,7 +427,7 @@ def special(kind: str) -> Callable[..., Inert]:
 def plain_dict(unpickler: Unpickler, items: Any = ()) -> dict[Any, Any]:
     """A dict from nothing, a dict, or a list of pairs."""
     if not isinstance(items, dict | list | tuple):
-        raise ValueError(f"it makes a dict of a {type(items).__name__}")
+        raise ValueError(f"the pickle makes a dict of a {type(items).__name__}")
     made: dict[Any, Any] = {}
     for key, value in items.items() if isinstance(items, dict) else items:
         unpickler.set_items(made, [key, value])
@@ -485,7 +485,7 @@ def array(unpickler: Unpickler, dtype: Any, shape: Any, order: Any, data: Any) -
         return None
     kind, shape = numpy.dtype(endian + code), sizes(shape)
     if len(data) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"it has an array of {len(data)} bytes for a {code} of shape {list(shape)[:9]}")
+        raise ValueError(f"the pickle has an array of {len(data)} bytes for a {code} of shape {list(shape)[:9]}")
     unpickler.charge(TENSOR + 2 * len(data))
     values = numpy.ndarray(shape, kind, data, order="F" if order == "F" else "C")
     return torch.from_numpy(values.astype(kind.newbyteorder("="), order="K"))
@@ -586,7 +586,7 @@ def module_tensors(module: Inert) -> dict[str, Tensor]:
         for name, value in own_parts(state):
             left -= len(prefix) + 200
             if left < 0:
-                raise ValueError("it has modules that hold each other")
+                raise ValueError("the pickle has modules that hold each other")
             if isinstance(value, Tensor) and name not in left_out:
                 named[f"{prefix}{name}"] = value
             elif isinstance(value, Inert) and isinstance(value.state, dict):

@@ -25,7 +25,7 @@ from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.containers import index_in
 from resnet_core.weights.download import fetch
-from resnet_core.weights.files import SUFFIXES, Found, fit_file, read_file
+from resnet_core.weights.files import SUFFIXES, Found, match_file, read_file
 from resnet_core.weights.folders import FolderDescription, description_of, weights_in
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
@@ -138,7 +138,7 @@ class OpenedWeights:
         arguments, shape = _check(self.info, self.needed, asked or {}, self.origin)
         found = self.read(progress)
         headless = found.network is not None and not found.network.has_head
-        matched, _ = fit_file(shape, found, self.origin, new_head=new_head and headless)
+        matched, _ = match_file(shape, found, self.origin, new_head=new_head and headless)
         network = build(self.info.model, **arguments)
         network.load_state_dict(matched, strict=False)
         return network
@@ -170,7 +170,7 @@ def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> Wei
     described = None if read.info else description_of(path)
     info = described.info() if described else read.info  # first, since it refuses a network that is not ours by name
     if read.network is None:
-        raise WeightsError(f"{path} holds no ResNet that this package has: {read.refusal}")
+        raise WeightsError(f"{path} holds no ResNet that this package has. {read.refusal}")
     if described and info:
         info = with_the_rest(info, described, read.network)
     info = info or assumed(read.network)

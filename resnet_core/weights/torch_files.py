@@ -69,51 +69,51 @@ class Zip:
         self.members = read_directory(file, size)
         found = [name for name in self.members if re.fullmatch(r"([^/]*/)?data\.pkl", name)]
         if len(found) > 1:
-            raise ValueError("it has more than one data.pkl")
+            raise ValueError("the zip has more than one data.pkl")
         self.prefix = found[0].removesuffix("data.pkl") if found else None
 
     def has(self, start: str) -> bool:
         return any(name.startswith(f"{self.prefix}{start}") for name in self.members)
 
-    def locate(self, name: str) -> Member:
+    def find_member(self, name: str) -> Member:
         """The member of this name under the archive's own folder, after its sizes were checked."""
         member = self.members.get(f"{self.prefix}{name}")
         if member is None:
-            raise ValueError(f"its member {name[:80]!a} is missing")
+            raise ValueError(f"the zip's member {name[:80]!a} is missing")
         self.left -= member.stored
         self.left_inflated -= member.size
         if self.left < 0 or self.left_inflated < 0 or (member.method == 0 and member.stored != member.size):
-            raise ValueError(f"its members claim more bytes than it has, such as {name[:80]!a}")
+            raise ValueError(f"the zip's members claim more bytes than it has, such as {name[:80]!a}")
 
         # The header before the member's bytes, whose name has to be the directory's.
         self.file.seek(min(member.offset, self.size))
         header = ZIP_LOCAL.unpack(self.file.read(ZIP_LOCAL.size))
         local_name = self.file.read(header[9])
         if header[0] != b"PK\3\4" or local_name.decode("utf-8", "replace") != f"{self.prefix}{name}":
-            raise ValueError(f"its member {name[:80]!a} is not where its directory says")
+            raise ValueError(f"the zip's member {name[:80]!a} is not where the zip's directory says")
         self.file.seek(header[10], 1)
         return member
 
     def read_into(self, name: str, memory: memoryview | None = None) -> bytes | memoryview:
         """A member's bytes, in `memory` where that is given and has their size."""
-        member = self.locate(name)
+        member = self.find_member(name)
         if memory is not None and len(memory) != member.size:
-            raise ValueError(f"its member {name[:80]!a} has {member.size} bytes instead of {len(memory)}")
+            raise ValueError(f"the zip's member {name[:80]!a} has {member.size} bytes instead of {len(memory)}")
         data: bytes | memoryview
         if member.method == 0 and memory is not None:
             if self.file.readinto(memory) != len(memory):  # type: ignore[attr-defined]
-                raise ValueError("it is cut off")
+                raise ValueError("the zip is cut off")
             data = memory
         else:
             data = self.file.read(member.stored)
             if member.method == 8:
                 data = zlib.decompressobj(-15).decompress(data, member.size + 1)
             if len(data) != member.size:
-                raise ValueError(f"its member {name[:80]!a} has {len(data)} bytes instead of {member.size}")
+                raise ValueError(f"the zip's member {name[:80]!a} has {len(data)} bytes instead of {member.size}")
             if memory is not None:
                 memory[:] = data
         if member.crc32 and zlib.crc32(data) != member.crc32:  # 0 where torch was set to leave it out
-            raise ValueError(f"its member {name[:80]!a} does not have the checksum that was written with it")
+            raise ValueError(f"the zip's member {name[:80]!a} does not have the checksum that was written with it")
         return data
 
 
@@ -123,7 +123,7 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
     tail = file.read(0x10000 + ZIP_END.size)
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < ZIP_END.size:
-        raise ValueError("its end is missing")
+        raise ValueError("the zip's end is missing")
     end = ZIP_END.unpack_from(tail, at)
     count, length, offset = end[4:7]
     position = size - len(tail) + at
@@ -135,9 +135,9 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
         end64 = ZIP_END64.unpack(file.read(ZIP_END64.size))
         count, length, offset = end64[7:]
         if end64[0] != b"PK\6\6":
-            raise ValueError("its end is malformed")
+            raise ValueError("the zip's end is malformed")
     if length > INDEX_LIMIT or offset + length != position or count * ZIP_ENTRY.size > length:
-        raise ValueError(f"its directory of {length} bytes is misplaced or has more than {INDEX_LIMIT}")
+        raise ValueError(f"the zip's directory of {length} bytes is misplaced or has more than {INDEX_LIMIT}")
 
     file.seek(offset)
     return dict(members_in(file.read(length), count))
@@ -152,9 +152,9 @@ def members_in(directory: bytes, count: int) -> Iterator[tuple[str, Member]]:
         after_extra = after_name + entry.extra_length
         name = directory[position + ZIP_ENTRY.size : after_name].decode("utf-8", "replace")
         if entry.signature != b"PK\1\2" or entry.flags & 1 or entry.method not in (0, 8):
-            raise ValueError(f"its member {name[:60]!a} is encrypted or malformed")
+            raise ValueError(f"the zip's member {name[:60]!a} is encrypted or malformed")
         if name.lower() in seen:
-            raise ValueError(f"it has two members of the name {name[:60]!a}")
+            raise ValueError(f"the zip has two members of the name {name[:60]!a}")
         seen.add(name.lower())
 
         # Beyond 4 GiB a number stands in the entry's extra fields, in this order.
@@ -164,7 +164,7 @@ def members_in(directory: bytes, count: int) -> Iterator[tuple[str, Member]]:
         yield name, Member(offset, stored, size, entry.method, entry.crc32)
         position = after_extra + entry.comment_length
     if position != len(directory):
-        raise ValueError("its directory has more bytes than entries")
+        raise ValueError("the zip's directory has more bytes than entries")
 
 
 def wide_numbers(extra: bytes) -> Iterator[int]:
@@ -174,7 +174,7 @@ def wide_numbers(extra: bytes) -> Iterator[int]:
         if field == 1:
             yield from struct.unpack_from(f"<{length // 8}Q", extra, 4)
         extra = extra[4 + length :]
-    raise ValueError("its directory lacks the place of a member beyond 4 GiB")
+    raise ValueError("the zip's directory lacks the place of a member beyond 4 GiB")
 
 
 def read_torch_zip(path: Path) -> tuple[Any, dict[str, str]]:
@@ -187,7 +187,7 @@ def unpickle_zip(file: IO[bytes], size: int, budget: Budget | None = None) -> An
     archive = Zip(file, size)
     order = bytes(archive.read_into("byteorder")) if archive.has("byteorder") else b"little"
     if archive.prefix is None or order not in (b"little", b"big"):
-        raise ValueError("it has no data.pkl, or an unknown byte order")
+        raise ValueError("the zip has no data.pkl, or an unknown byte order")
 
     def take(key: str, length: int) -> torch.UntypedStorage:
         storage = new_storage(length, archive.left_inflated)
@@ -207,7 +207,7 @@ def unpickle_zip(file: IO[bytes], size: int, budget: Budget | None = None) -> An
 def new_storage(length: int, available: int) -> torch.UntypedStorage:
     """Memory for a storage of the file. Raises ValueError where the file has fewer bytes."""
     if length > available:
-        raise ValueError(f"it claims a storage of {length} bytes, and has {available}")
+        raise ValueError(f"the file claims a storage of {length} bytes, and has {available}")
     return torch.UntypedStorage(length, device="cpu")
 
 
@@ -250,7 +250,7 @@ def read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
         content, keys = unpickler.load(), unpickler.load()
 
         if not isinstance(keys, list) or sorted(keys) != sorted(storages.found):
-            raise ValueError("it claims more bytes than it has: the storages that it uses are not those after it")
+            raise ValueError("the file claims more bytes than it has: the storages that it uses are not those after it")
         for key in keys:
             fill(storages.found[key], file, size)
     return content, {}
@@ -260,7 +260,7 @@ def fill(storage: Storage, file: IO[bytes], size: int) -> None:
     """Reads a storage that follows in the file: the number of its values, then the values."""
     (count,) = struct.unpack("<q", file.read(8))
     if count * storage.dtype.itemsize != storage.size or storage.size > size - file.tell():
-        raise ValueError(f"it claims more bytes than it has: {storage.size} for a storage of {count} values")
+        raise ValueError(f"the file claims more bytes than it has: {storage.size} for a storage of {count} values")
     if storage.untyped is None:
         file.seek(storage.size, 1)
     else:
@@ -289,7 +289,7 @@ def members_of_tar(file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
         members[name] = (position + 512, position + 512 + length)
         position += 512 + -(-length // 512) * 512
         if length < 0 or position > size:
-            raise ValueError(f"its member {name!a} is cut off")
+            raise ValueError(f"the tar's member {name!a} is cut off")
     return members
 
 
@@ -363,7 +363,7 @@ def read_distributed(path: Path) -> tuple[dict[Any, Any], dict[str, str]]:
 
 def as_name(value: Any) -> Any:
     if not isinstance(value, str | int):
-        raise ValueError("it has a name that is neither text nor a number")
+        raise ValueError("the checkpoint has a name that is neither text nor a number")
     return value
 
 
@@ -385,10 +385,10 @@ class Pieces:
                 f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {self.folder} NAME.pth`"
             )
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-            raise ValueError(f"it names the file {name[:80]!a}, which does not lie in it")
+            raise ValueError(f"the checkpoint names the file {name[:80]!a}, which does not lie in its folder")
         self.left -= length
         if length < 0 or self.left < 0 or not 0 <= offset <= check_file(self.folder / name) - length:
-            raise ValueError("its pieces claim more bytes than its files have")
+            raise ValueError("the checkpoint's pieces claim more bytes than its files have")
         with (self.folder / name).open("rb") as file:
             file.seek(offset)
             data = file.read(length)
@@ -399,7 +399,7 @@ class Pieces:
         shape, dtype = sizes(described.state["size"]), DTYPES[described.state["properties"].state[0].kind]
         self.left_whole -= math.prod(each or 1 for each in shape) * dtype.itemsize
         if self.left_whole < 0:
-            raise ValueError(f"its tensor {name[:80]!a} claims more bytes than its files have")
+            raise ValueError(f"the checkpoint's tensor {name[:80]!a} claims more bytes than its files have")
 
         whole = torch.empty(shape, dtype=dtype, device="cpu")
         filled = torch.zeros(shape, dtype=torch.bool, device="cpu")
@@ -407,8 +407,8 @@ class Pieces:
             start = (0,) * len(shape) if offsets is None else sizes(offsets)
             place = tuple(slice(at, at + count) for at, count in zip(start, piece.shape, strict=True))
             if whole[place].shape != piece.shape or piece.dtype != dtype:
-                raise ValueError(f"a piece of its tensor {name[:80]!a} lies outside of it")
+                raise ValueError(f"a piece of the tensor {name[:80]!a} lies outside of it")
             whole[place], filled[place] = piece, True
         if not filled.all():
-            raise ValueError(f"pieces of its tensor {name[:80]!a} are missing")
+            raise ValueError(f"pieces of the tensor {name[:80]!a} are missing")
         return whole

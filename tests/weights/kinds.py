@@ -351,7 +351,7 @@ KINDS = [
     Kind("timm: state_dict and state_dict_ema", pth(lambda s: {"state_dict": shifted(s), "state_dict_ema": s}),
          said="averaged ones are taken.* add --key state_dict"),
     Kind("an average without names", pth(
-        lambda s: {"model": s, "ema": {"decay": 0.9, "shadow_params": [*map(torch.zeros_like, network().parameters())]}}),
+        lambda s: {"model": s, "ema": {"shadow_params": [*map(torch.zeros_like, network().parameters())]}}),
         said="averaged weights without names.*ema.shadow_params"),
     Kind("the same network twice", pth(lambda s: {"last": s, "best": prefixed(s, "module.")})),
     Kind("AveragedModel", pth(lambda s: AveragedModel(network()).state_dict())),

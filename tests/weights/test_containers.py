@@ -214,7 +214,7 @@ def test_a_tensor_in_pieces_is_put_together(tmp_path):
 
 
 PIECES = {
-    "missing piece": (lambda metadata: metadata.storage_data.popitem(), None, "pieces of its tensor 'w' are missing"),
+    "missing piece": (lambda metadata: metadata.storage_data.popitem(), None, "pieces of the tensor 'w' are missing"),
     "larger": (lambda m: setattr(m.state_dict_metadata["w"], "size", torch.Size([1 << 40])), None, "more bytes than"),
     "outside": (lambda m: setattr(m.state_dict_metadata["w"], "size", torch.Size([3, 3])), None, "lies outside of it"),
     "other folder": (None, {"relative_path": "../secret"}, "does not lie in it"),

@@ -294,7 +294,7 @@ def changed(state, **changes):
             {"conv1.weight": torch.ones(32, 3, 7, 7)},
             r"conv1\.weight has shape \[32, 3, 7, 7\] instead of \[64, 3, 7, 7\]",
         ),
-        ({"bn1.bias": None}, r"the nearest is resnet18, but bn1\.bias is missing"),
+        ({"bn1.bias": None}, r"The nearest is resnet18, but bn1\.bias is missing"),
         ({"layer1.0.se.weight": torch.ones(1)}, r"layer1\.0\.se\.weight is unknown"),
         ({f"layer2.{i}": torch.ones(1) for i in range(5)}, r"layer2\.\d is unknown, .*is unknown and 2 more"),
     ],

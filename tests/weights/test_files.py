@@ -254,7 +254,7 @@ REASONS = {  # what some are refused for, before any library sees them
     "overlap.safetensors": "b begins at 4",
     "shape absurd but empty.safetensors": "impossible shape",
     "shape too small.safetensors": "8 bytes for a F32",
-    "bytes left over.safetensors": "its tensors have 8 bytes, and the file has 16",
+    "bytes left over.safetensors": "the tensors have 8 bytes, and the file has 16",
     "flipped bit.safetensors": "SHA-256",
     "zip os.system.pt": "holds other things than named tensors: weight",
     "zip bomb copies.pt": "takes more memory than a file of its size may",
@@ -364,8 +364,11 @@ def without(weights, *names):
 
 
 MISFITS = {
-    "missing": (lambda w: without(w, "conv1.weight"), r"missing conv1.weight$"),
-    "unexpected": (lambda w: w | {f"x{n}": torch.ones(1) for n in range(9)}, r"unexpected x0, x1, x2 and 6 more$"),
+    "missing": (lambda w: without(w, "conv1.weight"), r"these are missing: conv1.weight$"),
+    "unexpected": (
+        lambda w: w | {f"x{n}": torch.ones(1) for n in range(9)},
+        r"these are unexpected: x0, x1, x2 and 6 more$",
+    ),
     "shape": (lambda w: w | {"conv1.weight": torch.ones(2)}, r"wrong shape: conv1.weight \(.*: \[2\], model \[64, 3"),
     "classes": (
         lambda w: w | {"fc.weight": torch.ones(9, 512), "fc.bias": torch.ones(9)},
@@ -376,7 +379,7 @@ MISFITS = {
     "sparse": (lambda w: w | {"fc.bias": torch.ones(3).to_sparse()}, r"not dense tensors: fc.bias$"),
     "number": (lambda w: w | {"fc.bias": 1.0}, r"not dense tensors: fc.bias$"),
     "NaN": (lambda w: {k: v * float("nan") if "fc" in k else v for k, v in w.items()}, r"not finite .*: .*fc.bias$"),
-    "infinite": (lambda w: w | {"fc.bias": torch.full((3,), torch.inf)}, r"not finite as the model's dtype: fc.bias$"),
+    "infinite": (lambda w: w | {"fc.bias": torch.full((3,), torch.inf)}, r"not finite in the model's dtype: fc.bias$"),
     "too large": (lambda w: w | {"fc.bias": torch.full((3,), 1e300, dtype=torch.float64)}, r"not finite .*: fc.bias$"),
     "foreign": (lambda w: {f"a.{k}": v for k, v in w.items()}, r"none of its names \(.*and 71 more\) is the model's"),
     "empty": (lambda w: {}, r"none of its names \(\) is the model's"),
@@ -419,7 +422,7 @@ def test_a_new_head_stays_and_the_files_is_left_out_and_said(written, weights, c
     assert contents(without(model.state_dict(), "fc.weight", "fc.bias")) == contents(body)
     assert "fc.bias, fc.weight left out" in caplog.text.replace("fc.weight, fc.bias", "fc.bias, fc.weight")
     assert load_weights(model, body, new_head=True).missing == ()
-    with pytest.raises(WeightsError, match="unexpected x"):
+    with pytest.raises(WeightsError, match="unexpected: x"):
         load_weights(model, weights | {"x": torch.ones(1)}, new_head=True)
 
 

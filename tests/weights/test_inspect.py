@@ -134,7 +134,7 @@ def test_stem_shortcuts_and_dtype_are_read_from_the_shapes(build, config, tmp_pa
 
 def test_extra_tensors_are_an_error_whose_remedy_works(small, tmp_path):
     path = saved(small.state_dict() | {"extra.weight": torch.ones(3)}, tmp_path)
-    with pytest.raises(WeightsError, match=r"unexpected extra.weight; .*ignore=\['extra.weight'\]"):
+    with pytest.raises(WeightsError, match=r"not cifar_resnet20's: extra.weight; .*ignore=\['extra.weight'\]"):
         load_model(path)
     assert_same(load_model(path, ignore=["extra.weight"])[0], small)
 
@@ -143,11 +143,11 @@ def test_another_network_is_refused_with_the_nearest(small, tmp_path, cli):
     state = small.state_dict()
     del state["layer2.1.bn1.bias"]
     path = saved(state, tmp_path)
-    with pytest.raises(WeightsError, match=r"the nearest is cifar_resnet20, but layer2.1.bn1.bias is missing"):
+    with pytest.raises(WeightsError, match=r"The nearest is cifar_resnet20, but layer2.1.bn1.bias is missing"):
         load_model(path)
     shown = cli("inspect", path)
     assert shown.returncode == 0
-    assert "not one of this package: the nearest is cifar_resnet20" in shown.stdout
+    assert "not one of this package. The nearest is cifar_resnet20" in shown.stdout
 
 
 def test_inspect_shows_the_same_as_text_and_as_json(small, tmp_path, cli):
