@@ -77,7 +77,8 @@ def write_brought_files(folder):
     state = resnet_core.cifar_resnet20().state_dict()
     body = {name: value for name, value in state.items() if not name.startswith("fc.")}
     body |= {"fc.0.weight": torch.ones(64, 64), "fc.2.weight": torch.ones(8, 64)}
-    queries, keys = ({f"module.encoder_{which}.{name}": body[name] * 1 for name in body} for which in "qk")
+    queries = {f"module.encoder_q.{name}": value for name, value in body.items()}
+    keys = {f"module.encoder_k.{name}": value + 1 for name, value in body.items()}
     with torch.device("meta"):
         resnet50 = resnet_core.resnet50().state_dict()
     files = {
