@@ -27,8 +27,8 @@ from resnet_core.models.registry import MODELS, build
 
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm.models"}
 
-EXAMPLES = {r"class": "10", r"chan": "3", r"(layers|blocks|depths|list)$": "[2, 2, 2, 2]"}
-"""What the names of builders' parameters contain -> a value to show."""
+EXAMPLES = {r"class": "10", r"^(in|im|num).*chan|^chan": "3", r"(layers|blocks|depths|list)$": "[2, 2, 2, 2]"}
+"""What the names of builders' parameters match -> a value to show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ def read(text: str) -> NetworkName:
     place, _, name = head.rpartition(":")
     if not place and (name.endswith(".py") or "/" in name):
         place, name = name, ""
+    if Path(place or name).is_file() and not place.endswith(".py"):
+        raise ValueError(f"{place or name} is not a .py file; put the code that builds the network into one")
 
     positional, keywords = literal_arguments(text, rest) if bracket else ((), {})
     typed = NetworkName(text=text, place=place, name=name, positional=positional, keywords=keywords)
@@ -93,10 +95,10 @@ def literal_arguments(text: str, rest: str) -> tuple[tuple[Any, ...], dict[str, 
 def check_model(typed: NetworkName) -> NetworkName:
     """Raises ValueError for a name that is none of ours."""
     name = typed.name
-    if name in MODELS:
+    if name.lower() in MODELS:
         if typed.positional:
             raise ValueError(f"{typed.text}: name the arguments of {name}, as in '{name}(num_classes=10)'")
-        return typed
+        return replace(typed, name=name.lower())
     if Path(f"{name}.py").is_file():
         raise ValueError(f"{typed.text} is not one of our models; for the network in your file type {name}.py")
     if "." in name:
@@ -108,7 +110,7 @@ def check_library(typed: NetworkName) -> NetworkName:
     """Raises ValueError where the library is not installed, or has no function of this name."""
     found = PathFinder.find_spec(typed.place)
     if found is None or not found.submodule_search_locations:
-        raise ValueError(f"{typed.text}: {typed.place} is not installed; pip install {typed.place}")
+        raise ValueError(f"{typed.place} is not installed; pip install {typed.place}")
     files = Path(found.submodule_search_locations[0], "models").glob("*.py")
     known = {
         name
@@ -116,9 +118,7 @@ def check_library(typed: NetworkName) -> NetworkName:
         for name in re.findall(r"^(?:def|class) ([A-Za-z]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
     if typed.name not in known:
-        raise ValueError(
-            f"{typed.text}: {LIBRARIES[typed.place]} has no {typed.name}; {did_you_mean(typed.name, known)}"
-        )
+        raise ValueError(f"{LIBRARIES[typed.place]} has no {typed.name}; {did_you_mean(typed.name, known)}")
     return replace(typed, place=LIBRARIES[typed.place])
 
 
@@ -127,16 +127,16 @@ def check_source(typed: NetworkName) -> NetworkName:
     path = typed.place if typed.place.endswith(".py") else typed.place.replace("/", ".").strip(".")
     source = Path(path).expanduser() if path.endswith(".py") else source_of(path)
     if source is None or not source.is_file():
-        raise ValueError(f"{typed.text}: {why_missing(typed.place)}")
+        raise ValueError(why_missing(typed.place))
     try:
         tree = ast.parse(source.read_bytes(), str(source))
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{typed.text}: {typed.place} cannot be imported ({with_place(error)})") from error
+        raise ValueError(f"{typed.place} cannot be imported ({with_place(error)})") from error
 
     names = names_of(tree)
     if typed.name and names is not None and typed.name not in names:
         defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        raise ValueError(f"{typed.text}: {source} has no {typed.name}; {did_you_mean(typed.name, defined or names)}")
+        raise ValueError(f"{typed.place} has no {typed.name}; {did_you_mean(typed.name, defined or names)}")
     return replace(typed, place=path, source=source)
 
 
@@ -195,17 +195,14 @@ def load(typed: NetworkName) -> nn.Module | Callable[[], nn.Module]:
     if not typed.place:
         return partial(built, typed.text, partial(build, typed.name, **typed.keywords))
 
-    try:
-        module = import_source(typed.place, typed.source)
-    except ValueError as error:
-        raise ValueError(f"{typed.text}: {error}") from error
+    module = import_source(typed.place, typed.source)
     name = typed.name or only_builder(typed, module)
     found = getattr(module, name, None)
     if isinstance(found, nn.Module):
         return found
     if found is None and not hasattr(module, name):
         known = [each for each, value in vars(module).items() if callable(value) and each[0] != "_"]
-        raise ValueError(f"{typed.text}: {typed.place} has no {name}; {did_you_mean(name, known)}")
+        raise ValueError(f"{typed.place} has no {name}; {did_you_mean(name, known)}")
     if not callable(found):
         raise ValueError(f"{typed.text} is a {type(found).__name__}, not a function that builds a network")
     check_arguments(replace(typed, name=name), found)
@@ -224,7 +221,7 @@ def only_builder(typed: NetworkName, module: ModuleType) -> str:
 
     builders = [name for name in functions if not missing_arguments(typed, own[name])]
     whole = [name for name in classes if not missing_arguments(typed, own[name])]
-    names = builders or networks or whole or functions or classes
+    names = builders or networks or whole or (functions or classes)[-1:]  # a network stands below its blocks
     if not names:
         raise ValueError(f"{typed.text}: no function in it returns a network, and no class is a torch.nn.Module")
     if len(names) > 1:
@@ -273,7 +270,9 @@ def built(text: str, function: Callable[[], Any]) -> nn.Module:
     try:
         network = function()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{text} raised {with_place(error)}") from error
+        lacks = isinstance(error, TypeError) and "missing" in str(error)
+        remedy = "; give arguments in quotes, as in './mine.py:net(num_classes=10)'" if lacks else ""
+        raise ValueError(f"{text} raised {with_place(error)}{remedy}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{text} returns a {type(network).__name__}, not a torch.nn.Module")
     return network

@@ -181,13 +181,6 @@ TORCHVISIONS = ("torchvision.models.resnet", "ResNet")
 PACKAGES = ("torch", "torchvision", "resnet_core")
 
 
-def is_ours_or_torchvisions(network: nn.Module) -> bool:
-    """Whether the network is of our classes, torchvision's, or one derived from them: configured, edited or not."""
-    return isinstance(network, OURS) or any(
-        (each.__module__, each.__qualname__) == TORCHVISIONS for each in type(network).__mro__
-    )
-
-
 def pristine(network: nn.Module) -> Reference | None:
     """The model that the network is to the letter: of our classes or torchvision's, with all layers and settings of it.
 

@@ -62,7 +62,7 @@ def test_progress_is_shown_on_a_terminal(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mine.py:nett"], "mine.py:nett: mine.py has no nett; did you mean net?"),
+        (["mine.py:nett"], "resnet-core: mine.py has no nett; did you mean net?"),
         (["mine.py", "resnet1"], "unknown model 'resnet1'; did you mean"),
         (["mine.py:net(classes=3)"], "net takes num_classes"),
         (["mine.py", "--fast", "--all"], "leave one of the two out"),

@@ -24,6 +24,7 @@ def deep():
 def takes(depth, block): return nn.Linear(2, depth)
 def sized(num_classes, channels=3): return nn.Linear(channels, num_classes)
 def gives(): return 3
+def passes(**config): return sized(**config)
 """,
     "broken_models.py": "def build(:\n    pass\n",
     "raising_models.py": "import torch\ndef build(): return 3\nwrong\n",
@@ -39,6 +40,9 @@ def test(): print(build())
 """,
     "only_class.py": "from torch import nn\nclass Net(nn.Module): pass\n",
     "several.py": "from torch import nn\ndef small(): return nn.Linear(2, 2)\ndef large(): return nn.Linear(9, 9)\n",
+    "blocks.py": "from torch import nn\nclass Block(nn.Module):\n    def __init__(self, width): pass\n"
+    "class Net(nn.Module):\n    def __init__(self, n_blocks, num_classes): pass\n",
+    "notebook.ipynb": "{}",
     "empty.py": "x = 3\n",
     "needs.py": "import os\nimport sklearn.no_such_part\ndef build(): pass\n",
     "trains.py": "import torch\ndef train():\n    torch.zeros(2) @ torch.zeros(3)\nbuild = 3\ntrain()\n",
@@ -78,7 +82,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("folder")
 def test_networks_are_found_by_what_a_text_names():
-    assert isinstance(find_network("resnet18")(), ResNet)
+    assert isinstance(find_network("ResNet18")(), ResNet)
     assert find_network("resnet18(num_classes=7, in_channels=1)")().fc.out_features == 7
     assert isinstance(find_network("torchvision:resnet18")(), torchvision.models.ResNet)
     assert find_network("torchvision:resnet18(num_classes=7)")().fc.out_features == 7
@@ -120,12 +124,14 @@ def test_the_only_class_of_a_file_is_its_network():
         ("no_such_library:f", "no module no_such_library is found here or on PYTHONPATH"),
         ("./one.py:biuld", "one.py has no biuld; did you mean build?"),
         ("on.py", "on.py does not exist; did you mean one.py"),
+        ("notebook.ipynb", "notebook.ipynb is not a .py file; put the code"),
         ("nowhere/net.py", "the folder nowhere does not exist"),
         ("several.py", "holds small, large; name one of them, as in several.py:small"),
         ("empty.py", "no function in it returns a network"),
         # Arguments.
         ("their_models:takes", "cannot be called without depth, block; write a function without arguments"),
         ("their_models.py:sized", "type 'their_models.py:sized(num_classes=10)', with the quotes"),
+        ("blocks.py", "type 'blocks.py:Net(n_blocks=[2, 2, 2, 2], num_classes=10)', with the quotes"),
         ("one.py:build(size=3)", "got an unexpected keyword argument 'size'); build takes width"),
         ("one.py:build(width=print('x'))", "must be literals"),
         ("one.py:build(**{})", "must be literals"),
@@ -158,6 +164,7 @@ def test_a_typing_error_is_answered_before_anything_is_imported(text, capsys):
     [
         ("their_models:fails", r"raised KeyError: 'depth', at .*their_models\.py:7"),
         ("their_models:deep", r"raised RuntimeError: .*, at .*their_models\.py:9"),
+        ("their_models:passes", r"missing 1 required .*; give arguments in quotes"),
         ("their_models:gives", "returns a int, not a torch.nn.Module"),
         ("resnet18(nmu_classes=3)", "raised TypeError: .*unexpected keyword argument 'nmu_classes'"),
     ],
