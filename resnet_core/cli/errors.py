@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from resnet_core.data import WorkerError
 from resnet_core.distributed.failures import may_report
 from resnet_core.distributed.signals import STOPPED
 from resnet_core.foundation.errors import first_line
@@ -24,7 +25,7 @@ def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
     def wrapper(*arguments: Any) -> int:
         try:
             return function(*arguments)
-        except (NonFiniteLossError, PeerError, ReplicaError) as error:
+        except (NonFiniteLossError, PeerError, ReplicaError, WorkerError) as error:
             print_error(error)
             return TRAINING_FAILED
         except StoppedError as error:
@@ -53,7 +54,8 @@ def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
 def is_out_of_memory(error: Exception) -> bool:
     """Python's own, CUDA's, the CPU's, which torch gives no type, and a loader worker's, which Linux kills."""
     return isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("out of memory", "can't allocate memory", "is killed by signal: Killed")
+        sign in str(error)
+        for sign in ("out of memory", "out of shared memory", "can't allocate memory", "is killed by signal: Killed")
     )
 
 

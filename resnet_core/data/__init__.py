@@ -15,6 +15,7 @@ from resnet_core.data.images import ImageError
 from resnet_core.data.loaders import EvalLoader, TrainLoader
 from resnet_core.data.splits import Dataset, ImageFiles, LabelledImages, Split
 from resnet_core.data.transforms import Augmentation, ImageTransform, Mixing
+from resnet_core.data.workers import WorkerError
 
 __all__ = [
     "DATASETS",
@@ -30,6 +31,7 @@ __all__ = [
     "Mixing",
     "Split",
     "TrainLoader",
+    "WorkerError",
     "dataset_of",
     "identity",
     "load_cifar10",

@@ -6,11 +6,8 @@ number of workers nor the choice of the worker can change a batch.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
-import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +21,12 @@ from resnet_core.data.images import ImageError
 from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, repeat_samples, seed_from, steps_per_epoch
 from resnet_core.data.splits import LabelledImages
 from resnet_core.data.transforms import Images, ViewSeeds
+from resnet_core.data.workers import START, WorkerError, begin_worker
 
 Batch = tuple[Tensor, Tensor]
 TrainKey = tuple[int, int, Sequence[tuple[int, int]]]  # epoch, position, the batch's (sample, copy)
 
 BATCHES_AHEAD = 4  # that each worker prepares while the network computes
-
-# Forked workers share the dataset's memory and start at once, also in ranks that were themselves spawned. macOS's
-# libraries do not survive a fork: there they are spawned, which takes seconds once.
-START = "fork" if sys.platform == "linux" else "spawn"
 
 
 def stacked(images: Images) -> Tensor:
@@ -161,20 +155,24 @@ class KeyedLoader:
 
     def __init__(self, batches: KeyedBatches, *, workers: int, pin_memory: bool) -> None:
         self.sampler = KeySampler()
-        self.loader: DataLoader[Any] = DataLoader(
-            ErrorsAsValues(batches),  # type: ignore[arg-type]
-            sampler=self.sampler,
-            batch_size=None,
-            collate_fn=unchanged,
-            num_workers=workers,
-            multiprocessing_context=START if workers else None,
-            persistent_workers=workers > 0,
-            prefetch_factor=BATCHES_AHEAD if workers else None,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # DataLoader draws its workers' seed: not from training's random numbers
-        )
+        with warnings.catch_warnings():
+            # Workers that wait for a disk may well be more than the cores.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            self.loader: DataLoader[Any] = DataLoader(
+                ErrorsAsValues(batches),  # type: ignore[arg-type]
+                sampler=self.sampler,
+                batch_size=None,
+                collate_fn=unchanged,
+                num_workers=workers,
+                multiprocessing_context=START if workers else None,
+                persistent_workers=workers > 0,
+                prefetch_factor=BATCHES_AHEAD if workers else None,
+                pin_memory=pin_memory,
+                generator=torch.Generator(),  # DataLoader draws its workers' seed: not from training's random numbers
+            )
 
     def iterate(self, keys: list[Any]) -> Iterator[Any]:
+        """The batches of the keys. Raises ImageError for a damaged file, WorkerError for a batch that got lost."""
         self.sampler.keys = keys
         self.loader.worker_init_fn = partial(begin_worker, os.getpid())
         for batch in self.loader:
@@ -182,7 +180,7 @@ class KeyedLoader:
                 raise RuntimeError(
                     "Another epoch was started before this one was finished; iterate one epoch at a time."
                 )
-            if isinstance(batch, ImageError):
+            if isinstance(batch, ImageError | WorkerError):
                 raise batch
             yield batch
 
@@ -215,31 +213,3 @@ class ErrorsAsValues:
 
 def unchanged(batch: Any) -> Any:
     return batch
-
-
-def begin_worker(parent: int, worker: int) -> None:
-    """Leaves signals to the main process, and ends this worker when its parent ends.
-
-    Ignore Ctrl-C in workers, which the terminal sends to every process: the main process handles it. On Linux, ignore
-    SIGTERM as well, unless it comes from the parent: a cluster sends it to every process of a job, and the main process
-    needs its workers to finish its step. Die with the parent: a worker that outlives a killed rank would keep its
-    sockets open, and the other ranks could not see that it is gone.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # killed before the line above
-            os._exit(1)
-
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=exit_when_parent_says, daemon=True).start()
-
-
-def exit_when_parent_says() -> None:
-    """Exits at a SIGTERM from the parent: DataLoader sends it to a worker that did not end by itself."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>

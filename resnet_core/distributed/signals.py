@@ -6,6 +6,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 INTERRUPTED = 130  # exit status after Ctrl-C, of a command that cannot be continued
@@ -19,7 +23,10 @@ class StoppedError(Exception):
     on_every_rank = True
 
 
+SECONDS_FOR_DATA = 10  # that a request to stop waits for the batch of the current step
+
 _received: list[int] = []  # a signal comes to the process as a whole, so this is the process's, too
+_waiting = False  # whether the main thread waits for a batch
 
 
 def signal_received() -> bool:
@@ -31,17 +38,52 @@ def signal_received() -> bool:
 def stop_on_signals() -> Iterator[None]:
     """Inside this context SIGTERM and SIGINT only make `signal_received` return True; a second one changes nothing.
 
-    A signal that is ignored stays ignored, as Ctrl-C is in a shell's background job. Outside the main thread this does
-    nothing, since Python handles signals only there.
+    Where a batch is waited for in vain, `batches_or_stop` then ends the wait. A signal that is ignored stays ignored,
+    as Ctrl-C is in a shell's background job. Outside the main thread this does nothing, since Python handles signals
+    only there.
     """
     _received.clear()
     is_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in STOPS if is_main_thread}
+    before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGALRM) if is_main_thread}
     replaced = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in replaced:
-        signal.signal(number, lambda number, frame: _received.append(number))
+        signal.signal(number, _end_wait if number == signal.SIGALRM else _receive)
     try:
         yield
     finally:
+        if is_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    if not _received:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_FOR_DATA, SECONDS_FOR_DATA)
+    _received.append(number)
+
+
+def _end_wait(number: int, frame: FrameType | None) -> None:
+    if _waiting:
+        raise KeyboardInterrupt  # which nothing on the way takes for an error of the data
+
+
+def batches_or_stop(batches: Iterator[T]) -> Iterator[T]:
+    """The same batches. Raises StoppedError where one does not come within SECONDS_FOR_DATA of a request to stop."""
+    global _waiting
+    while True:
+        _waiting = True
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except KeyboardInterrupt:
+            if not _received:
+                raise
+            raise StoppedError(
+                "stopped while it waited for data that did not come; the same command continues the run from its last "
+                "checkpoint"
+            ) from None
+        finally:
+            _waiting = False
+        yield batch

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from resnet_core.distributed.signals import StoppedError
+from resnet_core.distributed.signals import StoppedError, batches_or_stop
 from resnet_core.distributed.world import World
 from resnet_core.train.config import TrainConfig
 from resnet_core.train.forward import forward
@@ -38,7 +38,7 @@ def evaluate(
 
     def sums_of_this_rank() -> dict[str, float]:
         sums: dict[str, Tensor] = {}
-        for inputs, targets in loader:
+        for inputs, targets in batches_or_stop(iter(loader)):
             if world.any_rank_stops(stop_asked()):
                 raise StoppedError("the evaluation was stopped before its end")
             for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():

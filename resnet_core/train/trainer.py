@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resnet_core.distributed.signals import StoppedError
+from resnet_core.distributed.signals import StoppedError, batches_or_stop
 from resnet_core.distributed.world import World
 from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import CheckpointWriter
@@ -195,10 +195,10 @@ class Trainer:
         self.config.smallest_part(self.train_loader.global_batch // self.world.size)
         while self.step < self.num_steps:
             epoch, position = divmod(self.step, len(self.train_loader))
-            batches = iter(self.train_loader.epoch(epoch, start=position))
+            batches = batches_or_stop(iter(self.train_loader.epoch(epoch, start=position)))
             for _ in range(position, len(self.train_loader)):
                 began = time.monotonic()
-                inputs, targets = next(batches)
+                inputs, targets = self._next(batches)
                 self.data_wait += time.monotonic() - began
 
                 step = self.train_step(inputs, targets)
@@ -208,6 +208,15 @@ class Trainer:
                 if every and self.step % every == 0:
                     self.compare_replicas()
                 yield step
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The next batch. Where a stop was asked for and none comes, a single process saves what it has done."""
+        try:
+            return next(batches)
+        except StoppedError:
+            if self.world.size == 1:
+                self._stop()
+            raise
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
         """Forward, backward and update with this rank's part of the global batch."""

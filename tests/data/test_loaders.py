@@ -14,15 +14,12 @@ from PIL import Image
 
 from resnet_core.data import Augmentation, EvalLoader, ImageError, ImageFiles, Mixing, Split, TrainLoader
 from resnet_core.data.folders import load_test_folder
-from resnet_core.data.loaders import begin_worker
 from resnet_core.data.sampler import epoch_order
 from resnet_core.data.transforms import growing_size
+from resnet_core.data.workers import begin_worker
 
-# torch warns where there are fewer cores than workers, Python 3.12 of any fork beside threads.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning"),
-]
+# Python 3.12 warns of any fork beside threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")
 
 
 def split(count=23, size=8):
