@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,12 @@ class Evaluate(FromFile):
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     data: Annotated[str, unset("DIR")] = ""
-    """Folder of DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE. A run needs none: it has its own data."""
+    """Folder of DIR/val/CLASS/IMAGE, DIR/test/CLASS/IMAGE or DIR/CLASS/IMAGE, or a CSV list. A run needs none: it has
+    its own data."""
     dataset: Annotated[str, unset("NAME")] = ""
     """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
+    split: Annotated[str, unset("NAME")] = ""
+    """The part of the data: train, val or test. By default the one that training evaluates."""
     model: Annotated[str | None, unset("NAME")] = None
     """The model that a weights file must be of. By default it is found from the file."""
     per_class: bool = False
@@ -52,7 +56,16 @@ class Evaluate(FromFile):
             if world.is_main:
                 print(f"{info.model}, {info.origin}", file=sys.stderr)
             record = PredictionRecord() if self.per_class else None
-            scores = evaluate_weights(model, info, data, recipe.train if recipe else TrainConfig(), world, record)
+            scores = evaluate_weights(
+                model,
+                info,
+                data,
+                recipe.train if recipe else TrainConfig(),
+                world,
+                record,
+                split=self.split,
+                say=partial(print, file=sys.stderr),
+            )
             predictions = record.gathered(world) if record else None
         if not is_main_process():
             return
@@ -80,7 +93,8 @@ class Evaluate(FromFile):
             raise ValueError(f"--dataset {name} is read from a folder; name it with --data DIR")
         if recipe is None:
             return DataConfig(name=name, path=self.data, global_batch=1, eval_batch=64, workers=2)
-        return replace(recipe.data, name=name, path=self.data)
+        # What chooses among the run's own images does not concern others.
+        return replace(recipe.data, name=name, path=self.data, val_share=0.0, val_seed=0, exclude="", bits=0)
 
 
 def class_lines(classes: Sequence[ClassScore]) -> list[str]:

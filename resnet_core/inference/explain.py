@@ -43,7 +43,7 @@ def explain(
     Raises ImageError for a file that is not a whole image, and ValueError for a class that the network does not have
     and without captum (the extra `explain`).
     """
-    inputs = transform(read_image(image))[None]
+    inputs = transform(read_image(image, transform.bits))[None]
     with torch.inference_mode():
         logits = model(inputs)
     (guesses,) = guesses_of(logits, class_names, logits.shape[1])

@@ -76,6 +76,6 @@ class FileBatches:
 
     def pixels(self, path: Path) -> Tensor | ImageError:
         try:
-            return self.transform(read_image(path))
+            return self.transform(read_image(path, self.transform.bits))
         except ImageError as error:
             return error
