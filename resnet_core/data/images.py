@@ -51,11 +51,13 @@ BEGINNINGS = {
     rb"8BPS": "a Photoshop file",
     rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
     rb"\xff\x0a|\x00\x00\x00\x0cJXL ": "JPEG XL",
-    rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)": "HEIC: " + HEIC_REMEDY,
-    rb"....ftyp(avif|avis)": "AVIF, which this version of Pillow does not read",
+    rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)": "HEIC",
+    rb"....ftyp(avif|avis)": "AVIF",
     rb"....ftyp": "a video",
     rb"\x00+\Z": "nothing but zeros",
 }
+# Kind -> Pillow's name of it, and what reading it needs.
+NEEDED = {"HEIC": ("HEIF", HEIC_REMEDY), "AVIF": ("AVIF", "pip install 'pillow>=11.3' reads it")}
 # Pillow's modes that convert to grey and to RGB.
 COLOURS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
@@ -178,8 +180,12 @@ def reason_of(path: str | Path, error: Exception) -> str:
         return "it is empty"
     if not isinstance(error, UnidentifiedImageError):
         return first_line(error)
-    known = (name for pattern, name in BEGINNINGS.items() if re.match(pattern, start, re.DOTALL))
-    return f"it is {next(known, 'something else')}"
+    kinds = (name for pattern, name in BEGINNINGS.items() if re.match(pattern, start, re.DOTALL))
+    kind = next(kinds, "of no known kind")
+    if kind not in NEEDED:
+        return f"it is {kind}"
+    name, needed = NEEDED[kind]
+    return f"it is a damaged {kind}" if name in formats() else f"it is {kind}, and {needed}"
 
 
 def white_of_file(image: ImageFile.ImageFile, path: str | Path) -> int:
@@ -264,7 +270,8 @@ def fill(listing: Listing, root: str, inside: str, above: tuple[tuple[int, int],
     status = os.stat(here)
     number = (status.st_dev, status.st_ino)
     if number in above:
-        raise ImageError(f"{here} leads back to a folder above it, so its images would never end; remove that link")
+        link = next(path for path in (Path(here), *Path(here).parents) if path.is_symlink())
+        raise ImageError(f"{link} leads back to a folder above it, so its images would never end; remove that link")
 
     with os.scandir(here) as entries:
         for entry in entries:
