@@ -61,6 +61,7 @@ def print_report(report: CheckReport, excluded: Path | None) -> None:
     unreadable, duplicates = len(report.unreadable), len(report.duplicates)
     print(f"{report.images:,} images, decoded by {report.decoder}: {unreadable:,} cannot be used")
     if duplicates:
-        print(f"{duplicates:,} images to train on are also in another part")
+        noun = "image to train on is" if duplicates == 1 else "images to train on are"
+        print(f"{duplicates:,} {noun} also in another part")
     if excluded:
         print(f"{excluded} lists {len(report.problems):,}: train with --data.exclude {excluded}")

@@ -10,9 +10,9 @@ from resnet_core.data.datasets import (
     load_test,
 )
 from resnet_core.data.folders import FolderOptions, load_image_folder
-from resnet_core.data.identity import identity
 from resnet_core.data.images import ImageError
 from resnet_core.data.loaders import EvalLoader, TrainLoader
+from resnet_core.data.manifest import identity
 from resnet_core.data.splits import Dataset, ImageFiles, LabelledImages, Split
 from resnet_core.data.transforms import Augmentation, ImageTransform, Mixing
 from resnet_core.data.workers import WorkerError

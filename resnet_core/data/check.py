@@ -11,11 +11,10 @@ import PIL
 from PIL import features
 
 from resnet_core.data.folders import WHOLE, Skipped, part_folders, read_list
-from resnet_core.data.identity import HASHES, FileRecord, hash_of, record_of, to_csv
 from resnet_core.data.images import ImageError, list_folder, read_image
 from resnet_core.data.loaders import KeyedLoader
+from resnet_core.data.manifest import HASHES, FileRecord, hash_of, record_of, to_csv
 from resnet_core.foundation.atomic import replace_file
-from resnet_core.foundation.errors import without_remedy
 
 FILES_AT_A_TIME = 16  # that a worker examines
 EXCLUDE_HEAD = "# Images that `resnet-core data check` found; `--data.exclude` leaves them out of training.\n"
@@ -117,7 +116,7 @@ class ExaminedFiles:
         try:
             read_image(path, self.bits)
         except ImageError as error:
-            return record, without_remedy(error).replace(str(path), name)
+            return record, str(error).replace(str(path), name)
         return record, ""
 
 
@@ -153,7 +152,7 @@ def duplicates(parts: dict[str, list[str]], hashes: dict[str, str]) -> tuple[Pro
 
 
 def write_hashes(root: Path, records: Sequence[FileRecord]) -> str:
-    """Writes the hashes into the folder of the data, for `identity`; in words why it could not, or nothing."""
+    """Writes the hashes into the folder of the data, for `files_of`; in words why it could not, or nothing."""
     try:
         replace_file(root / HASHES, to_csv(records))
     except OSError as error:

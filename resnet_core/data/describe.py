@@ -41,4 +41,5 @@ def describe(dataset: Dataset, *, global_batch: int, repeats: int = 1) -> list[t
 def counted(images: LabelledImages) -> str:
     """How many images of how many classes."""
     number = len(images.labels.unique())
-    return f"{len(images):,} images of {number:,} {'class' if number == 1 else 'classes'}"
+    noun = "image" if len(images) == 1 else "images"
+    return f"{len(images):,} {noun} of {number:,} {'class' if number == 1 else 'classes'}"

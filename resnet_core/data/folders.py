@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resnet_core.data.identity import HASHES
 from resnet_core.data.images import (
     HEIC,
     HEIC_REMEDY,
@@ -29,6 +28,7 @@ from resnet_core.data.images import (
     list_folder,
     refuse_dangling,
 )
+from resnet_core.data.manifest import HASHES
 from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.errors import shortened
@@ -271,12 +271,14 @@ class OwnImages:
 
     def notes(self, evaluated: Part) -> dict[str, str]:
         """What people should know of the parts that have been read, of which this one is evaluated."""
-        unread = self.names - {WHOLE, "train"}
-        unread -= {name for name in unread if self.folders.get(name) == evaluated.folder}
-        others = sorted(str(self.folders[name]) if name in self.folders else f"split {name}" for name in unread)
         notes = {"evaluation": evaluated.where}
-        if others:
-            notes["evaluation"] += f"; {' and '.join(others)} is not read"
+        unread = [f"split {name}" for name, part in sorted(self.listed.items()) if part.where != evaluated.where]
+        if self.folders:
+            read = {self.folders.get("train"), evaluated.folder}
+            unread = [path.name for path in sorted(self.path.iterdir()) if path.is_dir() and path not in read]
+        unread = [name for name in unread if name != "split train" and not is_hidden(name)]
+        if unread:
+            notes["evaluation"] += f"; {shortened(unread)} {'is' if len(unread) == 1 else 'are'} not read"
         if skipped := str(self.skipped):
             notes["skipped"] = skipped
         return notes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from resnet_core.data.images import ImageError
 from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, repeat_samples, seed_from, steps_per_epoch
 from resnet_core.data.splits import LabelledImages
 from resnet_core.data.transforms import Images, ViewSeeds
-from resnet_core.data.workers import START, WorkerError, begin_worker
+from resnet_core.data.workers import START, WorkerError, begin_worker, remedy
 
 Batch = tuple[Tensor, Tensor]
 TrainKey = tuple[int, int, Sequence[tuple[int, int]]]  # epoch, position, the batch's (sample, copy)
@@ -155,9 +156,7 @@ class KeyedLoader:
 
     def __init__(self, batches: KeyedBatches, *, workers: int, pin_memory: bool) -> None:
         self.sampler = KeySampler()
-        with warnings.catch_warnings():
-            # Workers that wait for a disk may well be more than the cores.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
+        with any_number_of_workers():
             self.loader: DataLoader[Any] = DataLoader(
                 ErrorsAsValues(batches),  # type: ignore[arg-type]
                 sampler=self.sampler,
@@ -175,7 +174,7 @@ class KeyedLoader:
         """The batches of the keys. Raises ImageError for a damaged file, WorkerError for a batch that got lost."""
         self.sampler.keys = keys
         self.loader.worker_init_fn = partial(begin_worker, os.getpid())
-        for batch in self.loader:
+        for batch in self._started():
             if self.sampler.keys is not keys:
                 raise RuntimeError(
                     "Another epoch was started before this one was finished; iterate one epoch at a time."
@@ -183,6 +182,22 @@ class KeyedLoader:
             if isinstance(batch, ImageError | WorkerError):
                 raise batch
             yield batch
+
+    def _started(self) -> Iterator[Any]:
+        """DataLoader's batches, with its workers started."""
+        try:
+            with any_number_of_workers():
+                return iter(self.loader)
+        except OSError as error:
+            raise WorkerError(f"loader workers could not be started ({error.strerror}); {remedy(error)}") from error
+
+
+@contextmanager
+def any_number_of_workers() -> Iterator[None]:
+    """Inside this context torch does not warn of more workers than cores: those that wait for a disk may be more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 class KeySampler:

@@ -63,9 +63,13 @@ def _receive(number: int, frame: FrameType | None) -> None:
     _received.append(number)
 
 
+class _WaitEndedError(BaseException):
+    """Ends a wait for data. It is not an Exception: nothing on the way takes it for an error of the data."""
+
+
 def _end_wait(number: int, frame: FrameType | None) -> None:
     if _waiting:
-        raise KeyboardInterrupt  # which nothing on the way takes for an error of the data
+        raise _WaitEndedError
 
 
 def batches_or_stop(batches: Iterator[T]) -> Iterator[T]:
@@ -77,9 +81,7 @@ def batches_or_stop(batches: Iterator[T]) -> Iterator[T]:
             batch = next(batches)
         except StopIteration:
             return
-        except KeyboardInterrupt:
-            if not _received:
-                raise
+        except _WaitEndedError:
             raise StoppedError(
                 "stopped while it waited for data that did not come; the same command continues the run from its last "
                 "checkpoint"

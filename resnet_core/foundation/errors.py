@@ -20,8 +20,11 @@ def without_remedy(error: BaseException) -> str:
     return str(error).rpartition("; ")[0] or str(error)
 
 
-def shortened(names: Iterable[str], most: int = 3) -> str:
-    """The first names and the number of the others, on one line whatever the names are."""
+def shortened(names: Iterable[str], most: int = 3, longest: int = 80) -> str:
+    """The first names and the number of the others, on one line whatever the names are; long names are cut."""
     names = list(names)
-    shown = ", ".join(name if name.isprintable() and len(name) < 80 else f"{name[:60]!a}..." for name in names[:most])
+    cut = longest - 20
+    shown = ", ".join(
+        name if name.isprintable() and len(name) < longest else f"{name[:cut]!a}..." for name in names[:most]
+    )
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

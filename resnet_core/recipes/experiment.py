@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet_core.data import Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
 from resnet_core.data.describe import describe
-from resnet_core.data.identity import FileRecord, content, files_of
+from resnet_core.data.manifest import FileRecord, content, files_of
 from resnet_core.foundation.toml import to_toml
 from resnet_core.models import registry
 from resnet_core.models.backbone import Backbone

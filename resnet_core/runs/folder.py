@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_core.data import FolderOptions
-from resnet_core.data.identity import FileRecord, changes, content, from_csv, to_csv
+from resnet_core.data.manifest import FileRecord, changes, content, from_csv, to_csv
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.foundation.lock import NAME as LOCK
 from resnet_core.foundation.lock import owning

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import warnings
 from functools import partial
 
 import pytest
@@ -16,10 +19,14 @@ from resnet_core.data import Augmentation, EvalLoader, ImageError, ImageFiles, M
 from resnet_core.data.folders import load_test_folder
 from resnet_core.data.sampler import epoch_order
 from resnet_core.data.transforms import growing_size
-from resnet_core.data.workers import begin_worker
+from resnet_core.data.workers import WorkerError, begin_worker
 
 # Python 3.12 warns of any fork beside threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")
+
+
+def may_mount():
+    return sys.platform == "linux" and os.geteuid() == 0 and shutil.which("unshare") is not None
 
 
 def split(count=23, size=8):
@@ -183,6 +190,64 @@ def test_a_damaged_file_stops_training_with_one_line_that_names_it(damaged, work
     with pytest.raises(ImageError, match=r"dog/2\.png is not a whole image .* BMP") as error:
         list(loader(samples=damaged, workers=workers).epoch(0))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("unable to allocate shared memory(shm)", r"could not hand over its batch \(unable to .*/dev/shm, which holds"),
+        ("Too many open files", "raise the limit with `ulimit -n`, or lower --data.workers"),
+    ],
+)
+def test_a_batch_that_a_worker_cannot_send_ends_the_epoch_in_one_line(reason, message):
+    one = loader(workers=1, mix=partial(unsendable, reason))
+    with pytest.raises(WorkerError, match=message) as error:
+        list(one.epoch(0))
+    assert "\n" not in str(error.value)
+
+
+class Unsendable:
+    """Fails when the worker's thread sends it, as a tensor does that finds no shared memory."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def __reduce__(self):
+        raise RuntimeError(self.reason)
+
+
+def unsendable(reason, images, labels, seed):
+    return images, Unsendable(reason)
+
+
+@pytest.mark.skipif(not may_mount(), reason="mounts a small /dev/shm, which needs root")
+def test_a_small_dev_shm_ends_the_epoch_in_one_line():
+    code = (
+        "from tests.data.test_loaders import loader, split\n"
+        "try: list(loader(samples=split(400), settings={}, global_batch=100, workers=2).epoch(0))\n"
+        "except RuntimeError as error: print(error)"
+    )
+    mounted = f"mount -t tmpfs -o size=100k tmpfs /dev/shm; '{sys.executable}' -W ignore -c '{code}'"
+    ended = subprocess.run(["unshare", "-m", "bash", "-c", mounted], capture_output=True, text=True, timeout=100)
+    assert (ended.stderr, len(ended.stdout.splitlines())) == ("", 1)
+    assert "could not hand over its batch (" in ended.stdout
+    assert "No space left on device" in ended.stdout
+    assert "batches travel through /dev/shm, which holds 0 MiB: enlarge it" in ended.stdout
+
+
+def test_workers_that_cannot_be_started_are_reported_with_the_remedy(monkeypatch):
+    def refuse(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resnet_core.data.loaders.DataLoader.__iter__", refuse)
+    with pytest.raises(WorkerError, match=r"workers could not be started \(No space left .*; batches travel through"):
+        list(loader(workers=1).epoch(0))
+
+
+def test_more_workers_than_cores_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader(workers=1 + 2 * os.cpu_count())
 
 
 def test_order_is_built_for_an_epoch_only(monkeypatch):

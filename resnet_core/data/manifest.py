@@ -21,6 +21,7 @@ from resnet_core.foundation.errors import shortened
 
 HASHED_BELOW = 10**9  # bytes of all files together
 HASHES = ".resnet-core-hashes.csv"  # in the folder of the data, where a hidden name is skipped
+LONGEST_PATH = 4096  # characters: a file is named in full
 FILES_AT_A_TIME = 64  # that a thread hashes: a task for each file costs more than a small file
 
 
@@ -121,7 +122,8 @@ def changes(before: Iterable[FileRecord], now: Iterable[FileRecord]) -> list[str
         "changed": [path for path in there if path in here and not there[path].is_same(here[path])],
     }
     return [
-        f"{len(paths):,} {'file is' if len(paths) == 1 else 'files are'} {kind}: {shortened(paths)}"
+        f"{len(paths):,} {'file is' if len(paths) == 1 else 'files are'} {kind}: "
+        f"{shortened(paths, longest=LONGEST_PATH)}"
         for kind, paths in kinds.items()
         if paths
     ]

@@ -1,0 +1,114 @@
+"""`resnet-core data check`: every image decoded, what cannot be used named, and a list that training applies."""
+
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from resnet_core.data.check import check_images
+from resnet_core.data.manifest import HASHES
+from tests.data.test_folders import write_images
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")  # Python 3.12, of a fork
+HERE = ("--workers", 0)  # in this process
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two damaged images, and one to train on that is also evaluated."""
+    write_images(tmp_path / "data" / "train", {"cat": 12, "dog": 12})
+    write_images(tmp_path / "data" / "val", {"cat": 2, "dog": 2}, start=1)
+    (tmp_path / "data" / "train" / "cat" / "3.png").write_bytes(b"")
+    (tmp_path / "data" / "val" / "dog" / "1.png").write_bytes(b"<!DOCTYPE html>")
+    (tmp_path / "data" / "val" / "dog" / ".hidden.png").touch()
+    shutil.copy(tmp_path / "data" / "val" / "cat" / "0.png", tmp_path / "data" / "train" / "dog" / "5.png")
+    return tmp_path / "data"
+
+
+def test_a_good_folder_is_good(tmp_path, cli):
+    write_images(tmp_path, {"cat": 2})
+    checked = cli("data", "check", tmp_path, *HERE)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout.startswith("2 images, decoded by Pillow ")
+    assert checked.stdout.endswith(": 0 cannot be used\n")
+    assert len((tmp_path / HASHES).read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_used_is_listed_with_its_reason(folder, cli, workers):
+    checked = cli("data", "check", folder, "--workers", workers)
+    assert checked.returncode == 1
+    damaged, page, twice, skipped, total, in_both = checked.stdout.splitlines()
+    assert damaged.startswith("train/cat/3.png is not a whole image")
+    assert damaged.endswith("(it is empty); replace or remove it")
+    assert page.endswith("(it is a web page); replace or remove it")
+    assert twice == "train/dog/5.png has the same bytes as val/cat/0.png"
+    assert skipped == "skipped: hidden names: 1 (val/dog/.hidden.png)"
+    assert (total[:9], total[-17:]) == ("28 images", " 2 cannot be used")
+    assert in_both == "1 image to train on is also in another part"
+
+
+TRAIN = ("train", "finetune", "--model.name", "cifar_resnet20", "--model.weights", "", "--dry-run")
+
+
+def test_the_list_to_exclude_is_what_training_leaves_out(folder, tmp_path, cli):
+    listed = tmp_path / "exclude.txt"
+    found = json.loads(cli("data", "check", folder, *HERE, "--json", "--write-exclude", listed).stdout)
+    assert [each["path"] for each in found["unreadable"]] == ["train/cat/3.png", "val/dog/1.png"]
+    assert [each["path"] for each in found["duplicates"]] == ["train/dog/5.png"]
+    assert (found["images"], found["decoder"][:7]) == (28, "Pillow ")
+
+    planned = cli(*TRAIN, "--data.path", folder, "--data.exclude", listed, "--data.global-batch", 8)
+    assert "22 images of 2 classes to train on, 3 images of 2 classes" in planned.stdout
+    assert "images on the exclude list: 3 (3 .png)" in planned.stdout
+    assert cli("data", "check", folder, "--write-exclude", listed, *HERE).returncode == 1  # written again
+
+
+def test_a_file_that_is_not_such_a_list_is_not_overwritten(folder, tmp_path, cli):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused = cli("data", "check", folder, *HERE, "--write-exclude", tmp_path / "notes.txt")
+    assert (refused.returncode, (tmp_path / "notes.txt").read_text()) == (2, "mine")
+    assert "exists and is not such a list; choose another file with --write-exclude" in refused.stderr
+
+
+def test_names_that_a_list_can_hold_and_one_that_it_cannot(tmp_path, cli):
+    write_images(tmp_path / "data", {"#1": 3, "cat": 2})
+    for name in ("#1/0.png", os.fsdecode(b"cat/caf\xe9.png")):
+        (tmp_path / "data" / name).write_bytes(b"")
+    words = ("data", "check", tmp_path / "data", *HERE, "--write-exclude", tmp_path / "list")
+    assert cli(*words, "--json").returncode == 1
+    options = ("--data.path", tmp_path / "data", "--data.exclude", tmp_path / "list", "--data.val-share", 0.5)
+    planned = cli(*TRAIN, *options, "--data.global-batch", 2).stdout
+    assert "images on the exclude list: 2 (#1/0.png, 'cat/caf\\udce9.png'...)" in planned
+    (tmp_path / "data" / "cat" / "a\nb.png").write_bytes(b"")
+    assert "has a line break in its name, which a list cannot hold; rename that file" in cli(*words).stderr
+
+
+def test_a_list_in_csv_is_checked_by_its_splits(folder, cli):
+    (folder / "list.csv").write_text(
+        "path,label,split\ntrain/dog/5.png,dog,train\ntrain/cat/1.png,cat,train\nval/cat/0.png,cat,val\n"
+    )
+    checked = cli("data", "check", folder / "list.csv", *HERE)
+    assert checked.stdout.startswith("train/dog/5.png has the same bytes as val/cat/0.png\n3 images, ")
+    assert "does not exist; name a folder of images or a CSV file" in cli("data", "check", "nowhere").stderr
+
+
+def test_16_bit_files_are_checked_as_they_are_trained_on(tmp_path, cli):
+    (tmp_path / "cat").mkdir()
+    Image.new("I;16", (4, 4), 4000).save(tmp_path / "cat" / "0.png")
+    words = ("data", "check", tmp_path, *HERE)
+    assert "set --data.bits 12 if white is 4095" in cli(*words, "--json").stdout
+    assert cli(*words, "--bits", 12).returncode == 0
+    assert "has the value 4000, and white is 1023" in cli(*words, "--bits", 10).stdout
+
+
+def test_hashes_that_cannot_be_kept_are_reported(tmp_path, monkeypatch):
+    write_images(tmp_path, {"cat": 1})
+
+    def refuse(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("resnet_core.data.check.replace_file", refuse)
+    assert "hashes were not kept, since" in check_images(tmp_path).skipped

@@ -1,0 +1,201 @@
+"""Your own images: which parts are trained and evaluated on, what is skipped, and what is said of it."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_core.data import FolderOptions, load_dataset, load_test
+from resnet_core.data.describe import describe
+
+
+def write_images(folder, counts, start=0):
+    """This many images of each class, no two of them alike."""
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            pixels = np.random.default_rng((start, number, index)).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+def names_of(files):
+    return [files.path(index).relative_to(files.folder).as_posix() for index in range(len(files))]
+
+
+def load(path, **options):
+    return load_dataset("image_folder", str(path), FolderOptions(**options))
+
+
+def refuses(path, message, **options):
+    with pytest.raises(ValueError, match=message) as error:
+        load(path, **options)
+    assert "\n" not in str(error.value)
+
+
+BOTH = {"cat": 2, "dog": 2}
+
+
+@pytest.mark.parametrize("name", ["val", "VALID", "Validation", "dev"])
+def test_a_validation_folder_by_any_of_its_names_is_evaluated_and_test_is_not_read(tmp_path, name):
+    write_images(tmp_path / "Train", BOTH)
+    write_images(tmp_path / name, {"cat": 1, "dog": 3})
+    write_images(tmp_path / "test", {"cat": 1})
+    (tmp_path / "unlabelled").mkdir()
+    dataset = load(tmp_path)
+    assert dataset.test.folder == tmp_path / name
+    assert dict(dataset.notes)["evaluation"] == f"{tmp_path / name}; test, unlabelled are not read"
+    assert load_test("image_folder", str(tmp_path), split="test")[0].folder == tmp_path / "test"
+    assert load_test("image_folder", str(tmp_path), split="train")[0].folder == tmp_path / "Train"
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        write_images(tmp_path / name, BOTH)
+    refuses(tmp_path, "holds both val and valid, which are the same part of the data; keep one")
+
+
+def test_a_class_without_evaluated_images_is_named_and_an_unknown_one_is_refused(tmp_path):
+    write_images(tmp_path / "train", {"cat": 2, "dog": 2, "elk": 1})
+    write_images(tmp_path / "val", {"dog": 2})
+    dataset = load(tmp_path)
+    assert dataset.test.labels.tolist() == [1, 1]
+    assert dict(dataset.notes)["evaluation"].endswith("/val; it has no images of cat, elk")
+    write_images(tmp_path / "val", {"fox": 1})
+    refuses(tmp_path, "must have the same classes; only in one of them: cat, elk, fox")
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_a_share_of_each_class_is_held_back(tmp_path, tmp_path_factory, inside):
+    write_images(tmp_path / inside, {"cat": 20, "dog": 5, "elk": 1})
+    write_images(tmp_path / "test", {"cat": 1}) if inside else None
+    dataset = load(tmp_path, val_share=0.2)
+    train, held = names_of(dataset.train), names_of(dataset.test)
+    assert sorted(train + held) == sorted(names_of(load_test("image_folder", str(tmp_path / inside))[0]))
+    assert dataset.test.labels.tolist() == [0, 0, 0, 0, 1]  # a single image is trained on
+    assert "drawn with --data.val-seed 0" in dict(dataset.notes)["evaluation"]
+    assert ("test is not read" in dict(dataset.notes)["evaluation"]) == bool(inside)
+
+    assert names_of(load(tmp_path, val_share=0.2, val_seed=1).test) != held
+    assert names_of(load_test("image_folder", str(tmp_path), FolderOptions(val_share=0.2))[0]) == held
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(tmp_path, elsewhere, dirs_exist_ok=True)
+    write_images(elsewhere / inside, {"fox": 9})
+    there = names_of(load(elsewhere, val_share=0.2).test)
+    assert [name for name in there if "fox" not in name] == held
+
+
+def test_a_folder_of_classes_needs_a_share_and_a_folder_with_validation_none(tmp_path):
+    write_images(tmp_path, BOTH)
+    refuses(tmp_path, r"or split its class folders with --data.val-share 0.2")
+    write_images(tmp_path / "parts" / "train", BOTH)
+    refuses(tmp_path / "parts", r"no folder val or test .* or hold back a fifth .* with --data.val-share 0.2")
+    write_images(tmp_path / "parts" / "val", BOTH)
+    refuses(tmp_path / "parts", "has images for validation; leave out --data.val-share 0.2", val_share=0.2)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Writes a CSV list beside six images, and returns its path."""
+    write_images(tmp_path / "all", {"a": 6})
+
+    def write(text):
+        (tmp_path / "list.csv").write_text("\ufeff" + text)  # as a spreadsheet saves it
+        return tmp_path / "list.csv"
+
+    return write
+
+
+def test_a_list_names_paths_labels_and_splits(listed, tmp_path):
+    path = listed(
+        "label,path,split\n"
+        'dog,all/a/1.png,Train\n"cat, wild",all/a/2.png,train\ndog,all/a/0.png,dev\n'
+        f"dog,{tmp_path}/all/a/5.png,test\n"
+    )
+    dataset = load(path)
+    assert dataset.class_names == ("cat, wild", "dog")
+    assert (names_of(dataset.train), dataset.train.labels.tolist()) == (["all/a/2.png", "all/a/1.png"], [0, 1])
+    assert names_of(dataset.test) == ["all/a/0.png"]
+    notes = dict(dataset.notes)["evaluation"]
+    assert notes == f"{path}, split val; split test is not read; it has no images of cat, wild"
+    assert dataset.test[0][0].shape == (3, 6, 7)
+    assert names_of(load_test("image_folder", str(path), split="test")[0]) == ["all/a/5.png"]
+
+
+def test_a_list_without_splits_is_split_by_a_share(listed):
+    rows = "".join(f"all/a/{number}.png,{number % 2}\n" for number in range(6))
+    dataset = load(listed("path,label\n" + rows), val_share=0.4)
+    assert dataset.test.labels.tolist() == [0, 1]
+    refuses(listed("path,label\n" + rows), "hold back|--data.val-share 0.2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,class\n", "has the columns file, class; it needs path and label"),
+        (
+            "path;label\n",
+            "has the columns path;label; it needs path and label, and may have split, separated by commas",
+        ),
+        ("", "has the columns none"),
+        ("path,label\n", "lists no images"),
+        ("path,label\nall/a/0.png,\n", "line 2 has no label"),
+        ("path,label\nall/a/9.png,x\n", "line 2 names .*all/a/9.png, which is not a file"),
+        ("path,label\nall/a/0.png,x\nall/a/0.png,y\n", "lines 2 and 3 both name all/a/0.png"),
+        ("path,label,split\nall/a/0.png,x,holdout\n", "line 2 has the split 'holdout'; choose one of train, val"),
+    ],
+)
+def test_a_list_that_is_not_right_is_refused_with_its_line(listed, text, message):
+    refuses(listed(text), message)
+
+
+def test_all_that_is_skipped_is_counted_with_its_reason(tmp_path):
+    write_images(tmp_path / "train", {"cat": 2, "dog": 3})
+    write_images(tmp_path / "val", BOTH)
+    for name in (
+        *("cat/._0.png", "cat/.ipynb_checkpoints/0.png", "dog/__MACOSX/0.png", ".DS_Store"),
+        *("cat/a.jp2", "cat/b.JP2", "cat/c.dng", "loose.png", "cat/notes.txt"),
+    ):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).touch()
+    (tmp_path / "exclude.txt").write_text("# twice the same\nval/dog/1.png\n./val/cat/9.png\n")
+    dataset = load(tmp_path, exclude=str(tmp_path / "exclude.txt"))
+    assert (len(dataset.train), names_of(dataset.test)) == (5, ["cat/0.png", "cat/1.png", "dog/0.png"])
+    assert dict(dataset.notes)["skipped"].split("; ") == [
+        "photographs that are not read (save them as JPEG or PNG): 3 (2 .jp2, 1 .dng)",
+        "images outside any class folder: 1 (train/loose.png)",
+        "hidden names: 4 (3 no ending, 1 .png)",
+        "other files: 1 (train/cat/notes.txt)",
+        "images on the exclude list: 1 (val/dog/1.png)",
+    ]
+
+
+def test_a_class_of_nothing_that_is_read_is_refused_with_what_it_holds(tmp_path):
+    write_images(tmp_path / "train", BOTH)
+    write_images(tmp_path / "val", BOTH)
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.rename(path.with_suffix(".jp2"))
+    refuses(
+        tmp_path, r"train/dog is a folder without images that are read \(it holds 0.jp2, 1.jp2\); known endings are"
+    )
+
+
+def test_a_list_that_excludes_a_whole_class_is_refused(tmp_path):
+    write_images(tmp_path / "train", BOTH)
+    write_images(tmp_path / "val", BOTH)
+    (tmp_path / "list").write_text("train/dog/0.png\ntrain/dog/1.png\n")
+    refuses(tmp_path, "list excludes every image of dog in .*train; shorten", exclude=str(tmp_path / "list"))
+    refuses(tmp_path, "nowhere cannot be read .*; correct --data.exclude", exclude=str(tmp_path / "nowhere"))
+
+
+def test_what_people_should_know_before_training_is_one_line_each(tmp_path):
+    write_images(tmp_path / "train", {"cat": 9, "dog": 4})
+    write_images(tmp_path / "val", {"dog": 1})
+    lines = dict(describe(load(tmp_path), global_batch=5))
+    assert list(lines) == ["data", "evaluation", "classes", "left over"]
+    assert lines["data"] == "13 images of 2 classes to train on, 1 image of 1 class to evaluate on"
+    assert lines["classes"] == "4 to 9 images each to train on: dog has the fewest, cat the most"
+    assert lines["left over"].startswith("3 of the 13 images in each epoch, others each time")
+    assert "left over" not in dict(describe(load(tmp_path), global_batch=13))
+    repeated = dict(describe(load(tmp_path), global_batch=12, repeats=4))
+    assert repeated["left over"].startswith("10 of the 13 images")
