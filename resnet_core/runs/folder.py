@@ -214,7 +214,7 @@ def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     # An older version wrote fewer sections and settings of `model`, `data` and `run`: they take their defaults.
     sections = {each.name: asdict(each.default_factory()) for each in fields(Recipe) if callable(each.default_factory)}
-    sections["model"] = {"small_images": False, "freeze": "none"}
+    sections["model"] = {"small_images": False, "freeze": "none", "key": "", "prefix": ""}
     sections["data"] = asdict(FolderOptions())
     recipe: Recipe = from_mapping(Recipe, merged(sections, values), where)
     return recipe
