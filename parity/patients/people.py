@@ -507,7 +507,7 @@ PEOPLE: dict[str, Person] = {
     "kuangliu pre-activation": Person(
         network=PreActivation,
         reference="small BasicBlock",
-        differences=("pre-activation", "stem batchnorm", "stem relu"),
+        differences=("pre-activation", "stem batchnorm", "stem relu", "projection activation"),
     ),
     "weiaicunzai pre-activation": Person(
         network=PreActivationAside, reference="small BasicBlock", differences=("pre-activation", "bias")
@@ -532,7 +532,7 @@ PEOPLE: dict[str, Person] = {
     "JayPatwardhan basic": Person(network=OneNorm, differences=("norm shared", "bias shortcut")),
     "akamaster": Person(network=PaperCifar, reference="cifar A"),
     "yunjey": Person(network=TutorialCifar, reference="cifar B", differences=("shortcut 3x3", "pool 8")),
-    "matin-ghorbani": Person(network=Twice, reference="Bottleneck", differences=("relu before the addition", "bias")),
+    "matin-ghorbani": Person(network=Twice, reference="Bottleneck", differences=("relu branch", "bias")),
     "dittohed": Person(network=BiasedEverywhere, reference="Bottleneck", differences=("bias",)),
     "joshua-paperspace": Person(network=LinearEnds, differences=("relu after the addition",)),
     "FrancescoSaverioZuppichini": Person(network=LeakyStem, differences=("relu before the addition", "stem leakyrelu")),
