@@ -108,9 +108,8 @@ def convert(
         left_out=network.left_out,
         path=dst,
     )
-    if report is not None:
-        report(conversion)
 
+    # How images are prepared.
     info = WeightsInfo(
         model=network.model,
         config=config,
@@ -122,6 +121,8 @@ def convert(
         info = with_preparation(info, network, said, sizes)
         if described is not None and described.caveat and sizes is None:
             warnings.warn(described.caveat, stacklevel=2)
+    if report is not None:
+        report(conversion)
     write_weights(dst, tensors, info)
     return conversion
 

@@ -179,6 +179,10 @@ class Inspection:
         train += ["--model.small-images True"] if "small_images" in network.config else []
         return " ".join([*([] if direct else [convert, "&&"]), *train, "--data.path FOLDER"])
 
+    def config(self, network: FoundNetwork) -> dict[str, Any]:
+        """The builder's arguments that are not its defaults, by the shapes and by what the file or its folder says."""
+        return (self.info.config if self.info else {}) | network.config
+
     def is_prepared(self, network: FoundNetwork) -> bool:
         """Whether `predict` knows, or assumes, how images are prepared."""
         return "in_channels" not in network.config if self.info is None else self.info.transform is not None
@@ -193,7 +197,7 @@ class Inspection:
         if network.has_head:
             return f"network, info = resnet_core.weights.load_model({', '.join([repr(path), *assigned(needed)])})"
         v1 = {"stride_in_1x1": True} if needed.pop("stride_in_1x1", False) else {}
-        built = ", ".join(assigned({"num_classes": 10} | network.config | v1))
+        built = ", ".join(assigned({"num_classes": 10} | self.config(network) | v1))
         loaded = ", ".join(["network", repr(path), "new_head=True", *assigned(needed)])
         return f"network = resnet_core.{network.model}({built}); resnet_core.weights.load_weights({loaded})"
 
@@ -223,7 +227,7 @@ class Inspection:
                     "prefix": network.prefix,
                     "names": network.scheme,
                     "model": network.model,
-                    "config": network.config,
+                    "config": self.config(network),
                     "head": network.head,
                     "averaged": network.averaged,
                     "tensors": len(network.tensors),
@@ -242,7 +246,7 @@ class Inspection:
     def __str__(self) -> str:
         rows = [("file", str(self.path)), ("container", self.container)]
         for network in self.networks:
-            config = "".join(f", {key}={value}" for key, value in network.config.items())
+            config = "".join(f", {key}={value}" for key, value in self.config(network).items())
             averaged = ", averaged weights" if network.averaged else ""
             rows += [
                 ("network", f"{network.model}{config}{averaged}"),

@@ -79,7 +79,9 @@ def torchvision_network(network: FoundNetwork, config: Mapping[str, Any]) -> Net
         return None
     from torchvision import models
 
-    theirs = models.get_model(network.model, num_classes=len(network.tensors["fc.weight"]))
+    dilation = config.get("replace_stride_with_dilation")
+    classes = len(network.tensors["fc.weight"])
+    theirs = models.get_model(network.model, num_classes=classes, replace_stride_with_dilation=dilation)
     if config.get("small_images"):
         theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         theirs.maxpool = nn.Identity()

@@ -24,7 +24,7 @@ from resnet_core.weights.convert import convert
 from resnet_core.weights.files import read_info, read_weights, write_weights
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import inspect_container
+from resnet_core.weights.inspect import inspect_container, inspect_weights
 from resnet_core.weights.libraries import NETWORKS, fold_keras
 from resnet_core.weights.names import SCHEMES, convert_names, their_names
 
@@ -199,11 +199,11 @@ def test_variants_are_compared_with_torchvisions_network_changed_alike(config, o
     assert (conversion.model, conversion.config, conversion.largest_difference) == (name, config, 0.0)
 
 
-def test_what_a_file_of_ours_says_is_kept_and_only_its_sizes_change(tmp_path):
+def test_what_a_file_of_ours_says_is_kept_and_only_its_sizes_change(tmp_path, monkeypatch):
     transform = ImageTransform(resize_size=30, crop_size=28, mean=(0.1, 0.2, 0.3))
     said = WeightsInfo(
         model="resnet50",
-        config={"num_classes": 3, "stride_in_1x1": True},
+        config={"num_classes": 3, "stride_in_1x1": True, "replace_stride_with_dilation": [False, False, True]},
         transform=transform,
         class_names=tuple("abc"),
     )
@@ -214,6 +214,13 @@ def test_what_a_file_of_ours_says_is_kept_and_only_its_sizes_change(tmp_path):
         info = read_info(conversion.path)
         assert (info.config, info.class_names, info.transform) == (said.config, said.class_names, expected)
         assert "assumed" not in info.origin
+    assert "resnet50, num_classes=3, stride_in_1x1=True" in str(inspect_weights(tmp_path / "a.safetensors"))
+    body = {name: value for name, value in read_weights(tmp_path / "a.safetensors").items() if "fc." not in name}
+    write_weights(tmp_path / "body.safetensors", body, said)
+    names = {"resnet_core": resnet_core}
+    monkeypatch.chdir(tmp_path)
+    exec(inspect_weights("body.safetensors").python(), names)
+    assert names["network"].layer2[0].conv1.stride == (2, 2)
 
 
 def test_what_no_other_implementation_has_is_written_and_said_not_to_be_compared(tmp_path):
