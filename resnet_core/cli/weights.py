@@ -47,11 +47,13 @@ class Inspect:
     """A weights file of any library, or a folder that a library saved."""
     ignore: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], unset("PATTERN")] = ()
     """Leave out tensors whose name matches this shell pattern (* and ?), such as '*.extra'. May be repeated."""
+    stride_in_1x1: bool = False
+    """The weights are of a v1 network, with a Bottleneck's stride on its first 1x1. A file cannot show that."""
     json: bool = False
     """Print JSON."""
 
     def __call__(self) -> None:
-        found = inspect_weights(self.path, ignore=self.ignore)
+        found = inspect_weights(self.path, ignore=self.ignore, stride_in_1x1=self.stride_in_1x1)
         print(json.dumps(found.to_json(), indent=2) if self.json else found)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -222,9 +223,11 @@ def match_file(
         )
     if strict and network.has_head and network.unknown and not new_head:
         ignore = patterns_of(network)
+        options = " ".join(as_options({"ignore": ignore}))
         raise WeightsError(
             f"{source} has tensors that are not {network.model}'s: {shortened(network.unknown)}; if they do not "
-            f"matter, leave them out with ignore={ignore!r} ({' '.join(as_options({'ignore': ignore}))})"
+            f"matter, leave them out with ignore={ignore!r} ({options}; to train, make a file without them first: "
+            f"`resnet-core convert {shlex.quote(source)} NAME.safetensors {options}`)"
         )
     matched, report = match_weights(model, found.tensors, source, strict=strict, new_head=new_head)
     return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))

@@ -76,6 +76,8 @@ class Inspection:
     """Where there is no network: the nearest model, and the first tensors that do not fit it."""
     beside: tuple[str, ...]
     """Types of the values beside the tensors, none of which was built."""
+    stride_in_1x1: bool = False
+    """Whether the caller says that its networks are v1."""
     nameless: str = ""
     """The keys that lead to a list of averaged weights, which has no names, as torch_ema writes it."""
     described: FolderDescription | None = field(default=None, repr=False)
@@ -149,7 +151,7 @@ class Inspection:
             needed |= distinguishing(network, self.networks)
         if network.unknown and network.has_head:
             needed["ignore"] = patterns_of(network)
-        if is_v1(network) and self.info is None:
+        if self.is_v1(network) and self.info is None:
             needed["stride_in_1x1"] = True
         return needed
 
@@ -178,6 +180,10 @@ class Inspection:
         train += [path, *as_options(chosen)] if direct else ["body.safetensors"]
         train += ["--model.small-images True"] if "small_images" in network.config else []
         return " ".join([*([] if direct else [convert, "&&"]), *train, "--data.path FOLDER"])
+
+    def is_v1(self, network: FoundNetwork) -> bool:
+        """Whether the caller says that it is v1, or its library's networks are."""
+        return (self.stride_in_1x1 and is_bottleneck(network.model)) or is_v1(network)
 
     def config(self, network: FoundNetwork) -> dict[str, Any]:
         """The builder's arguments that are not its defaults, by the shapes and by what the file or its folder says."""
@@ -211,6 +217,7 @@ class Inspection:
         notes = []
         if is_bottleneck(network.model):
             usual = f"{network.scheme}'s networks are v1" if is_v1(network) else "v1.5 is assumed"
+            usual = "v1, as you say" if self.stride_in_1x1 else usual
             notes.append(f"whether the stride of a Bottleneck sits on its 3x3 (v1.5) or its first 1x1 (v1): {usual}")
         notes.append("whether pooling is anti-aliased or blurred, as in timm's resnetaa50 and resnetblur50")
         notes.append("how images are prepared, and what the classes are called")
@@ -275,14 +282,15 @@ class Inspection:
         return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
 
-def inspect_weights(path: str | Path, *, ignore: Sequence[str] = ()) -> Inspection:
+def inspect_weights(path: str | Path, *, ignore: Sequence[str] = (), stride_in_1x1: bool = False) -> Inspection:
     """What a file or a folder of weights holds, from its content; nothing in it is executed.
 
-    Tensors whose name matches a pattern of `ignore`, such as "*.mask", are left out. Raises WeightsError for what is
-    not a weights file, saying what it is.
+    Tensors whose name matches a pattern of `ignore`, such as "*.mask", are left out. `stride_in_1x1` says that its
+    networks are v1, which no file shows. Raises WeightsError for what is not a weights file, saying what it is.
     """
     path = Path(path)
-    inspection = replace(inspect_container(read_container(path), ignore=ignore), path=path)
+    inspection = inspect_container(read_container(path), ignore=ignore)
+    inspection = replace(inspection, path=path, stride_in_1x1=stride_in_1x1)
     described = description_of(path) if inspection.info is None else None
     return replace(inspection, info=described.info(), described=described) if described else inspection
 

@@ -7,6 +7,7 @@ file, so what it says of itself is checked, and compared with its tensors, befor
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
+from resnet_core.foundation.errors import shortened
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
@@ -281,11 +283,15 @@ def preparation_of(network: FoundNetwork) -> tuple[ImageTransform | None, str]:
     if "in_channels" in network.config:
         return None, ""
     if is_small(network):
-        return CIFAR10_TRANSFORM, "CIFAR-10, with its mean and deviation at 32 pixels"
-    words = "torchvision's V1 sets"
+        transform, words = CIFAR10_TRANSFORM, "CIFAR-10, with its mean and deviation at 32 pixels"
+    else:
+        transform, words = find_weights("resnet50", "IMAGENET1K_V1").transform, "torchvision's V1 sets"
+    normalising = [name for name in network.left_out if re.search(r"(^|[._])(mean|std)$", name)]
+    if normalising:
+        words += f", though {shortened(normalising)} in the file may normalise them once more"
     if SCHEMES[network.scheme].stride_in_1x1:
         words += f", though networks of {network.scheme} usually take BGR images of 0 to 255"
-    return find_weights("resnet50", "IMAGENET1K_V1").transform, words
+    return transform, words
 
 
 def is_small(network: FoundNetwork) -> bool:

@@ -164,6 +164,7 @@ def executions(mark):
     touch = f"touch {mark}"
     python = f"__import__('os').system({touch!r})"
     return {
+        # As Python pickles them, in every protocol.
         "os.system": pickle.dumps({"weight": Call(os.system, touch)}, 2),
         "os": reduced("os system", touch),
         "eval": pickle.dumps({"weight": Call(eval, python)}, 2),
@@ -173,10 +174,12 @@ def executions(mark):
         "protocol 0": pickle.dumps({"weight": Call(os.system, touch)}, 0),
         "protocol 4": pickle.dumps({"weight": Call(os.system, touch)}, 4),
         "protocol 5": pickle.dumps({"weight": Call(os.system, touch)}, 5),
+        # By opcodes that Python no longer writes.
         "instance": b"(S" + repr(touch).encode() + b"\nios\nsystem\n.",
         "object": b"(cos\nsystem\nS" + repr(touch).encode() + b"\no.",
         "state": pickle.dumps({"weight": Call(OrderedDict, state={"x": Call(os.system, touch)})}, 2),
         "storage": b"\x80\x02(" + short(b"storage") + reduced("os system", touch)[2:-1] + b"tQ.",
+        # Calls of what another call returns, and calls after honest values.
         "getattr": b"\x80\x02cbuiltins\ngetattr\ncos\nsystem\n" + short(b"__call__") + b"\x86R" + short(touch.encode())
         + b"\x85R.",
         "after a tensor": b"\x80\x02}" + short(b"a") + b"Ns" + short(b"b") + reduced("os system", touch)[2:-1] + b"s.",
@@ -302,6 +305,7 @@ def harmless_neighbours(mark):
         "import_module": called("importlib import_module", "leaves_a_mark"),
         "named module": b"cleaves_a_mark\nanything\n",
         "named library": b"cantigravity\nanything\n",
+        # Calls that would leave the mark, or names whose import would.
         "subprocess": called("subprocess Popen", ["touch", str(mark)]),
         "pty": called("pty spawn", ["touch", str(mark)]),
         "open": called("builtins open", str(mark), "w"),
@@ -316,6 +320,7 @@ def harmless_neighbours(mark):
         "getattr": executions(mark)["getattr"][2:-1],
         "attrgetter": b"coperator\nattrgetter\n" + short(b"system") + b"\x85Rcos\nsystem\n\x85R",
         "partial": b"cfunctools\npartial\n" + system + short(touch.encode()) + b"\x86R)R",
+        # Objects that get their state, their class or their items by hand.
         "instance": executions(mark)["instance"][:-1],
         "object": executions(mark)["object"][:-1],
         "new object with keywords": system + b")}" + short(b"a") + b"Ns\x92",
@@ -331,6 +336,7 @@ def harmless_neighbours(mark):
         "slots": system + b")RN}" + short(b"__dict__") + b"Ns\x86b",
         "state of a type": b"ccollections\nOrderedDict\n}" + short(b"clear") + b"Nsb",
         "items of a type": system + short(b"a") + b"Ns",
+        # Tensors and arrays that are none.
         "type of tensor": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + 2 * system + short(touch.encode()) + b"\x85}tR",
         "wrapper": called("torch._utils _rebuild_wrapper_subclass", touch),
         "sparse": called("torch._utils _rebuild_sparse_tensor", touch, (1, 2, 3)),
@@ -340,6 +346,7 @@ def harmless_neighbours(mark):
         "scalar": b"cnumpy.core.multiarray\nscalar\n" + fragment(numpy.dtype("O")) + short(b"x") + b"\x86R",
         "array of objects": fragment(numpy.array([Call(os.system, touch)], dtype=object)),
         "array of an unknown dtype": array.replace(b"f8", b"Z9"),
+        # Values that would take memory.
         "codec": called("_codecs encode", "x" * 99, "zip"),
         "bytearray": called("builtins bytearray", 1 << 40),
         "range": called("builtins range", 1 << 60),
@@ -348,6 +355,7 @@ def harmless_neighbours(mark):
         "torch.Size": called("torch Size", (1 << 60,) * 99),
         "typed tensor": called("torch FloatTensor", 1 << 40),
         "defaultdict": b"ccollections\ndefaultdict\n" + system + b"\x85R",
+        # Values that hold each other, or one value many times.
         "doubled lists": doubled(b"]", b"(h\xf0h\xf0l"),
         "doubled tuples": doubled(b")", b"h\xf0h\xf0\x86"),
         "doubled objects": doubled(b")", system + b"h\xf0h\xf0\x86R"),
@@ -358,6 +366,7 @@ def harmless_neighbours(mark):
         "list of itself": b"]q\xf0h\xf0a",
         "dict of itself": b"}q\xf0" + short(b"a") + b"h\xf0s",
         "object of itself": system + b")Rq\xf0h\xf0b",
+        # Numbers and lengths beyond the file.
         "far memo": b"Nr\xff\xff\xff\xff",
         "frame of 8 EiB": b"\x95" + struct.pack("<Q", 1 << 62) + b"N",
         "megabyte of integer": b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20),
@@ -377,9 +386,11 @@ def malformed_neighbours():
     from_buffer = b"(B" + megabyte + fragment(numpy.dtype("f4")) + fragment((1 << 18,)) + short(b"C") + b"t"
     colliding = b"".join(fragment(number * ((1 << 61) - 1)) + b"N" for number in range(1 << 10, 20_000))
     return {
+        # Keys that take long to hash.
         "tuples as a key": b"}" + doubled(b")", b"h\xf0h\xf0\x86") + b"Ns",
         "unhashable key": b"}]Ns",
         "integers as keys": b"}(" + colliding + b"u",
+        # Copies that take memory, each in a few bytes.
         "copied dicts": repeated("collections OrderedDict", thousands + b"\x85", 2_000),
         "copied sets": repeated("builtins set", b"(" + b"N" * 20_000 + b"t\x85", 5_000),
         "copied arguments": repeated("copyreg __newobj__", b"(cos\nsystem\n" + b"N" * 20_000 + b"t", 5_000),
@@ -389,6 +400,7 @@ def malformed_neighbours():
         "sets": b"(" + b"\x8f" * 200_000 + b"t",
         "memo": b"N" + b"".join(b"r" + struct.pack("<I", number) for number in range(500_000)),
         "nested calls": repeated("copyreg __newobj__", b"(" + b"ccopyreg\n__newobj__\n" * 3_000 + b"t", 1),
+        # Views outside of their storage, or of impossible shapes.
         "expanded": view(b"K\0\x8a\x06" + struct.pack("<q", 1 << 40)[:6] + b"\x85K\0\x85"),
         "negative stride": view(b"K\5K\2\x85" + below + b"\x85"),
         "negative shape": view(b"K\0" + below + below + b"\x86K\1K\1\x86"),
@@ -397,12 +409,14 @@ def malformed_neighbours():
         "shape of text": view(b"K\0" + short(b"2") + b"K\1\x85"),
         "fewer strides": view(b"K\0K\2\x85)"),
         "outside of its storage": view(b"K\5K\2\x85K\1\x85"),
+        # Storages that are not the file's.
         "storage outside of the file": view(TWO).replace(b"<KEY>", key),
         "storage under a number": view(TWO).replace(b"<KEY>", b"K\0"),
         "storage of another size": view(TWO).replace(b"K\x06", b"K\x05"),
         "storage of two sizes": b"(" + view(TWO) + view(TWO).replace(b"K\x06", b"K\x05") + b"t",
         "storage of an unknown type": view(TWO).replace(b"FloatStorage", b"OddStorage"),
         "tensor without a storage": called("torch._utils _rebuild_tensor", "x", 0, (1,), (1,)),
+        # References and lengths beyond the file.
         "persistent text": b"P../../../etc/passwd\n",
         "unknown persistent id": key + b"Q",
         "buffer outside": b"\x97",
@@ -410,6 +424,7 @@ def malformed_neighbours():
         "8 EiB of bytearray": b"\x96" + struct.pack("<Q", 1 << 62),
         "8 EiB of text": b"\x8d" + struct.pack("<Q", 1 << 62),
         "long integer in digits": b"L" + b"7" * 5000 + b"L\n",
+        # Opcodes on the wrong values.
         "tuple over a mark": b"(N(\x85tt",
         "more pops than values": b"0" * 9,
         "module under a number": b"K\1K\2\x93",
@@ -461,6 +476,7 @@ def safetensors_files(mark, written):
     two = {"a": tensor(), "b": tensor(span=(8, 16))}
     digits = good.replace(b"[2]", b"[" + b"2" * 5000 + b"]")
     files = {
+        # Headers of impossible length, or that are not JSON.
         "empty": b"",
         "seven bytes": bytes(7),
         "no header": safetensors(b""),
@@ -476,6 +492,7 @@ def safetensors_files(mark, written):
         "null": safetensors(b"null"),
         "deep": safetensors(b"[" * 100_000 + b"]" * 100_000),
         "digits": safetensors(digits, bytes(8)),
+        # Names twice, and entries of the wrong types.
         "name twice": safetensors(good[:-1] + b", " + good[1:], bytes(8)),
         "dtype twice": safetensors(good.replace(b'"dtype"', b'"dtype": "F32", "dtype"'), bytes(8)),
         "metadata twice": safetensors(good[:-1] + b', "__metadata__": {}, "__metadata__": {}}', bytes(8)),
@@ -487,6 +504,7 @@ def safetensors_files(mark, written):
         "unknown dtype": safetensors({"a": tensor(dtype="F33")}, bytes(8)),
         "dtype list": safetensors({"a": tensor(dtype=["F32"])}, bytes(8)),
         "dtype of 4 bits": safetensors({"a": tensor(dtype="F4", shape=(16,))}, bytes(8)),
+        # Offsets that lie.
         "negative offset": safetensors({"a": tensor(span=(-8, 0))}, bytes(8)),
         "reversed offsets": safetensors({"a": tensor(span=(8, 0))}, bytes(8)),
         "offset true": safetensors({"a": tensor(shape=(), dtype="U8", span=(False, True))}, bytes(1)),
@@ -498,6 +516,7 @@ def safetensors_files(mark, written):
         "past the end": safetensors(two, bytes(8)),
         "bytes left over": safetensors({"a": tensor()}, bytes(16)),
         "offsets of 2**70": safetensors({"a": tensor(span=(0, 1 << 70))}, bytes(8)),
+        # Shapes that lie.
         "8 TiB": safetensors({"a": tensor(shape=(1 << 41,), span=(0, 1 << 43))}, bytes(8)),
         "shape too small": safetensors({"a": tensor(shape=(1,))}, bytes(8)),
         "shape negative twice": safetensors({"a": tensor(shape=(-1, -2))}, bytes(8)),
@@ -506,6 +525,7 @@ def safetensors_files(mark, written):
         "shape of 1000 dimensions": safetensors({"a": tensor(shape=[1] * 999 + [2])}, bytes(8)),
         "shape that wraps to zero": safetensors({"a": tensor(shape=wide, span=(0, 0))}),
         "shape absurd but empty": safetensors({"a": tensor(shape=(0, *wide), span=(0, 0))}),
+        # Damage to an honest file, and pickles under this name.
         "cut in the header": written[:50],
         "cut in the tensors": written[:-4],
         "longer": written + bytes(4),

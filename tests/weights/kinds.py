@@ -353,7 +353,8 @@ KINDS = [
     Kind("an average without names", pth(
         lambda s: {"model": s, "ema": {"shadow_params": [*map(torch.zeros_like, network().parameters())]}}),
         said="averaged weights without names.*ema.shadow_params"),
-    Kind("the same network twice", pth(lambda s: {"last": s, "best": prefixed(s, "module.")})),
+    Kind("the same network twice", pth(
+        lambda s: {"last": s, "best": {f"module.{name}": value * 1 for name, value in s.items()}})),
     Kind("AveragedModel", pth(lambda s: AveragedModel(network()).state_dict())),
     Kind("model_state_dict of PyTorch's tutorial", pth(
         lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}, "loss": 0.1})),

@@ -77,6 +77,12 @@ def test_images_are_prepared_as_cifar_10_s_where_a_file_says_nothing(name, tmp_p
     assert WeightsInfo(model=name, config=small).image_size == 32
     assert WeightsInfo(model="resnet18").image_size == 224
 
+    state = {f"1.{key}": value for key, value in load_model(path)[0].state_dict().items()}
+    write_weights(tmp_path / "normalising.safetensors", state | {"0.mean": torch.zeros(3)})
+    assert (
+        ", though 0.mean in the file may normalise them" in load_model(tmp_path / "normalising.safetensors")[1].origin
+    )
+
     write_weights(tmp_path / "grey.safetensors", resnet_core.get_model(name, in_channels=1, **small).state_dict())
     grey, info = load_model(tmp_path / "grey.safetensors", model=name)
     assert grey.conv1.in_channels == 1

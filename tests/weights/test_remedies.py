@@ -85,6 +85,7 @@ BROUGHT = {
     "extra tensors": lambda s: s | {"criterion.a": torch.ones(1), "criterion.b": torch.ones(1), "scale": torch.ones(1)},
     "two networks": lambda s: prefixed(s, "student.") | shifted(s, "teacher."),
     "two keys": lambda s: {"a": s, "b": shifted(s)},
+    "two averages": lambda s: {"model": shifted(s), "ema": s, "ema_slow": shifted(shifted(s))},
     "raw and averaged": lambda s: {"model": shifted(s), "model_ema": s},
     "a body": lambda s: {"encoder": body(s)},
     "two bodies": lambda s: prefixed(body(s), "online.") | shifted(body(s), "momentum."),
@@ -122,6 +123,18 @@ def test_a_v1_library_s_file_is_loaded_as_v1(follow):
     assert found.command() == "resnet-core predict R-50.pkl IMAGE --stride-in-1x1"
     assert found.python().endswith("load_model('R-50.pkl', stride_in_1x1=True)")
     follow(found.command())
+
+
+def test_a_v1_network_under_other_names_is_loaded_as_the_caller_says(follow):
+    with torch.device("meta"):
+        state = resnet_core.resnet50().state_dict()
+    torch.save(
+        {name: torch.zeros(value.shape, dtype=torch.float16) for name, value in state.items() if value.dim()}, "x"
+    )
+    found = inspect_weights("x", stride_in_1x1=True)
+    assert found.command() == "resnet-core predict x IMAGE --stride-in-1x1"
+    assert any("v1, as you say" in note for note in found.cannot_show())
+    assert "stride" not in inspect_weights("x").command()
 
 
 # What predict, load_model and load_weights refuse.
@@ -178,9 +191,12 @@ def test_no_classifier(network, follow, options):
 def test_unexpected_tensors(network, follow):
     extra = {"scale": torch.ones(1), "loss.a": torch.ones(1), "loss.b": torch.ones(1)}
     torch.save(network.state_dict() | extra, "x.pth")
-    keyword, options = re.search(r"with (ignore=\[.*?\]) \((.*)\)", refused(load_model, "x.pth")).groups()
+    message = refused(load_model, "x.pth")
+    keyword, options = re.search(r"with (ignore=\[.*?\]) \((.*?);", message).groups()
     eval(f"load_model('x.pth', {keyword})")
     follow(f"resnet-core predict x.pth IMAGE {options}")
+    follow(message)
+    follow("resnet-core train finetune --model.name cifar_resnet20 --model.weights NAME.safetensors --data.path FOLDER")
 
 
 def test_another_number_of_classes(network):
