@@ -244,6 +244,7 @@ class Inspection:
                 for network in self.networks
             ],
             "nearest": self.nearest,
+            "nameless": self.nameless,
             "beside": list(self.beside),
             "cannot_show": list(self.cannot_show()),
             "command": self.command(),
@@ -400,13 +401,13 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
     """The network that a body is of, or how many tensors do not fit the nearest one, and the first of these."""
     # The models of this depth.
     stem = body.tensors.get("conv1.weight")
+    place, count = f"under prefix {body.prefix!r}, whose names are {body.scheme}'s", len(body.tensors)
     if stem is None or stem.dim() != 4:
-        return len(
-            body.tensors
-        ), f"The convolution of the stem is missing under prefix {body.prefix!r}, whose names are {body.scheme}'s"
+        return count, f"The convolution of the stem is missing {place}"
     found = [(name, config_of(name, body.tensors)) for name in models_of_depth(body.tensors)]
     if not found:
-        return len(body.tensors), f"The stages under prefix {body.prefix!r} have {depths(body.tensors)} blocks"
+        blocks = ", ".join(map(str, depths(body.tensors)))
+        return count, f"The stages {place}, have {blocks} blocks, as no model of this package has"
 
     # The one that fits.
     own = {module.partition(".")[0] for module in our_modules(body.scheme)}
