@@ -213,7 +213,8 @@ def match_file(
     """`match_weights` with a file's tensors, under our names or, where those are the model's, under its own."""
     network = found.network
     own = without_wrappers(dict(model.state_dict()))
-    if network is None or len(own.keys() & found.raw.keys()) > len(own.keys() & found.tensors.keys()):
+    body = {name for name in own if not name.startswith("fc.")}
+    if network is None or len(body & found.raw.keys()) > len(body & found.tensors.keys()):
         return match_weights(model, found.raw, source, strict=strict, new_head=new_head)
 
     if not (network.has_head or new_head) and "fc.weight" in own:

@@ -24,7 +24,7 @@ from resnet_core.weights.convert import convert
 from resnet_core.weights.files import read_info, read_weights, write_weights
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import inspect_container, inspect_weights
+from resnet_core.weights.inspect import inspect_container, inspect_weights, is_v1
 from resnet_core.weights.libraries import NETWORKS, fold_keras
 from resnet_core.weights.names import SCHEMES, convert_names, their_names
 
@@ -113,6 +113,7 @@ def test_the_model_and_its_classes_are_found_from_names_and_shapes(scheme, prefi
         assert found.prefix == f"{prefix}{SCHEMES[scheme].prefix}"
         assert found.head == "linear, 7 classes"
         assert found.tensors.keys() == state.keys()
+        assert is_v1(found) == (SCHEMES[scheme].stride_in_1x1 and model in KERAS_MODELS)
         assert all(found.tensors[name] is state[name] for name in state)
 
 
