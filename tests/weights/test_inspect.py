@@ -12,6 +12,7 @@ import resnet_core
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import WeightsError, load_model
 from tests.weights.kinds import KINDS, try_kind
+from tests.weights.networks import akamaster, akamaster_checkpoint
 
 
 def with_statistics(build, size):
@@ -137,6 +138,15 @@ def test_extra_tensors_are_an_error_whose_remedy_works(small, tmp_path):
     with pytest.raises(WeightsError, match=r"not cifar_resnet20's: extra.weight; .*ignore=\['extra.weight'\]"):
         load_model(path)
     assert_same(load_model(path, ignore=["extra.weight"])[0], small)
+    report = load_weights(resnet_core.cifar_resnet20(3), path, new_head=True)
+    assert (report.unexpected, report.dropped) == (("extra.weight",), ("fc.bias", "fc.weight"))
+
+
+def test_a_network_of_ones_own_takes_a_file_under_its_own_names(tmp_path):
+    theirs, own = akamaster(), akamaster()
+    path = saved(akamaster_checkpoint(theirs), tmp_path)
+    assert load_weights(own, path).missing == tuple(name for name in own.state_dict() if "num_batches" in name)
+    assert all(same_bits(value, own.state_dict()[name]) for name, value in theirs.state_dict().items())
 
 
 def test_another_network_is_refused_with_the_nearest(small, tmp_path, cli):
