@@ -10,7 +10,7 @@ from PIL import Image
 
 import resnet_core
 from resnet_core.foundation.precision import same_bits
-from resnet_core.weights import WeightsError, load_model
+from resnet_core.weights import WeightsError, load_model, load_weights
 from tests.weights.kinds import KINDS, try_kind
 from tests.weights.networks import akamaster, akamaster_checkpoint
 
