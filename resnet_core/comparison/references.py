@@ -254,13 +254,20 @@ def complete(a: Network, b: Network | None, inputs: Tensor | None) -> tuple[Netw
     if b is None:
         inputs = images_for([network], nearest(network)) if inputs is None else inputs
         logits = output_of(network, inputs)
-        b = nearest(network, logits.shape[-1] if isinstance(logits, Tensor) else None)
-        return b, inputs, f"{b}, the nearest of our models"
+        b = nearest(network, logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else None)
+        return b, inputs, f"{b}, the nearest of our models{in_common(network, b)}"
 
     other = sample(b, inputs)
     inputs = images_for([network, other], nearest(network)) if inputs is None else inputs
     first = first_is_reference(network, other)
     return b, inputs, f"{pristine(network)}, the first network" if first else None
+
+
+def in_common(network: nn.Module, reference: Reference) -> str:
+    """How few convolutions of the network the reference has; empty where it has half of them."""
+    ours = convolutions_of(network)
+    shared = (Counter(ours) & Counter(convolutions_of(on_meta(reference)))).total()
+    return "" if 2 * shared >= len(ours) else f", which has {shared} of the network's {len(ours)} convolutions"
 
 
 def classes_and_channels(network: Network) -> dict[str, int]:

@@ -101,7 +101,20 @@ def test_the_reference_may_be_left_out_or_come_first():
     assert first.mistakes == ("no ReLU after the addition",)
 
 
-def test_networks_for_volumes_are_out_of_scope():
-    network = nn.Sequential(nn.Conv3d(3, 8, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 10))
-    with pytest.raises(ValueError, match=r"3-D convolutions; .* out of scope"):
-        resnet_core.compare(network)
+def test_a_network_that_is_no_resnet_is_said_to_share_little():
+    network = nn.Sequential(nn.Conv2d(3, 64, 7), nn.Conv2d(64, 5, 3), nn.Conv2d(5, 6, 3))
+    reference, _, words = complete(network, None, None)
+    assert "num_classes" not in reference.config  # a map of features has no number of classes
+    assert words.endswith("the nearest of our models, which has 0 of the network's 3 convolutions")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((nn.Conv3d(3, 8, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 10)), "3-D convolutions; .* scope"),
+        ((nn.Flatten(), nn.Linear(12, 10)), "no convolution of images, .* name a reference"),
+    ],
+)
+def test_networks_that_have_no_reference_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        resnet_core.compare(nn.Sequential(*layers))
