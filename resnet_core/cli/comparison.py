@@ -76,7 +76,7 @@ class Compare:
         chosen = FAST_RUNGS if self.fast else ALL_RUNGS if self.all else DEFAULT_RUNGS
         rungs = [name for name in chosen if name not in self.skip]
 
-        names = [read_name(text) for text in (self.a, self.b) if text]
+        names = [read_name(text) for text in ((self.a, self.b) if self.b else (self.a,))]
         with redirect_stdout(sys.stderr):  # what the user's code prints is not part of the result
             try:
                 a, b = self.networks(names)
