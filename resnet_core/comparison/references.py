@@ -75,9 +75,8 @@ def nearest(network: nn.Module, num_classes: int | None = None) -> Reference:
 
     `num_classes` is the number of logits, by default that of the last linear layer. Depths that differ from a model's
     in one stage, or add up to its blocks, are meant to be that model's; others are kept. Raises ValueError for a
-    network without convolutions of images, and for 3-D ones.
+    network without convolutions of images.
     """
-    refuse_volumes(network)
     convolutions = convolutions_of(network)
     if not convolutions:
         raise ValueError("the network has no convolution of images, so it is nearest to no ResNet; name a reference")

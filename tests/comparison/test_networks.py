@@ -13,7 +13,7 @@ from resnet_core.models.resnet import ResNet
 
 FILES = {
     "their_models.py": """
-import torch
+import json, torch
 from torch import nn
 network = nn.Linear(2, 2)
 number = 3
@@ -21,6 +21,8 @@ def fails():
     raise KeyError("depth")
 def deep():
     return torch.zeros(2) @ torch.zeros(3)
+def library():
+    return json.loads("no JSON")
 def takes(depth, block): return nn.Linear(2, depth)
 def sized(num_classes, channels=3): return nn.Linear(channels, num_classes)
 def gives(): return 3
@@ -134,6 +136,7 @@ def test_the_only_class_of_a_file_is_its_network():
         ("blocks.py", "type 'blocks.py:Net(n_blocks=[2, 2, 2, 2], num_classes=10)', with the quotes"),
         ("one.py:build(size=3)", "got an unexpected keyword argument 'size'); build takes width"),
         ("one.py:build(width=print('x'))", "must be literals"),
+        ("one.py:build(print('x'))", "must be literals"),
         ("one.py:build(**{})", "must be literals"),
         ("one.py:build(2", "must be literals"),
         ("resnet18(10)", "name the arguments of resnet18, as in 'resnet18(num_classes=10)'"),
@@ -164,6 +167,7 @@ def test_a_typing_error_is_answered_before_anything_is_imported(text, capsys):
     [
         ("their_models:fails", r"raised KeyError: 'depth', at .*their_models\.py:7"),
         ("their_models:deep", r"raised RuntimeError: .*, at .*their_models\.py:9"),
+        ("their_models:library", r"raised JSONDecodeError: .*, at .*their_models\.py:11"),
         ("their_models:passes", r"missing 1 required .*; give arguments in quotes"),
         ("their_models:gives", "returns a int, not a torch.nn.Module"),
         ("resnet18(nmu_classes=3)", "raised TypeError: .*unexpected keyword argument 'nmu_classes'"),
