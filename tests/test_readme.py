@@ -51,7 +51,7 @@ def commands():
 def workplace(digits_run, tmp_path_factory):
     """A folder in which runs/digits is the finished run, digit.png one of its test images, fixed.py our ResNet.
 
-    imagenet holds as many classes as ImageNet, of files that are named and empty; photos has 10 classes of images.
+    imagenet holds as many classes as ImageNet, of one image under many names; photos has 10 classes of images.
     """
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
@@ -65,7 +65,7 @@ def workplace(digits_run, tmp_path_factory):
             images_of_class = folder / "imagenet" / part / f"n{number:08d}"
             images_of_class.mkdir(parents=True)
             for image in range(images):
-                (images_of_class / f"{image}.jpg").touch()
+                (images_of_class / f"{image}.jpg").hardlink_to(folder / "digit.png")
     for part, number, image in itertools.product(("train", "val"), range(10), range(7)):
         (folder / "photos" / part / f"kind{number}").mkdir(parents=True, exist_ok=True)
         (folder / "photos" / part / f"kind{number}" / f"{image}.png").symlink_to(folder / "digit.png")

@@ -11,11 +11,14 @@ import PIL
 from PIL import features
 
 from resnet_core.data.folders import WHOLE, Skipped, part_folders, read_list
-from resnet_core.data.images import ImageError, list_folder, read_image
+from resnet_core.data.images import ImageError, formats, list_folder, opened, read_image
 from resnet_core.data.loaders import KeyedLoader
 from resnet_core.data.manifest import HASHES, FileRecord, hash_of, record_of, to_csv
+from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.foundation.atomic import replace_file
 
+MOST_HEADERS = 20_000  # files, of which the headers are read in two seconds
+MOST_SHOWN = 3
 FILES_AT_A_TIME = 16  # that a worker examines
 EXCLUDE_HEAD = "# Images that `resnet-core data check` found; `--data.exclude` leaves them out of training.\n"
 
@@ -97,6 +100,38 @@ def check_images(
     )
 
 
+def check_headers(dataset: Dataset) -> None:
+    """Raises ImageError, with the command that finds all, where files of a small set are no images by their headers.
+
+    Larger sets take too long for every start; what a header does not show is found when the image is decoded.
+    """
+    parts = [part for part in (dataset.train, dataset.test) if isinstance(part, ImageFiles)]
+    paths = [part.path(index) for part in parts for index in range(len(part))]
+    if len(paths) > MOST_HEADERS:
+        return
+    damaged = []
+    for path in paths:
+        try:
+            with opened(path):
+                pass
+        except ImageError as error:
+            damaged.append(f"{path}: {short_reason(error, path)}")
+    if damaged:
+        more = f" and {len(damaged) - MOST_SHOWN:,} more" if len(damaged) > MOST_SHOWN else ""
+        count = "1 image" if len(damaged) == 1 else f"{len(damaged):,} images"
+        raise ImageError(
+            f"{count} cannot be used ({'; '.join(damaged[:MOST_SHOWN])}{more}); replace or remove them, or let "
+            "`resnet-core data check` find all of them and write a list for --data.exclude"
+        )
+
+
+def short_reason(error: ImageError, path: Path) -> str:
+    """Why an image cannot be used, without its path and without the formats that are read."""
+    text = str(error).removeprefix(f"{path} ")
+    _, is_no_image, reason = text.partition(f"one of the formats {', '.join(formats())} (")
+    return reason.partition("); ")[0] if is_no_image else text
+
+
 @dataclass(frozen=True)
 class ExaminedFiles:
     """For each of several files its record with the hash, and why it cannot be used; empty where it can."""
@@ -112,11 +147,11 @@ class ExaminedFiles:
         try:
             record = replace(record_of(str(path), self.root), sha256=hash_of(str(path)))
         except OSError as error:
-            return None, f"{name} cannot be read ({error.strerror})"
+            return None, f"{name}: {error.strerror}"
         try:
             read_image(path, self.bits)
         except ImageError as error:
-            return record, str(error).replace(str(path), name)
+            return record, f"{name}: {short_reason(error, path)}"
         return record, ""
 
 
@@ -145,7 +180,7 @@ def duplicates(parts: dict[str, list[str]], hashes: dict[str, str]) -> tuple[Pro
         hashes[name]: name for part, names in parts.items() if part != "train" for name in names if name in hashes
     }
     return tuple(
-        Problem(name, f"{name} has the same bytes as {others[hashes[name]]}")
+        Problem(name, f"{name}: the same bytes as {others[hashes[name]]}")
         for name in parts.get("train", ())
         if hashes.get(name) in others
     )

@@ -179,7 +179,9 @@ class KeyedLoader:
                 raise RuntimeError(
                     "Another epoch was started before this one was finished; iterate one epoch at a time."
                 )
-            if isinstance(batch, ImageError | WorkerError):
+            if isinstance(batch, ImageError):
+                raise ImageError(f"{batch}; `resnet-core data check` finds all such files at once")
+            if isinstance(batch, WorkerError):
                 raise batch
             yield batch
 

@@ -10,6 +10,7 @@ import os
 import torch
 from torch import nn
 
+from resnet_core.data.check import check_headers
 from resnet_core.data.sampler import batch_share
 from resnet_core.distributed.rendezvous import rank_from_environment
 from resnet_core.distributed.world import device_type
@@ -29,6 +30,7 @@ def check(experiment: Experiment, processes: int = 1) -> None:
     recipe.train.check_device(device_type(recipe.run.device, here), processes)
 
     # The data.
+    check_headers(experiment.dataset)
     _, train_loader, _ = make_loaders(experiment, World(size=processes))
     batch = batch_share(recipe.data.global_batch, processes)
     smallest_part = recipe.train.smallest_part(batch)

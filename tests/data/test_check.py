@@ -41,10 +41,9 @@ def test_what_cannot_be_used_is_listed_with_its_reason(folder, cli, workers):
     checked = cli("data", "check", folder, "--workers", workers)
     assert checked.returncode == 1
     damaged, page, twice, skipped, total, in_both = checked.stdout.splitlines()
-    assert damaged.startswith("train/cat/3.png is not a whole image")
-    assert damaged.endswith("(it is empty); replace or remove it")
-    assert page.endswith("(it is a web page); replace or remove it")
-    assert twice == "train/dog/5.png has the same bytes as val/cat/0.png"
+    assert damaged == "train/cat/3.png: it is empty"
+    assert page == "val/dog/1.png: it is a web page"
+    assert twice == "train/dog/5.png: the same bytes as val/cat/0.png"
     assert skipped == "skipped: hidden names: 1 (val/dog/.hidden.png)"
     assert (total[:9], total[-17:]) == ("28 images", " 2 cannot be used")
     assert in_both == "1 image to train on is also in another part"
@@ -64,6 +63,24 @@ def test_the_list_to_exclude_is_what_training_leaves_out(folder, tmp_path, cli):
     assert "22 images of 2 classes to train on, 3 images of 2 classes" in planned.stdout
     assert "images on the exclude list: 3 (3 .png)" in planned.stdout
     assert cli("data", "check", folder, "--write-exclude", listed, *HERE).returncode == 1  # written again
+
+
+def test_damaged_headers_of_a_small_set_are_named_before_training(folder, tmp_path, cli):
+    for number in (7, 8):
+        (folder / "train" / "dog" / f"{number}.png").write_bytes(b"%PDF")
+    refused = cli(*TRAIN, "--data.path", folder, "--out", tmp_path / "run")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"resnet-core: 4 images cannot be used ({folder}/train/cat/3.png: it is empty; ")
+    assert (
+        "dog/8.png: it is a PDF and 1 more); replace or remove them, or let `resnet-core data check` find"
+        in refused.stderr
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_headers_of_a_large_set_are_left_to_training(folder, cli, monkeypatch):
+    monkeypatch.setattr("resnet_core.data.check.MOST_HEADERS", 27)
+    assert cli(*TRAIN, "--data.path", folder, "--data.global-batch", 8).returncode == 0
 
 
 def test_a_file_that_is_not_such_a_list_is_not_overwritten(folder, tmp_path, cli):
@@ -91,7 +108,7 @@ def test_a_list_in_csv_is_checked_by_its_splits(folder, cli):
         "path,label,split\ntrain/dog/5.png,dog,train\ntrain/cat/1.png,cat,train\nval/cat/0.png,cat,val\n"
     )
     checked = cli("data", "check", folder / "list.csv", *HERE)
-    assert checked.stdout.startswith("train/dog/5.png has the same bytes as val/cat/0.png\n3 images, ")
+    assert checked.stdout.startswith("train/dog/5.png: the same bytes as val/cat/0.png\n3 images, ")
     assert "does not exist; name a folder of images or a CSV file" in cli("data", "check", "nowhere").stderr
 
 
@@ -101,7 +118,7 @@ def test_16_bit_files_are_checked_as_they_are_trained_on(tmp_path, cli):
     words = ("data", "check", tmp_path, *HERE)
     assert "set --data.bits 12 if white is 4095" in cli(*words, "--json").stdout
     assert cli(*words, "--bits", 12).returncode == 0
-    assert "has the value 4000, and white is 1023" in cli(*words, "--bits", 10).stdout
+    assert "0.png: has the value 4000, and white is 1023" in cli(*words, "--bits", 10).stdout
 
 
 def test_hashes_that_cannot_be_kept_are_reported(tmp_path, monkeypatch):
