@@ -29,7 +29,7 @@ from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.distributed.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.foundation.version import __version__
-from resnet_core.recipes import RECIPES, get_recipe, overlay
+from resnet_core.recipes import RECIPES, Recipe, get_recipe, overlay
 from resnet_core.recipes.recipe import scaling_advice
 
 COMMANDS: dict[str, type] = {
@@ -54,7 +54,12 @@ COMMANDS: dict[str, type] = {
 }
 
 
-TRAIN_USAGE = "resnet-core train RECIPE [--out DIR] [--processes N] [--section.field VALUE ...] | train RECIPE --help"
+TRAIN_USAGE = (
+    "resnet-core train RECIPE | DIR [--out DIR] [--processes N] [--epochs N] [--lr X] [--batch N] "
+    "[--section.field VALUE ...] | train RECIPE --help"
+)
+SHORT_NAMES = {"--epochs": "--train.epochs", "--lr": "--optimizer.lr", "--batch": "--data.global-batch"}
+OWN_IMAGES = "finetune"  # the recipe of `train DIR`
 
 
 @as_exit_status
@@ -120,12 +125,38 @@ def parse_train(words: list[str]) -> Train:
     """The command `train` from its words. The recipe comes first: its values are the defaults of the other options."""
     if not words or words[0].startswith("-"):
         raise ValueError(f"train needs a recipe first, one of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
-    name, options = words[0], words[1:]
-    recipe = get_recipe(name)
+    name, options = words[0], in_full(words[1:])
+    recipe = recipe_of(name)
     file = last_value_of("--config", options)
-    defaults = Train(overlay(recipe, file) if file else recipe, out=Path("runs") / name)
+    defaults = Train(overlay(recipe, file) if file else recipe, out=Path("runs") / Path(name).resolve().name)
     train = parse(Train, options, prog=f"resnet-core train {name}", default=defaults)
     return replace(train, advice=scaling_advice(recipe, train.recipe))
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of that name or, for a folder of images or a CSV list, the one that trains on your own images."""
+    path = Path(name)
+    if name in RECIPES or not path.exists():
+        return get_recipe(name)
+    if (path / "recipe.toml").is_file():
+        raise ValueError(
+            f"{name} is a run's folder; continue it with `resnet-core train RECIPE --out {name}`, or start another run "
+            f"from its weights with --model.weights {name}"
+        )
+    recipe = RECIPES[OWN_IMAGES]
+    return replace(recipe, data=replace(recipe.data, path=name))
+
+
+def in_full(options: Sequence[str]) -> list[str]:
+    """The options with their full names, and `--model.weights none` as the empty value that it stands for."""
+    full: list[str] = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        name = SHORT_NAMES.get(name, name)
+        if name == "--model.weights" and value == "none":
+            value = ""
+        full.append("" if option == "none" and full[-1:] == ["--model.weights"] else name + equals + value)
+    return full
 
 
 def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> Any:

@@ -54,7 +54,10 @@ class Show:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe, or continue its run."""
+    """Train a recipe, or continue its run. A folder of images in place of a recipe's name is trained on by `finetune`.
+
+    Short names: --epochs (--train.epochs), --lr (--optimizer.lr) and --batch (--data.global-batch: of all processes).
+    """
 
     # True and False are spelled out: a switch could only turn on what a recipe has off, or the other way round.
     recipe: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]

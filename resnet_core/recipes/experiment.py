@@ -25,6 +25,7 @@ from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.report import Report
+from resnet_core.weights.download import DownloadError
 from resnet_core.weights.pretrained import OpenedWeights, open_weights, skeleton
 
 
@@ -173,7 +174,12 @@ def initial_model(config: ModelConfig, start: OpenedWeights | None, arguments: d
     if start is None:
         return registry.build(config.name, **arguments)
 
-    model = start.build(new_head=True, progress=False)
+    try:
+        model = start.build(new_head=True, progress=False)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}; where there is no network, --model.weights none starts from random weights"
+        ) from error
     assert isinstance(model, Backbone | CifarResNet)
     if model.fc.out_features != arguments["num_classes"]:
         model.reset_classifier(arguments["num_classes"])

@@ -24,7 +24,7 @@ class ModelConfig:
     """Architecture, a name that `resnet-core models` lists."""
     weights: str = ""
     """Weights to start from: a run's folder, a weights file, or published weights such as resnet50:IMAGENET1K_V2. Empty
-    starts from random weights. If the number of classes differs, a new head is initialized."""
+    or none starts from random weights. If the number of classes differs, a new head is initialized."""
     key: str = ""
     """Key of the network's state dict in a file of several networks, as `resnet-core inspect` prints it."""
     prefix: str = ""

@@ -80,7 +80,8 @@ class Schedule:
         warmup, milestones, final_lr = self.config.warmup_epochs, self.config.milestones, self.config.final_lr
         if warmup >= self.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs ({warmup:g}) must be less than train.epochs ({self.epochs}); lower it"
+                f"schedule.warmup_epochs ({warmup:g}) must be less than train.epochs ({self.epochs}); lower it "
+                f"with --schedule.warmup-epochs {self.epochs / 10:g}, or train for more --epochs"
             )
 
         for milestone in milestones:

@@ -2,14 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 import resnet_core
-from resnet_core.cli.main import COMMANDS, main
+from resnet_core.cli.main import COMMANDS, main, parse_train
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES
 from tests.conftest import claim
+from tests.data.test_folders import write_images
 
 
 def test_help_lists_every_command(capsys):
@@ -239,3 +241,37 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(capsys, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
     assert main(["train", "digits", "--config=no.toml", "--dry-run"]) == 2
     assert "no.toml cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_short_names_stand_for_the_settings_that_people_change_most():
+    train = parse_train(["digits", "--epochs", "5", "--lr=0.05", "--batch", "32", "--model.weights", "none"])
+    recipe = train.recipe
+    assert (recipe.train.epochs, recipe.optimizer.lr, recipe.data.global_batch) == (5, 0.05, 32)
+    assert parse_train(["digits", "--model.weights=none"]).recipe.model.weights == ""
+    assert train.advice is None
+
+
+def test_a_first_try_that_does_not_fit_is_refused_with_the_option_to_change(cli):
+    shorter = cli("train", "finetune", "--epochs", 1)
+    assert (
+        "warmup_epochs (1) must be less than train.epochs (1); lower it with --schedule.warmup-epochs 0.1"
+        in shorter.stderr
+    )
+    larger = cli("train", "digits", "--batch", 2000, "--dry-run")
+    assert "2000 is larger than the 1437 samples; make it smaller with --batch 359" in larger.stderr
+
+
+def test_a_folder_in_place_of_a_recipe_is_finetuned_on(tmp_path, monkeypatch, cli):
+    write_images(tmp_path / "flowers" / "train", {"rose": 3, "tulip": 3})
+    write_images(tmp_path / "flowers" / "val", {"rose": 1, "tulip": 1})
+    monkeypatch.chdir(tmp_path)
+    words = ("--model.name", "cifar_resnet20", "--model.weights", "none", "--batch", 2, "--dry-run")
+    planned = cli("train", "flowers", *words)
+    assert "data           6 images of 2 classes to train on, 2 images of 2 classes to evaluate on" in planned.stdout
+    train = parse_train(["flowers/"])
+    assert (train.recipe.model, train.out) == (RECIPES["finetune"].model, Path("runs/flowers"))
+    (tmp_path / "digits").mkdir()
+    assert parse_train(["digits"]).recipe == RECIPES["digits"]  # a recipe by its name
+    (tmp_path / "flowers" / "recipe.toml").touch()
+    assert "flowers is a run's folder; continue it with" in cli("train", "flowers").stderr
+    assert "unknown recipe 'flower'" in cli("train", "flower").stderr
