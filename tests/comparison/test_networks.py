@@ -44,6 +44,8 @@ def test(): print(build())
     "several.py": "from torch import nn\ndef small(): return nn.Linear(2, 2)\ndef large(): return nn.Linear(9, 9)\n",
     "blocks.py": "from torch import nn\nclass Block(nn.Module):\n    def __init__(self, width): pass\n"
     "class Net(nn.Module):\n    def __init__(self, n_blocks, num_classes): pass\n",
+    "conditional.py": "from torch import nn\ntry:\n    import no_such_thing\nexcept ImportError:\n"
+    "    def build(): return nn.Linear(6, 2)\n",
     "notebook.ipynb": "{}",
     "empty.py": "x = 3\n",
     "needs.py": "import os\nimport sklearn.no_such_part\ndef build(): pass\n",
@@ -104,6 +106,7 @@ def test_networks_are_found_by_what_a_text_names():
         ("loose/net.py:make", 5),
         ("types.py", 4),
         ("options.py:build", 2),
+        ("conditional.py:build", 6),
     ],
 )
 def test_a_file_is_named_in_every_way_that_people_type(text, width, folder):
