@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import tyro
 
 from resnet_core.cli.comparison import Compare, Exercise, Grade
-from resnet_core.cli.data import DataCheck
+from resnet_core.cli.data import DataCheck, DataResize
 from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.images import Embed, Explain, Predict
 from resnet_core.cli.inference import Evaluate, Export
@@ -42,6 +42,7 @@ COMMANDS: dict[str, type] = {
     "plot": Plot,
     "report": WriteReport,
     "data check": DataCheck,
+    "data resize": DataResize,
     "compare": Compare,
     "exercise": Exercise,
     "grade": Grade,

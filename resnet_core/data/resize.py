@@ -1,0 +1,147 @@
+"""A smaller copy of a folder of images, made once, so that training decodes fewer pixels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_core.data.folders import Skipped
+from resnet_core.data.images import ImageError, list_folder, read_image
+from resnet_core.data.loaders import KeyedLoader
+from resnet_core.foundation.atomic import replace_file, replacing
+from resnet_core.foundation.errors import shortened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FILES_AT_A_TIME = 16  # that a worker makes
+RECORD = ".resnet-core-resize.json"  # in the copy, where a hidden name is skipped
+JPEG_ENDINGS = (".jpg", ".jpeg")
+WRITTEN, KEPT = "written", "kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeReport:
+    """What became of a folder's images."""
+
+    written: int
+    kept: int
+    """Copies that were there already."""
+    unreadable: tuple[str, ...]
+    """A sentence for each file that is not a whole image."""
+    notes: tuple[str, ...]
+    """What is not read in the source, and what the copy holds that the source does not, in words."""
+
+
+def resize_images(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    shorter_side: int,
+    quality: int = 90,
+    workers: int = 0,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> ResizeReport:
+    """Writes each image of a folder into another one as an upright JPEG file whose shorter side has that many pixels.
+
+    Images are resized as evaluation does it. Smaller ones keep their size, and JPEG files among them are copied. Other
+    files' names get the ending .jpg. The same call continues an interrupted copy, and makes those again whose image is
+    newer. `advance(done, total)` is called as files are done. Raises ValueError for folders that cannot be used.
+    """
+    source, destination = Path(source), Path(destination)
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a folder; name the folder that holds the images")
+    if shorter_side < 1 or not 1 <= quality <= 100:
+        raise ValueError(
+            f"the shorter side must be at least 1 and the quality 1..100, got {shorter_side} and {quality}"
+        )
+    listing = list_folder(source)
+    copies = names_of_copies(listing.images)
+    start_copy(destination, source, {"source": str(source.resolve()), "shorter_side": shorter_side, "quality": quality})
+
+    pairs = [(source / name, destination / copy) for name, copy in copies.items()]
+    groups = [pairs[start : start + FILES_AT_A_TIME] for start in range(0, len(pairs), FILES_AT_A_TIME)]
+    loader = KeyedLoader(SmallerFiles(shorter_side, quality), workers=min(workers, len(groups)), pin_memory=False)
+    outcomes: list[str] = []
+    for results in loader.iterate(groups):
+        outcomes += results
+        advance(len(outcomes), len(pairs))
+
+    skipped = Skipped(photographs=listing.photographs, hidden=listing.hidden, other=listing.other)
+    notes = [f"skipped: {skipped}"] if str(skipped) else []
+    if extra := sorted(set(list_folder(destination).images) - set(copies.values())):
+        notes.append(f"{destination} holds images that {source} does not; remove them: {shortened(extra)}")
+    return ResizeReport(
+        written=outcomes.count(WRITTEN),
+        kept=outcomes.count(KEPT),
+        unreadable=tuple(each for each in outcomes if each not in (WRITTEN, KEPT)),
+        notes=tuple(notes),
+    )
+
+
+def names_of_copies(names: Sequence[str]) -> dict[str, str]:
+    """Image -> its copy, which is a JPEG file. Raises ValueError for two images with the same copy."""
+    copies = {name: name if name.lower().endswith(JPEG_ENDINGS) else f"{name}.jpg" for name in names}
+    images = {copy: name for name, copy in copies.items()}
+    if both := [name for name, copy in copies.items() if images[copy] != name]:
+        raise ValueError(f"{both[0]} and {images[copies[both[0]]]} would have the same copy; rename one of them")
+    return copies
+
+
+def start_copy(destination: Path, source: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder, or checks that it is the copy with these settings, and removes what is half written in it."""
+    ends = (destination.resolve(), source.resolve())
+    if ends[0].is_relative_to(ends[1]) or ends[1].is_relative_to(ends[0]):
+        raise ValueError(f"{source} and {destination} lie in each other; choose another folder for the copy")
+
+    record = destination / RECORD
+    if record.exists():
+        before = json.loads(record.read_text())
+        if before != settings:
+            raise ValueError(f"{destination} was made with {before}, not {settings}; choose another folder")
+    elif destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} exists and is not an earlier copy; choose a new folder")
+
+    destination.mkdir(parents=True, exist_ok=True)
+    replace_file(record, json.dumps(settings).encode())
+    for half_written in destination.rglob(".*.part"):
+        half_written.unlink()
+
+
+@dataclass(frozen=True)
+class SmallerFiles:
+    """For each of several pairs makes the second file from the first: WRITTEN, KEPT, or why it cannot be read."""
+
+    shorter_side: int
+    quality: int
+
+    def __getitem__(self, pairs: Sequence[tuple[Path, Path]]) -> Any:
+        return [self.make(*pair) for pair in pairs]
+
+    def make(self, source: Path, copy: Path) -> str:
+        if copy.exists() and copy.stat().st_mtime_ns >= source.stat().st_mtime_ns:
+            return KEPT
+        try:
+            image = read_image(source)
+        except ImageError as error:
+            return str(error)
+
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(copy) as aside:
+                if min(image.size) <= self.shorter_side and copy.name == source.name:
+                    shutil.copyfile(source, aside)
+                else:
+                    self.smaller(image.convert("RGB")).save(aside, format="JPEG", quality=self.quality)
+        except OSError as error:
+            raise ImageError(f"{copy} cannot be written ({error.strerror or error}); make room, and go on") from error
+        return WRITTEN
+
+    def smaller(self, image: Image) -> Image:
+        from torchvision.transforms.v2 import functional as V
+
+        return V.resize(image, [self.shorter_side], antialias=True) if min(image.size) > self.shorter_side else image
