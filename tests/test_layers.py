@@ -42,6 +42,7 @@ KEPT_TO = {
     "numpy": {"data", "weights", "inference"},
     "PIL": {"data"},
     "pillow_heif": {"data"},
+    "simplejpeg": {"data"},
     "rich": {"cli", "train", "weights", "inference"},
     "jinja2": {"runs"},
     "matplotlib": {"runs", "inference"},

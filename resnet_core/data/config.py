@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from resnet_core.data.datasets import DATASETS, IMAGE_FOLDER, load_dataset
+from resnet_core.data.decoders import DECODERS, PILLOW
 from resnet_core.data.folders import FolderOptions
 from resnet_core.data.loaders import EvalLoader, TrainLoader
 from resnet_core.data.splits import Dataset
@@ -60,6 +61,9 @@ class DataConfig:
     """A file that lists images of an image folder to leave out, one a line; `resnet-core data check` can write it."""
     bits: int = 0
     """How many bits the values of an image folder's 16-bit files fill, such as 12; 0 takes what each file states."""
+    decoder: str = PILLOW
+    """What decodes an image folder's training images: pillow, or simplejpeg, which is faster (see docs/data.md).
+    Evaluation always uses pillow."""
     global_batch: int
     """Samples in one step, summed over all processes."""
     eval_batch: int = 256
@@ -114,6 +118,11 @@ class DataConfig:
             if getattr(self, key) and self.name != IMAGE_FOLDER:
                 raise ValueError(f"data.{key} is for images in folders, and data.name is {self.name}; leave it out")
 
+        if self.decoder not in DECODERS:
+            raise ValueError(f"data.decoder: unknown decoder {self.decoder!r}; {did_you_mean(self.decoder, DECODERS)}")
+        if self.decoder != PILLOW and self.name != IMAGE_FOLDER:
+            raise ValueError(f"data.decoder is for images in folders, and data.name is {self.name}; leave it out")
+
         # Settings that depend on each other.
         for one, other in EXCLUSIVE:
             if getattr(self, one) and getattr(self, other):
@@ -142,6 +151,11 @@ class DataConfig:
                 f"data.train_size_epochs {self.train_size_epochs} changes nothing: images grow from "
                 "data.train_size_start, which must be set, over at least 2 epochs; set it to 0"
             )
+
+    @property
+    def normalizes_last(self) -> bool:
+        """Whether nothing happens to a training image after it is normalised."""
+        return not (self.random_erasing or self.mixup or self.cutmix)
 
     @property
     def folder_options(self) -> FolderOptions:
@@ -186,12 +200,19 @@ def loaders_of(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    normalized: bool = True,
 ) -> tuple[TrainLoader, EvalLoader]:
-    """This rank's batches to train and to evaluate on. Raises ValueError when `steps_per_epoch` does."""
+    """This rank's batches to train and to evaluate on.
+
+    With `normalized=False`, images keep their type, for `normalize` on the device: uint8 is a quarter of the bytes.
+    Raises ValueError when `steps_per_epoch` does, and for a decoder that is not installed.
+    """
+    if not (normalized or config.normalizes_last):
+        raise ValueError("random erasing, MixUp and CutMix need normalised images; leave out normalized=False")
     mixing = Mixing(num_classes=len(dataset.class_names), mixup=config.mixup, cutmix=config.cutmix)
     train_loader = TrainLoader(
-        dataset.train,
-        augment=augmentation_of(config, dataset, epochs),
+        DECODERS[config.decoder](dataset.train),
+        augment=replace(augmentation_of(config, dataset, epochs), normalized=normalized),
         mix=mixing if config.mixup or config.cutmix else None,
         repeats=config.repeated_augmentation,
         global_batch=config.global_batch,
@@ -205,7 +226,7 @@ def loaders_of(
     eval_loader = EvalLoader(
         dataset.test,
         batch=config.eval_batch,
-        transform=dataset.transform.of_images,
+        transform=dataset.transform.of_images if normalized else dataset.transform.cropped_images,
         rank=rank,
         world_size=world_size,
         workers=config.workers,

@@ -45,7 +45,7 @@ class Split:
         return self.images[index], int(self.labels[index])
 
     def take(self, indices: Sequence[int], /) -> Tensor:
-        return self.images[torch.as_tensor(indices)]
+        return self.images.index_select(0, torch.as_tensor(indices))
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,66 @@
 """What happens to images before the network sees them: an augmentation in training, a fixed transform in evaluation.
 
 Images come as uint8 (0..255) or float32 (0..1), `[C, H, W]` each: stacked in one tensor `[N, C, H, W]`, or as a list
-where their sizes differ. torchvision's transforms are imported on first use.
+where their sizes differ; in training also encoded, to be decoded once their crop is known. torchvision's transforms are
+imported on first use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torchvision.transforms.v2 import RandomResizedCrop
 
-Images = Tensor | list[Tensor]
+
+class EncodedImage(Protocol):
+    """An image whose pixels are decoded when it is known which are needed."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    def region(self, top: int, left: int, height: int, width: int, size: int) -> Tensor:
+        """That part of the image, uint8 `[3, H, W]`: each side reduced as far as it stays at least `size` pixels."""
+        ...
+
+
+Images = Tensor | list[Any]  # of Tensor and, in training, EncodedImage
 
 # Of the training images' R, G, B in 0..1.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 LARGEST_SIZE = 4096  # pixels
+VALUES_AT_A_TIME = 2**17  # that are normalised: 0.5 MB
 INTERPOLATIONS = ("bilinear", "bicubic")
 CHANNEL_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """`(images - mean) / std` of each channel, float32; uint8 images are first scaled to 0..1."""
-    # Divided, not multiplied by 1/255: bit for bit what torchvision's published weights saw.
-    scaled = images / 255 if images.dtype == torch.uint8 else images
-    return (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    means, deviations = (torch.as_tensor(each, device=images.device)[:, None, None] for each in (mean, std))
+    result = torch.empty_like(images, dtype=torch.promote_types(images.dtype, torch.float32))
+
+    # On a CPU a few images at a time, which stay in its cache from step to step.
+    at_a_time = len(images)
+    if images.dim() == 4 and images.device.type == "cpu":
+        at_a_time = max(1, VALUES_AT_A_TIME // max(1, images[:1].numel()))
+    for part, normalized in zip(images.split(at_a_time), result.split(at_a_time), strict=True):
+        if part.dtype == torch.uint8:
+            # Divided, not multiplied by 1/255: bit for bit what torchvision's published weights saw.
+            torch.div(part, 255, out=normalized).sub_(means)
+        else:
+            torch.sub(part, means, out=normalized)
+        normalized.div_(deviations)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +94,28 @@ class ImageTransform:
             raise ValueError(f"interpolation must be {' or '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
 
     def __call__(self, image: Image) -> Tensor:
+        return normalize(self._cropped(image), self.mean, self.std)
+
+    def _cropped(self, image: Image) -> Tensor:
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as V
 
         mode, interpolation = CHANNEL_MODES[len(self.mean)], InterpolationMode(self.interpolation)
         resized = V.resize(image.convert(mode), [self.resize_size], interpolation, antialias=True)
-        return normalize(V.pil_to_tensor(V.center_crop(resized, [self.crop_size])), self.mean, self.std)
+        return V.pil_to_tensor(V.center_crop(resized, [self.crop_size]))
 
     def of_images(self, images: Images) -> Tensor:
         """The same for a batch, `[N, C, crop_size, crop_size]`; images that have this size are only normalised."""
+        return normalize(self.cropped_images(images), self.mean, self.std)
+
+    def cropped_images(self, images: Images) -> Tensor:
+        """The same before it is normalised."""
         size = self.crop_size
         if isinstance(images, Tensor) and images.shape[1:] == (len(self.mean), size, size) and size == self.resize_size:
-            return normalize(images, self.mean, self.std)
+            return images
         from torchvision.transforms.v2 import functional as V
 
-        return torch.stack([self(V.to_pil_image(image)) for image in images])
+        return torch.stack([self._cropped(V.to_pil_image(image)) for image in images])
 
 
 @dataclass(frozen=True)
@@ -91,7 +128,7 @@ class ViewSeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Changes each image of a batch at random -> `[N, C, size, size]` float32, normalised.
+    """Changes each image of a batch at random -> `[N, C, size, size]` float32, normalised unless `normalized` is False.
 
     What happens to an image depends only on its own seed and the epoch's size, so a batch may be split anywhere.
     Images are shifted at `size` pixels and then resized to the epoch's size, so that a shift is the same share of an
@@ -111,6 +148,8 @@ class Augmentation:
     rand_augment_ops: int = 0
     rand_augment_magnitude: int = 9
     random_erasing: float = 0.0
+    normalized: bool = True
+    """False keeps the type and the range of values that the images have, for `normalize` on the device."""
 
     def __call__(self, images: Images, views: ViewSeeds) -> Tensor:
         size = self.size_of_epoch(views.epoch) if self.size_of_epoch else self.size
@@ -125,7 +164,8 @@ class Augmentation:
         if self.trivial_augment or self.rand_augment_ops:
             batch = each(self._policy(), batch, recolour)
 
-        batch = normalize(batch, self.mean, self.std)
+        if self.normalized:
+            batch = normalize(batch, self.mean, self.std)
         if self.random_erasing:
             from torchvision.transforms import v2
 
@@ -135,7 +175,8 @@ class Augmentation:
     def _cropped(self, images: Images, size: int, seeds: Sequence[int]) -> Tensor:
         from torchvision.transforms import v2
 
-        return each(v2.RandomResizedCrop(size, scale=(self.random_resized_crop, 1.0)), images, seeds)
+        crop = v2.RandomResizedCrop(size, scale=(self.random_resized_crop, 1.0))
+        return each(partial(cropped, crop), images, seeds)
 
     def _policy(self) -> Callable[[Tensor], Tensor]:
         from torchvision.transforms import v2
@@ -152,10 +193,24 @@ def resized(images: Images, size: int) -> Tensor:
     from torchvision.transforms import v2
 
     middle = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
-    return middle(images) if isinstance(images, Tensor) else torch.stack([middle(image) for image in images])
+    if isinstance(images, Tensor):
+        return middle(images)
+    whole = (image if isinstance(image, Tensor) else image.region(0, 0, *image.shape, size) for image in images)
+    return torch.stack([middle(image) for image in whole])
 
 
-def each(transform: Callable[[Tensor], Tensor], images: Images, seeds: Sequence[int]) -> Tensor:
+def cropped(crop: RandomResizedCrop, image: Tensor | EncodedImage) -> Tensor:
+    """The random crop of an image. Of an encoded one it is drawn first, from the same random numbers."""
+    if isinstance(image, Tensor):
+        return crop(image)
+    from torchvision.transforms.v2 import functional as V
+
+    box = crop.make_params([torch.empty(1).expand(3, *image.shape)])  # which takes from its argument only the size
+    region = image.region(box["top"], box["left"], box["height"], box["width"], crop.size[0])
+    return V.resize(region, crop.size, antialias=True)
+
+
+def each(transform: Callable[[Any], Tensor], images: Images, seeds: Sequence[int]) -> Tensor:
     """`transform` of every image, stacked. It draws from that image's seed; torch's random state is then restored."""
     # The generator, not torch.manual_seed: that would also seed the GPU's, which is not restored.
     with torch.random.fork_rng(devices=[]):
@@ -176,13 +231,17 @@ def crop_and_flip(images: Tensor, seeds: Sequence[int], *, padding: int, flip: b
     number, channels, height, width = images.shape
 
     # Each image's shift and whether it is mirrored, from its own seed.
-    draws = []
+    draws = torch.zeros(number, 3, dtype=torch.int64)
     generator = torch.Generator()
-    for seed in seeds:
+    for seed, shift, mirror in zip(seeds, draws[:, :2].unbind(), draws[:, 2].unbind(), strict=True):
         generator.manual_seed(seed)
-        top, left = torch.randint(2 * padding + 1, (2,), generator=generator).tolist()
-        draws.append((top, left, flip and bool(torch.randint(2, (), generator=generator))))
-    tops, lefts, mirrored = torch.tensor(draws).T[:, :, None]
+        shift.random_(2 * padding + 1, generator=generator)
+        if flip:
+            mirror.random_(2, generator=generator)
+    tops, lefts, mirrored = draws.T[:, :, None]
+    if not padding:
+        pairs = zip(images, mirrored.flatten().tolist(), strict=True)
+        return torch.stack([image.flip(-1) if mirror else image for image, mirror in pairs])
 
     # The row and the column that each pixel comes from.
     rows = (torch.arange(height) + tops - padding).clamp(0, height - 1)

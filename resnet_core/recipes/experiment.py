@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from resnet_core.data import Dataset, EvalLoader, TrainLoader, dataset_of, identity, loaders_of
+from resnet_core.data.decoders import PILLOW
 from resnet_core.data.describe import describe
 from resnet_core.data.manifest import FileRecord, content, files_of
+from resnet_core.data.transforms import normalize
 from resnet_core.foundation.toml import to_toml
 from resnet_core.models import registry
 from resnet_core.models.backbone import Backbone
@@ -22,6 +24,7 @@ from resnet_core.models.freezing import freeze
 from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import Trainer, World
 from resnet_core.train.averaging import WeightAverage
+from resnet_core.train.forward import unchanged
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.report import Report
@@ -89,8 +92,13 @@ def load(recipe: Recipe) -> Experiment:
     return Experiment(recipe, dataset_of(recipe.data))
 
 
-def make_loaders(recipe: Recipe | Experiment, world: World) -> tuple[Dataset, TrainLoader, EvalLoader]:
-    """A recipe's data and this rank's batches of it. Raises ValueError for data that do not fit the recipe."""
+def make_loaders(
+    recipe: Recipe | Experiment, world: World, *, normalized: bool = True
+) -> tuple[Dataset, TrainLoader, EvalLoader]:
+    """A recipe's data and this rank's batches of it; `loaders_of` explains `normalized`.
+
+    Raises ValueError for data that do not fit the recipe.
+    """
     experiment = recipe if isinstance(recipe, Experiment) else load(recipe)
     train_loader, eval_loader = loaders_of(
         experiment.recipe.data,
@@ -100,6 +108,7 @@ def make_loaders(recipe: Recipe | Experiment, world: World) -> tuple[Dataset, Tr
         rank=world.rank,
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
+        normalized=normalized,
     )
     return experiment.dataset, train_loader, eval_loader
 
@@ -124,7 +133,11 @@ def make_trainer(
         recipe = Experiment(recipe, dataset) if dataset else load(recipe)
     experiment, recipe = recipe, recipe.recipe
     world = world or World()
-    _, train_loader, eval_loader = make_loaders(experiment, world)
+
+    # Where a fast decoder is chosen and normalisation comes last, batches stay uint8 until they are on the device.
+    on_device = recipe.data.decoder != PILLOW and recipe.data.normalizes_last
+    dataset, train_loader, eval_loader = make_loaders(experiment, world, normalized=not on_device)
+    mean, std = (torch.tensor(each, device=world.device) for each in (dataset.transform.mean, dataset.transform.std))
 
     torch.manual_seed(recipe.seed)
     model = experiment.initial_model() if build is None else build(**experiment.fitting_arguments)
@@ -144,6 +157,7 @@ def make_trainer(
         train_loader=train_loader,
         eval_loader=eval_loader,
         score_fn=classification_sums,
+        prepare_inputs=partial(normalize, mean=mean, std=std) if on_device else unchanged,
         max_gradient_norm=recipe.optimizer.max_grad_norm,
         average=WeightAverage(recipe.averaging) if recipe.averaging.ema_decay else None,
         run=recipe.run,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resnet_core.distributed.signals import StoppedError, batches_or_stop
 from resnet_core.distributed.world import World
 from resnet_core.train.config import TrainConfig
-from resnet_core.train.forward import forward
+from resnet_core.train.forward import forward, unchanged
 from resnet_core.train.metrics import means
 
 
@@ -29,6 +29,7 @@ def evaluate(
     config: TrainConfig,
     world: World,
     stop_asked: Callable[[], bool] = lambda: False,
+    prepare_inputs: Callable[[Tensor], Tensor] = unchanged,
 ) -> dict[str, float]:
     """Means over the samples of all ranks' batches, each counted once.
 
@@ -41,7 +42,7 @@ def evaluate(
         for inputs, targets in batches_or_stop(iter(loader)):
             if world.any_rank_stops(stop_asked()):
                 raise StoppedError("the evaluation was stopped before its end")
-            for key, value in score_fn(*forward(model, inputs, targets, config, world)).items():
+            for key, value in score_fn(*forward(model, inputs, targets, config, world, prepare_inputs)).items():
                 sums[key] = sums[key] + value if key in sums else value
         return {key: value.item() for key, value in sums.items()}
 

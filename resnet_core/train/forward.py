@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,20 @@ def input_format(config: TrainConfig) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.preserve_format
 
 
+def unchanged(inputs: Tensor) -> Tensor:
+    return inputs
+
+
 def forward(
-    network: nn.Module, inputs: Tensor, targets: Tensor, config: TrainConfig, world: World
+    network: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    config: TrainConfig,
+    world: World,
+    prepare_inputs: Callable[[Tensor], Tensor] = unchanged,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs in at least float32, and targets, both on the device."""
-    inputs = inputs.to(world.device, non_blocking=True, memory_format=input_format(config))
+    """Outputs in at least float32, and targets, both on the device, where `prepare_inputs` is called first."""
+    inputs = prepare_inputs(inputs.to(world.device, non_blocking=True, memory_format=input_format(config)))
     with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
         outputs = network(inputs)
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -25,7 +25,7 @@ from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import CheckpointWriter
 from resnet_core.train.config import RunConfig, TrainConfig
 from resnet_core.train.evaluate import EvaluationBatches, evaluate
-from resnet_core.train.forward import forward, input_format, prepare_model
+from resnet_core.train.forward import forward, input_format, prepare_model, unchanged
 from resnet_core.train.graphs import RecordedGradients
 from resnet_core.train.optimizers import clip_gradients
 from resnet_core.train.report import Report
@@ -83,7 +83,8 @@ class Trainer:
 
     `loss_fn(outputs, targets)` returns the mean over the batch as a scalar. `lr_fn(step)` returns the learning rate of
     step 0, 1, .. `score_fn(outputs, targets)` returns sums over a batch and their "count" (see `train/metrics.py`).
-    Every rank holds the same model and gets its own, equally large part of each global batch.
+    Every rank holds the same model and gets its own, equally large part of each global batch. The network gets
+    `prepare_inputs(inputs)`, computed on the device: a batch may travel there in fewer bytes.
 
     With an `average` of the weights, the average is evaluated. With a `folder`, checkpoints are saved there, `fit()`
     continues from the newest, `about` is saved in each, and the one with the highest `score_name` is kept. With a
@@ -103,6 +104,7 @@ class Trainer:
         train_loader: TrainingBatches,
         eval_loader: EvaluationBatches,
         score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+        prepare_inputs: Callable[[Tensor], Tensor] = unchanged,
         max_gradient_norm: float = math.inf,
         average: WeightAverage | None = None,
         run: RunConfig | None = None,
@@ -119,6 +121,7 @@ class Trainer:
         self.replica = world.wrap(self.model)
         self.optimizer = optimizer
         self.average = average
+        self.prepare_inputs = prepare_inputs
         self.loss_fn = loss_fn
         self.lr_fn = lr_fn
         self.max_gradient_norm = max_gradient_norm
@@ -260,7 +263,9 @@ class Trainer:
         for number, (part, part_targets) in enumerate(parts, 1):
             # Only the last part's backward exchanges gradients with the other ranks.
             with self.world.no_sync(self.replica) if number < num_parts else nullcontext():
-                outputs, part_targets = forward(self.replica, part, part_targets, self.config, self.world)
+                outputs, part_targets = forward(
+                    self.replica, part, part_targets, self.config, self.world, self.prepare_inputs
+                )
                 loss = self.loss_fn(outputs, part_targets) * (len(part) / len(inputs))
                 loss.backward()
             losses.append(loss.detach())
@@ -272,7 +277,13 @@ class Trainer:
         with self.average.swapped_into(self.model) if self.average else nullcontext():
             self.world.share_buffers(self.model)
             scores = evaluate(
-                self.model.eval(), self.eval_loader, self.score_fn, self.config, self.world, self.stop_asked
+                self.model.eval(),
+                self.eval_loader,
+                self.score_fn,
+                self.config,
+                self.world,
+                self.stop_asked,
+                self.prepare_inputs,
             )
         self.model.train(was_training)
         return scores

@@ -47,7 +47,7 @@ def test_every_augmentation_is_off_by_default():
 
 
 def test_an_augmentation_has_the_settings_of_the_configuration_under_the_same_names():
-    names = {field.name for field in fields(Augmentation)} - {"mean", "std", "size", "size_of_epoch"}
+    names = {field.name for field in fields(Augmentation)} - {"mean", "std", "size", "size_of_epoch", "normalized"}
     assert len(names & {field.name for field in fields(DataConfig)}) == len(names) == 7
 
 
