@@ -238,13 +238,13 @@ def tables(gpus: Sequence[Gpu], site: Site, counts: Sequence[int]) -> tuple[str,
 
 TYPICAL, SMALLER = (375, 500), (256, 341)  # ImageNet's most frequent height and width; with a shorter side of 256
 QUALITY, GRAIN = 90, 0.09  # which give about ImageNet's bytes a file
-FILES, BATCH, MEASURED_EPOCHS = 256, 16, 3
+BATCH, MEASURED_EPOCHS = 16, 3
 
 
-def write_photographs(folder: Path, shape: tuple[int, int]) -> float:
+def write_photographs(folder: Path, shape: tuple[int, int], count: int = 256) -> float:
     """JPEG files of smooth shapes with grain, in two classes of two parts; bytes of a file, on average."""
     generator = torch.Generator().manual_seed(0)
-    for number in range(FILES):
+    for number in range(count):
         shapes = F.interpolate(torch.rand(1, 3, 12, 16, generator=generator), shape, mode="bicubic")[0]
         grainy = shapes + GRAIN * torch.randn(shapes.shape, generator=generator)
         for part in ("train", "val"):

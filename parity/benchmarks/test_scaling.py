@@ -109,9 +109,8 @@ def test_rates_and_prices_must_be_above_0(option, capsys):
     assert f"argument {option}: must be above 0 and finite, got 0" in capsys.readouterr().err
 
 
-def test_the_loader_is_measured_on_files_like_imagenets(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "FILES", 16)
-    assert write_photographs(tmp_path, scaling.TYPICAL) == pytest.approx(scaling.FILE_BYTES, rel=0.02)
+def test_the_loader_is_measured_on_files_like_imagenets(tmp_path):
+    assert write_photographs(tmp_path, scaling.TYPICAL, count=16) == pytest.approx(scaling.FILE_BYTES, rel=0.02)
     seconds = list(batch_seconds(tmp_path))
     assert len(seconds) == scaling.MEASURED_EPOCHS
     assert 0 < statistics.median(seconds) < 60
