@@ -33,11 +33,15 @@ __all__ += builders.__all__
 
 # Loaded on first use, since the models need only torch.
 ROOMS = ("data", "exercises", "inference", "recipes", "runs", "train", "weights")
-FUNCTIONS = {"inspect_weights": "resnet_core.weights.inspect"}
+FUNCTIONS = {
+    "inspect_weights": "resnet_core.weights.inspect",
+    "optimize_for_inference": "resnet_core.inference.optimize",
+}
 __all__ += FUNCTIONS
 
 if TYPE_CHECKING:
     from resnet_core import data, exercises, inference, recipes, runs, train, weights  # noqa: F401
+    from resnet_core.inference.optimize import optimize_for_inference  # noqa: F401
     from resnet_core.weights.inspect import inspect_weights  # noqa: F401
 else:
 

@@ -47,6 +47,7 @@ KEPT_TO = {
     "jinja2": {"runs"},
     "matplotlib": {"runs", "inference"},
     "captum": {"inference"},
+    "torchao": {"inference"},
     "tyro": {"cli"},
     "safetensors": {"train", "weights"},
     "tomli_w": {"foundation"},

@@ -1,0 +1,186 @@
+"""A network as a graph of a ResNet's operations, each convolution with its BatchNorm, addition and ReLU in one."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resnet_core.foundation.errors import shortened
+from resnet_core.models.relus import separate_relus
+
+Geometry = tuple[list[Any], list[int], list[int], int]  # padding, stride, dilation, groups
+
+SHAPES_KEPT = 2  # of inputs, for each of which a convolution keeps its weights in oneDNN's order
+
+# What a ResNet computes beside its convolutions.
+MODULES = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Linear, nn.Flatten)
+FUNCTIONS = (operator.add, operator.getitem, torch.add, torch.flatten, F.pad, F.adaptive_avg_pool2d, "flatten", "mean")
+NOTHING_IN_EVALUATION = (nn.Identity, nn.Dropout)
+
+
+def fused_graph(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
+    """What `model` computes in evaluation mode, for inputs of the shape of `inputs` but for the batch.
+
+    Raises ValueError for a network with operations that are not a ResNet's. The model's tensors are not changed.
+    """
+    network = separate_relus(model)
+    check_operations(network)
+    return fused(folded(network), inputs)
+
+
+def check_operations(network: fx.GraphModule) -> None:
+    """Raises ValueError for a network with operations that are not a ResNet's."""
+    unknown = {}
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            module = network.get_submodule(node.target)
+            if isinstance(module, nn.Conv2d):
+                if isinstance(module.padding, str) or module.padding_mode != "zeros":
+                    unknown[f"a convolution with padding {module.padding!r} of {module.padding_mode}"] = node
+            elif isinstance(module, _BatchNorm):
+                if module.running_mean is None:
+                    unknown["BatchNorm without running statistics"] = node
+            elif not isinstance(module, MODULES + NOTHING_IN_EVALUATION):
+                unknown[type(module).__name__] = node
+        elif node.op in ("call_function", "call_method") and node.target not in FUNCTIONS:
+            unknown[getattr(node.target, "__name__", str(node.target))] = node
+
+    if unknown:
+        raise ValueError(
+            f"optimize_for_inference takes networks of a ResNet's operations, and this one has {shortened(unknown)}; "
+            "for others use torch.compile"
+        )
+
+
+def folded(network: fx.GraphModule) -> fx.GraphModule:
+    """The network without Identity, Dropout, and the BatchNorms that follow a convolution: those change its weights.
+
+    The new weights are computed in float64.
+    """
+    for node in list(network.graph.nodes):
+        module = network.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, NOTHING_IN_EVALUATION):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+        elif isinstance(module, _BatchNorm) and (conv := only_conv(network, node.args[0])):
+            network.set_submodule(node.args[0].target, with_norm(conv, module))
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+    network.recompile()
+    network.delete_all_unused_submodules()
+    return network
+
+
+def only_conv(network: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
+    """The convolution that a node runs, if that is its only use and its result goes to one place."""
+    if node.op != "call_module" or len(node.users) != 1:
+        return None
+    module = network.get_submodule(str(node.target))
+    uses = sum(each.target == node.target for each in network.graph.nodes)
+    return module if isinstance(module, nn.Conv2d) and uses == 1 else None
+
+
+def with_norm(conv: nn.Conv2d, norm: _BatchNorm) -> nn.Conv2d:
+    """A convolution that computes what `norm` makes of `conv`."""
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    scale = (variance + norm.eps).rsqrt()
+    shift = -mean * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+
+    both = copy.deepcopy(conv)
+    both.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).float())
+    both.bias = nn.Parameter(shift.float())
+    return both
+
+
+def fused(network: fx.GraphModule, inputs: Tensor) -> fx.GraphModule:
+    """The network whose convolutions include the addition and the ReLU that follow them."""
+    ShapeProp(network).propagate(inputs)
+    for node in list(network.graph.nodes):
+        conv = network.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d):
+            continue
+
+        # What follows, as long as nothing else reads what lies between.
+        last, other = node, None
+        added = next(iter(last.users)) if len(last.users) == 1 else None
+        if added and added.target in (operator.add, torch.add) and not added.kwargs:
+            other = next((each for each in added.args if each is not last), None)
+            if isinstance(other, fx.Node) and shape_of(other) == shape_of(last):
+                last = added
+            else:
+                other = None
+        following = next(iter(last.users)) if len(last.users) == 1 else None
+        relu = bool(
+            following
+            and following.op == "call_module"
+            and isinstance(network.get_submodule(str(following.target)), nn.ReLU)
+        )
+        if relu:
+            last = following
+
+        network.set_submodule(node.target, FusedConv(conv, relu=relu))
+        if last is not node:
+            with network.graph.inserting_before(last):
+                read = node.args[:1] if other is None else (node.args[0], other)
+                call = network.graph.call_module(node.target, read)
+            call.meta = last.meta
+            last.replace_all_uses_with(call)
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    network.delete_all_unused_submodules()
+    return network
+
+
+def shape_of(node: fx.Node) -> Any:
+    return getattr(node.meta.get("tensor_meta"), "shape", None)
+
+
+class OrderedWeights(nn.Module):
+    """A convolution whose weights are kept in the order that oneDNN wants for inputs of a shape."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.ordered: dict[torch.Size, Tensor] = {}
+
+    def weight_for(self, shape: torch.Size) -> Tensor:
+        """The weights for inputs `[N, C, H, W]`."""
+        if shape not in self.ordered:
+            while len(self.ordered) >= SHAPES_KEPT:
+                self.ordered.pop(next(iter(self.ordered)))
+            self.ordered[shape] = self.reordered(shape)
+        return self.ordered[shape]
+
+    def reordered(self, shape: torch.Size) -> Tensor:
+        """The weights anew."""
+        raise NotImplementedError
+
+
+class FusedConv(OrderedWeights):
+    """`relu(convolution(x) + other)` in one operation; without `other` no addition, without `relu` no ReLU."""
+
+    def __init__(self, conv: nn.Conv2d, *, relu: bool) -> None:
+        super().__init__((list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups))
+        self.weight, self.bias = conv.weight, conv.bias
+        self.relu = relu
+
+    def reordered(self, shape: torch.Size) -> Tensor:
+        return torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(shape))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        run, weight = torch.ops.mkldnn._convolution_pointwise, self.weight_for(x.shape)
+        if other is None:
+            return run(x, weight, self.bias, *self.geometry, "relu" if self.relu else "none", [], "")
+        relu = "relu" if self.relu else None
+        return run.binary(x, other, weight, self.bias, *self.geometry, "add", 1.0, relu, [], "")
