@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import resnet_core
 from resnet_core.foundation.precision import same_bits
-from resnet_core.weights import WeightsInfo, inspect_weights, load_model, load_weights, write_weights
+from resnet_core.weights import WeightsInfo, inspect_weights, load_model, load_weights, read_info, write_weights
 from resnet_core.weights.names import their_names
 from resnet_core.weights.pretrained import names_a_file
 
@@ -123,6 +123,8 @@ def test_a_v1_library_s_file_is_loaded_as_v1(follow):
     assert found.command() == "resnet-core predict R-50.pkl IMAGE --stride-in-1x1"
     assert found.python().endswith("load_model('R-50.pkl', stride_in_1x1=True)")
     follow(found.command())
+    follow("resnet-core convert R-50.pkl NAME.safetensors --stride-in-1x1")
+    assert read_info("NAME.safetensors").transform is None  # these take BGR images
 
 
 def test_a_v1_network_under_other_names_is_loaded_as_the_caller_says(follow):
