@@ -1,1 +1,1 @@
-"""Trained networks in use: predict, evaluate, export."""
+"""Trained networks in use: predict, evaluate, explain, optimize, export."""
