@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.rungs import Rung
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.precision import same_bits
 
 Builder = Callable[[], nn.Module]

@@ -9,8 +9,8 @@ import torchvision
 
 import resnet_core
 from parity.drop_in import images
-from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.rungs import LOGITS, RUNGS
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.precision import float_errors
 
 ARITHMETICS = ("logits", "channels_last", "bfloat16", "float16", "torch.compile")

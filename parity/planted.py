@@ -9,14 +9,14 @@ import torchvision
 from torch import nn
 
 from parity.drop_in import images
-from resnet_core.comparison.climb import DEFAULT_RUNGS, higher_rungs, starting_rungs
-from resnet_core.comparison.mistakes import INITIALISATIONS, MISTAKES, NotApplicable
+from parity.patients.plants import PLANTS, NotApplicable
+from resnet_core.comparison.climb import DEFAULT_RUNGS, INITIALISATIONS, higher_rungs, starting_rungs
 from resnet_core.comparison.pair import match
 from resnet_core.comparison.rungs import Rung
 from resnet_core.comparison.twins import share_weights
 from resnet_core.models.resnet import Bottleneck, ResNet
 
-CATALOGUE = (*MISTAKES, *INITIALISATIONS)
+CATALOGUE = (*PLANTS, *INITIALISATIONS)
 DEPTHS, CLASSES = (2, 2, 2, 2), 7
 SHAPES = ({}, {"groups": 32, "width_per_group": 4})  # one group is no mistake in the first
 
@@ -40,8 +40,8 @@ def rungs_that_catch(mistake: str) -> Iterator[Rung]:
 
 def network(resnet: type, block: type, shape: dict[str, int], mistake: str | None = None) -> nn.Module:
     model = resnet(block, DEPTHS, num_classes=CLASSES, **shape)
-    if mistake in MISTAKES:
-        return MISTAKES[mistake](model)
+    if mistake in PLANTS:
+        return PLANTS[mistake](model)
     if mistake is not None:
         INITIALISATIONS[mistake](model)
     return model

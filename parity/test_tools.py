@@ -16,7 +16,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 import resnet_core
 from parity.drop_in import images
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.precision import same_bits
 
 BOTH = (resnet_core, torchvision.models)

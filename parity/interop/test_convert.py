@@ -10,7 +10,7 @@ import torchvision
 from parity.drop_in import difference, images
 from parity.oracles.transformers import classifier
 from resnet_core.builders import get_model
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights.convert import convert
 from resnet_core.weights.files import load_weights, read_info, write_weights

@@ -7,7 +7,7 @@ import torch
 
 import resnet_core
 from parity.drop_in import images
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.precision import same_bits
 from resnet_core.models.backbone import Backbone
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import resnet_core
 from parity.oracles import composer, flax, keras, timm, torchvision, transformers
 from parity.oracles.oracle import load_by_names, noise
+from parity.patients.plants import PLANTS
 from resnet_core.classifier.builders import CIFAR_MODELS
 from resnet_core.classifier.initializers import Initializer
-from resnet_core.comparison.matching import calibrate
-from resnet_core.comparison.mistakes import MISTAKES
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 from resnet_core.weights.libraries import KERAS_EPSILON, LIBRARIES, fold_keras
@@ -60,7 +60,7 @@ class Deviation:
     config: Mapping[str, Any] = field(default_factory=dict)
     """What our builder is called with to get theirs."""
     mistakes: tuple[str, ...] = ()
-    """The changes of `resnet_core.comparison.mistakes.MISTAKES` that make ours theirs."""
+    """The changes of `parity.patients.plants.PLANTS` that make ours theirs."""
     otherwise: str = ""
     """In words, where neither does it."""
     check: Callable[[Deviation], Measured]
@@ -69,9 +69,9 @@ class Deviation:
     """Packages that the check imports in addition to the project's own."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.mistakes if name not in MISTAKES]
+        unknown = [name for name in self.mistakes if name not in PLANTS]
         if unknown:
-            raise ValueError(f"mistakes are keys of MISTAKES, got {unknown[0]!r}; {did_you_mean(unknown[0], MISTAKES)}")
+            raise ValueError(f"mistakes are keys of PLANTS, got {unknown[0]!r}; {did_you_mean(unknown[0], PLANTS)}")
 
     @property
     def missing(self) -> list[str]:
@@ -87,7 +87,7 @@ class Deviation:
     def applied(self, model: Any) -> Any:
         """The network with the entry's mistakes; it may use the model up."""
         for name in self.mistakes:
-            model = MISTAKES[name](model)
+            model = PLANTS[name](model)
         return model
 
     @property

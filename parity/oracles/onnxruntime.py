@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parity.oracles.oracle import Oracle, noise
 from resnet_core.builders import get_model
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.weights.libraries import IMAGE_SIZE, NETWORKS
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.builders import get_model
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.weights.files import load_weights
 from resnet_core.weights.libraries import IMAGE_SIZE
 from resnet_core.weights.names import their_names

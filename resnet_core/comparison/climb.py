@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from resnet_core.comparison.diagnosis import as_resnet
-from resnet_core.comparison.matching import trace
-from resnet_core.comparison.mistakes import INITIALISATIONS
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.pair import Pair
 from resnet_core.comparison.rungs import RUNGS, SLOW, NotRun, Outcome, Run, Rung, Status, judge
+from resnet_core.comparison.trace import in_float64, trace
 from resnet_core.comparison.twins import Twins
 from resnet_core.foundation.precision import same_bits, same_distribution
 
@@ -49,14 +47,10 @@ def not_run(name: str) -> Rung:
 
 def names_and_shapes(pair: Pair) -> Rung:
     name = "names and shapes"
-    if pair.shared_modules:
-        detail = f"a module holds several weights, or weights and layers: {', '.join(pair.shared_modules)}"
-        return Rung(name=name, status="differs", detail=f"{detail}; give each weight its own module")
-
     if pair.unmatched:
         more = f" and {len(pair.unmatched) - 3} more" if len(pair.unmatched) > 3 else ""
         detail = f"without counterpart: {', '.join(pair.unmatched[:3])}{more}"
-        if all("Linear" in each for each in pair.unmatched):
+        if pair.only_heads_differ:
             detail += "; give both heads the same number of classes"
         return Rung(name=name, status="differs", detail=detail)
 
@@ -99,22 +93,51 @@ def initialisation(pair: Pair) -> Rung:
 
 def starting_weights(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parameters of both networks by the second one's names."""
-    names = pair.tensor_names()
+    names = pair.tensor_names
     return {names.get(key, key): value for key, value in pair.a.named_parameters()}, dict(pair.b.named_parameters())
 
 
 def cause_of_initialisation(pair: Pair) -> str | None:
     """The known initialisation that gives weights like the first network's."""
     ours, theirs = starting_weights(pair)
-    reference = as_resnet(pair.b)
-    if reference is None or ours.keys() != theirs.keys():
+    if ours.keys() != theirs.keys():
         return None
     for name, initialise in INITIALISATIONS.items():
-        network = copy.deepcopy(reference)
+        network = copy.deepcopy(pair.b)
         initialise(network)
         if all(same_distribution(ours[key], value) for key, value in network.named_parameters()):
             return f"{name}: the reference with this start has weights like those of the first network"
     return None
+
+
+# Other weights to start from: what a network computes stays, what training makes of it does not.
+
+
+def default_initialisation(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def zero_last_norms(model: nn.Module) -> None:
+    """The last norm of each block, which has two or three of them itself."""
+    for block in model.modules():
+        norms = [each for each in block.children() if isinstance(each, nn.BatchNorm2d)]
+        if len(norms) > 1:
+            nn.init.zeros_(norms[-1].weight)
+
+
+def kaiming_over_fan_in(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "PyTorch's default initialisation": default_initialisation,
+    "last BatchNorm of each block starts at zero": zero_last_norms,
+    "Kaiming's normal over fan_in": kaiming_over_fan_in,
+}
 
 
 def activations(twins: Twins) -> Rung:
@@ -123,16 +146,19 @@ def activations(twins: Twins) -> Rung:
     if place is not None:
         return Rung(name="activations", status="differs", detail=f"first at {place}")
 
-    ours, theirs = (trace(model.eval(), twins.inputs) for model in (twins.a, twins.b))
-    counterparts = twins.counterparts
-    written = {(counterparts[call.path], call.time): call.written for call in ours if call.path in counterparts}
-    equal = all(written.get((call.path, call.time)) == call.written for call in theirs if call.shapes)
+    ours, theirs = (trace(model.eval(), twins.inputs, exact=False).operations for model in (twins.a, twins.b))
+    written = {key: each.written for key, each in twins.counterparts(ours).items()}
+    others = twins.second_by_weights(theirs)
+    equal = all(written.get(key) == each.written for key, each in others.items())
     return Rung(name="activations", status="equal" if equal else "rounding", detail=f"{len(written)} modules")
 
 
 def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
     """The rung of what the two networks do, or of the errors that they raise."""
     failed: Exception | None = None
+    if name in ("bfloat16", "float16") and twins.casts:
+        cast = twins.casts[0]
+        return Rung(name=name, status="not run", detail=f"a network asks for float32 ({cast.place})")
     try:
         outcome = run_copy(ours, twins.a, twins)
     except NotRun as reason:
@@ -152,7 +178,12 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
 
     names = twins.tensor_names
     renamed = {key._replace(tensor=names.get(key.tensor, key.tensor)): value for key, value in outcome.items()}
-    rung = judge(name, renamed, reference, lambda: run_copy(theirs, copy.deepcopy(twins.b).double(), twins))
+
+    def exact() -> Outcome:
+        with in_float64():
+            return run_copy(theirs, copy.deepcopy(twins.b).double(), twins)
+
+    rung = judge(name, renamed, reference, exact)
 
     if name == "training logits" and rung.passed:
         first, second = twins.in_float64

@@ -4,20 +4,19 @@
     print(result)         # the ladder
     assert result         # falsy where a rung differs
 
-Names may differ: modules are matched by execution order, shapes and sources. Both networks get the first one's weights,
-with noise where a parameter is one constant, as in new norms. The networks given are not changed.
+Names may differ: operations are matched by execution order, shapes and sources. Both networks get the first one's
+weights, with noise where a parameter is one constant, as in new norms. The networks given are not changed.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnet_core.comparison.climb import (
     ALL_RUNGS,
@@ -26,14 +25,13 @@ from resnet_core.comparison.climb import (
     higher_rungs,
     starting_rungs,
 )
-from resnet_core.comparison.diagnosis import Diagnosis, as_resnet, diagnose
+from resnet_core.comparison.diagnosis import Difference
 from resnet_core.comparison.pair import Network, match
-from resnet_core.comparison.references import complete, first_is_reference
+from resnet_core.comparison.references import complete
 from resnet_core.comparison.rungs import SLOW, Rung, timed
-from resnet_core.comparison.twins import Twins, share_weights
-from resnet_core.foundation.precision import same_bits
+from resnet_core.comparison.twins import share_weights
+from resnet_core.comparison.verdict import Verdict, judge_networks
 from resnet_core.foundation.suggestions import did_you_mean
-from resnet_core.models.registry import MODELS, build
 
 FAST_RUNGS = ("names and shapes", "parameters", "logits", "loss and gradients")
 
@@ -44,12 +42,14 @@ class Comparison:
 
     rungs: tuple[Rung, ...]
     first_divergence: str | None = None
-    """Path of the second network's module whose result the first one never has."""
+    """Path of the second network's first module that writes what the first network never has."""
     values: tuple[str, str] | None = None
     """What both networks have there, in words."""
     likely_cause: str | None = None
     mistakes: tuple[str, ...] | None = None
-    """The known mistakes that explain the first network, names of `resnet_core.comparison.mistakes.MISTAKES`."""
+    """What the differences are called; None where there are none, or where they do not explain everything."""
+    differences: tuple[Difference, ...] = ()
+    """What the network in question does differently from the other, in the order in which it computes."""
     reference: str | None = None
     """The reference in words where `compare` chose it."""
     renamed: dict[str, str] = field(default_factory=dict)
@@ -76,6 +76,7 @@ class Comparison:
             lines += [f"  first network:  {self.values[0]}", f"  second network: {self.values[1]}"]
         if self.likely_cause:
             lines.append(f"likely cause: {self.likely_cause}")
+        lines += [f"  {number}. {difference}" for number, difference in enumerate(self.differences, 1)]
         return "\n".join(lines)
 
 
@@ -93,14 +94,12 @@ def compare(
 
     Each is a module, or a function that builds one. With functions the weights that a seed gives are compared, too.
     The reference may be left out: the model of ours that is nearest by the shapes of its weights takes its place. It
-    may also come first, if it is of our classes or torchvision's and unedited. Without `inputs` two random images are
-    used, of a size that both networks take.
-    `rungs` are names of ALL_RUNGS, by default all but the slow ones, without those of `skip`. They run on the inputs'
-    device. Where a rung differs and `b` is a ResNet of this package or of torchvision's form, each known mistake is
-    simulated, then pairs of mistakes for `diagnosis_seconds`; with 0 none is. Raises TypeError for anything that is not
-    a network, RuntimeError for a network that does not run on these inputs, and ValueError for fewer than 2 images, for
-    values that are not finite, and for an unknown rung. `progress` is called with what is being done, in words, and at
-    the end with an empty text.
+    may also come first, if it is a healthy ResNet and the second network is not. Without `inputs` two random images are
+    used, of a size that both networks take. `rungs` are names of ALL_RUNGS, by default all but the slow ones, without
+    those of `skip`. They run on the inputs' device. Where a rung differs, the differences of the layers are named,
+    unless `diagnosis_seconds` is 0. `progress` is called with what is being done, in words, and at the end with an
+    empty text. Raises TypeError for anything that is not a network, RuntimeError for a network that does not run on
+    these inputs, and ValueError for fewer than 2 images, for values that are not finite, and for an unknown rung.
     """
     if inputs is not None and (len(inputs) < 2 or not inputs.isfinite().all()):
         raise ValueError(f"inputs must be finite and at least 2 images, got {list(inputs.shape)}")
@@ -117,25 +116,27 @@ def compare(
         differ_at_start = any(rung.name == "seeded initialisation" and not rung.passed for rung in found)
         cause_of_weights = cause_of_initialisation(pair) if differ_at_start else None
 
+        unused = pair.unused
         twins = share_weights(pair)
         found += reported(timed(higher_rungs(twins, names)), say)
 
         # Other initial weights are no other function, and a graph that cannot be captured has no module to blame.
-        path, values, cause, diagnosis = None, None, None, None
-        failed = {rung.name for rung in found if not rung.passed}
-        if failed - {"seeded initialisation", *SLOW} and not pair.shared_modules:
+        path, values, verdict = None, None, Verdict()
+        failed = {rung.name for rung in found if not rung.passed} - {"seeded initialisation", *SLOW}
+        if failed:
             say("looking for the cause")
             path, values = twins.first_divergence()
-            diagnosis = diagnosis_of(twins, diagnosis_seconds)
-            cause = likely_cause(twins, diagnosis, diagnosis_seconds)
+            if diagnosis_seconds > 0:
+                verdict = judge_networks(twins, failed, unused)
         say("")
 
     return Comparison(
         rungs=tuple(found),
         first_divergence=path,
         values=values,
-        likely_cause="; ".join(filter(None, (cause, cause_of_weights))) or None,
-        mistakes=diagnosis.mistakes if diagnosis and not diagnosis.healthy else None,
+        likely_cause="; ".join(filter(None, (verdict.cause, cause_of_weights))) or None,
+        mistakes=verdict.mistakes,
+        differences=verdict.differences,
         reference=reference,
         renamed=pair.renamed,
     )
@@ -174,47 +175,3 @@ def exact_arithmetic() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-def diagnosis_of(twins: Twins, seconds: float) -> Diagnosis | None:
-    """The mistakes that explain the network in question; None where the other is no reference to try them on."""
-    patient, other = (twins.b, twins.a) if first_is_reference(twins.a, twins.b) else (twins.a, twins.b)
-    reference = as_resnet(other)
-    if seconds <= 0 or reference is None:
-        return None
-    return diagnose(patient, reference, twins.inputs, seconds=seconds)
-
-
-def likely_cause(twins: Twins, diagnosis: Diagnosis | None, seconds: float) -> str | None:
-    """The diagnosis in words, or why there is none."""
-    if diagnosis is None:
-        return "not looked for: the second network is no ResNet; give the reference second" if seconds > 0 else None
-    if diagnosis.healthy:
-        return "no known mistake: it computes what the reference does; what differs stands in the rungs above"
-    if diagnosis.mistakes is not None:
-        return str(diagnosis)
-
-    # Nothing in the catalogue explains it: another model, or a network that is never the same twice?
-    models = [lookalike(model) for model in (twins.a, twins.b)]
-    if all(models) and len(set(models)) == 2:
-        return f"the first network has the convolutions of a {models[0]}, the second of a {models[1]}"
-    if is_random(twins.a, twins.inputs):
-        return "the first network is not deterministic in eval mode; check that its dropout respects self.training"
-    return str(diagnosis)
-
-
-@torch.no_grad()
-def is_random(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether the logits change from run to run in evaluation."""
-    return not same_bits(*(model.eval()(inputs) for _ in range(2)))
-
-
-def lookalike(model: nn.Module) -> str | None:
-    """The model of ours whose convolutions have the same shapes."""
-    shapes = convolution_shapes(model)
-    with torch.device("meta"):
-        return next((name for name in MODELS if convolution_shapes(build(name)) == shapes), None)
-
-
-def convolution_shapes(model: nn.Module) -> Counter[torch.Size]:
-    return Counter(parameter.shape for parameter in model.parameters() if parameter.dim() == 4)

@@ -1,252 +1,371 @@
-"""Which known mistake a network has, found by simulation: the mistake is made in a right one, and the two agree.
+"""Why two networks differ: the differences of their layers, held to what the network computes.
 
-Nothing is guessed. The reference with the mistake gets the patient's weights, and both compute in float64, where only
-different functions differ.
+The reference is changed until it has the network's layers. Each change is a difference. Nothing is guessed: with all of
+them, and with the network's weights, it must compute in float64 what the network does, in evaluation and in training.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resnet_core.comparison.matching import (
-    Call,
-    Fingerprint,
-    Shapes,
-    align,
-    calibrate,
-    copy_weights,
-    fingerprint,
-    own_shapes,
-    perturb_constants,
-    trace,
-)
-from resnet_core.comparison.mistakes import MISTAKES, NotApplicable
-from resnet_core.models.backbone import STAGES, Backbone, has_small_stem
-from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_core.comparison.edits import Differences, compare_structures
+from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
+from resnet_core.comparison.structure import Block, Layer, Structure, as_code, count, described, structure_of
+from resnet_core.comparison.trace import Operation, Trace, calibrate, fingerprint, in_float64, perturb_constants, trace
+from resnet_core.models.backbone import Backbone
+from resnet_core.models.cifar import CifarResNet
+from resnet_core.models.registry import MODELS, Model
+from resnet_core.models.resnet import BasicBlock, Bottleneck
 
 SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One thing that the first network does differently, and how to repair it."""
+
+    name: str
+    operation: str
+    """What kind of layer it is about: "conv", "norm", "act"."""
+    path: str
+    """The first module that it is about."""
+    file: str | None
+    line: int | None
+    """Where the user's code runs it."""
+    ours: str
+    theirs: str
+    repair: str
+    places: int = 1
+    """How many layers have it."""
+
+    def __str__(self) -> str:
+        line = f"{Path(self.file).name}:{self.line}" if self.file else ""
+        where = ", ".join(filter(None, (self.path, line)))
+        more = f" and {self.places - 1} more places" if self.places > 1 else ""
+        return f"{self.name} ({where}{more}): {self.ours}; reference: {self.theirs}; {self.repair}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What is wrong with a network: nothing, one mistake, two, or something that is not in the catalogue."""
+    """What is different about a network: nothing, some mistakes, or something that the grammar does not hold."""
 
     mistakes: tuple[str, ...] | None
-    """Names of MISTAKES; empty for a healthy network, None if nothing in the catalogue explains it."""
+    """What the differences are called; empty for a healthy network, None where they do not explain all of it."""
     tried: int
     """How many networks were simulated."""
     seconds: float
+    differences: tuple[Difference, ...] = ()
+    rest: str | None = None
+    """The first operation that the differences do not explain."""
+    publication: Published | None = None
+    """The published network that it is."""
+    reference_name: str = "the reference"
 
     @property
     def healthy(self) -> bool:
         return self.mistakes == ()
 
     def __str__(self) -> str:
-        if self.mistakes is None:
-            return f"unknown: none of {self.tried} simulated networks computes what this network does"
         if self.healthy:
             return "healthy: it computes what the reference does on these images, in evaluation and in training"
+        names = " and ".join(each.name for each in self.differences)
+        if self.mistakes is None:
+            found = f"found so far: {names}; the rest" if names else "unknown: what differs"
+            return f"{found} begins at {self.rest}"
         made = "this mistake" if len(self.mistakes) == 1 else "these mistakes"
-        return f"{' and '.join(self.mistakes)}: the reference with {made} computes exactly what this network does"
+        known = ""
+        if self.publication is not None:
+            known = f"; this is {self.publication.name.format(self.reference_name)} ({self.publication.source})"
+        return f"{names}: the reference with {made} computes exactly what this network does{known}"
 
 
-@dataclass(frozen=True)
-class Behaviour:
-    """What a network does, in float64: logits in evaluation and in training, and its norms' statistics afterwards."""
+def diagnose(patient: nn.Module, reference: nn.Module, inputs: Tensor, *, seconds: float = SECONDS) -> Diagnosis:
+    """The differences that make `reference` compute what `patient` does; neither network is changed.
 
-    evaluated: Fingerprint
-    trained: Fingerprint
-    statistics: dict[str, Fingerprint]
-
-    def matches(self, other: Behaviour, pairs: dict[str, str]) -> bool:
-        """Whether both do the same. `pairs` are this network's modules and their counterparts in the other."""
-        return (
-            self.evaluated.matches(other.evaluated)
-            and self.trained.matches(other.trained)
-            and all(
-                other.statistics[name].matches(value)
-                for path, counterpart in pairs.items()
-                for ending in ("running_mean", "running_var")
-                for name, value in [(f"{counterpart}.{ending}", self.statistics.get(f"{path}.{ending}"))]
-                if value is not None and name in other.statistics
-            )
-        )
-
-
-def diagnose(patient: nn.Module, reference: ResNet, inputs: Tensor, *, seconds: float = SECONDS) -> Diagnosis:
-    """The mistake, or the two, that make `reference` compute what `patient` does; neither network is changed.
-
-    A small input is enough: `[2, 3, 64, 64]`. Each mistake is tried, then pairs until `seconds` are over. An error that
-    the patient raises on these inputs is passed on.
+    A small input is enough: `[2, 3, 64, 64]`. An error that the patient raises on these inputs is passed on.
     """
-    began = time.monotonic()
-    tried = 0
     with torch.random.fork_rng():
-        examined = Patient(patient, inputs)
-        for names in examined.candidates(reference, began + seconds):
-            tried += 1
-            if examined.explained_by(reference, names):
-                return Diagnosis(mistakes=names, tried=tried, seconds=time.monotonic() - began)
-    return Diagnosis(mistakes=None, tried=tried, seconds=time.monotonic() - began)
+        theirs = Examined(reference, inputs)
+        return explain(Examined(patient, inputs, like=theirs.evaluation), theirs)
 
 
-class Patient:
-    """The network to diagnose, what it does, and the comparison with simulated networks."""
+class Examined:
+    """A network's layers, in evaluation and in training, and whether they compute what it does."""
 
-    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
-        self.inputs = inputs.double()
+    def __init__(self, network: nn.Module, inputs: Tensor, like: Structure | None = None) -> None:
+        self.inputs, self.like = inputs.double(), like
         self.network = perturb_constants(copy.deepcopy(network)).double()
         torch.manual_seed(0)
-        calibrate(self.network, self.inputs)
-        self.calls = trace(self.network, self.inputs)
-        self.shapes = shape_counts({call.path: call.shapes for call in self.calls}.values())
-        self.behaviour = behave(self.network, self.inputs)
-        self.alignments: dict[tuple[Any, ...], tuple[dict[str, str], list[str]]] = {}
+        with in_float64():
+            calibrate(self.network, self.inputs)
+        self.trace = trace(self.network, self.inputs)
+        self.evaluation = resized(structure_of(self.trace, like), self.network, self.inputs, like)
 
-    def candidates(self, reference: ResNet, deadline: float) -> Iterator[tuple[str, ...]]:
-        """No mistake, then each mistake, then two of which the first explains the first divergence."""
-        yield ()
-        for name in MISTAKES:
-            yield (name,)
+    @staticmethod
+    def structure_on(network: nn.Module, images: Tensor) -> Structure:
+        return structure_of(trace(network.eval(), images, fingerprints=False))
 
-        # A mistake explains the first divergence if the networks with it agree for longer than without.
-        found = self.divergence(reference, ())
-        later = []
-        for name in MISTAKES:
-            if time.monotonic() > deadline:
-                return
-            if self.divergence(reference, (name,)) > found:
-                later.append(name)
+    @cached_property
+    def trained(self) -> tuple[Trace, Structure, dict[str, Tensor]]:
+        """The forward in training on other images, its layers, and the buffers that it leaves."""
+        with restored_buffers(self.network):
+            # With the images that the statistics come from, no momentum would show.
+            run = trace(self.network.train(), 2 * self.inputs + 1, seed=1)
+            left = {name: value.clone() for name, value in self.network.named_buffers()}
+        self.network.eval()
+        return run, structure_of(run, self.like), left
 
-        # If no single mistake fits the shapes, or evaluation shows none, the first divergence rules none out.
-        blind = not later and found in (-1, len(self.calls))
-        for first in MISTAKES if blind else later:
-            for second in MISTAKES:
-                if time.monotonic() > deadline:
-                    return
-                if second != first:
-                    yield (first, second)
+    @property
+    def training(self) -> Structure:
+        return self.trained[1]
 
-    def simulated(self, reference: ResNet, names: Iterable[str]) -> tuple[nn.Module, dict[str, str]] | None:
-        """The reference with these mistakes and the patient's weights, and which module stands for which.
-
-        None where the mistakes do not apply or the shapes do not fit.
-        """
-        # Two mistakes may exclude each other.
-        network: nn.Module = copy.deepcopy(reference)
-        try:
-            for name in names:
-                network = MISTAKES[name](network)  # type: ignore[arg-type]
-            if shape_counts(map(own_shapes, network.modules())) != self.shapes:
-                return None
-            network = network.double().eval()
-            pairs, unmatched = self.aligned(network)
-        except (NotApplicable, RuntimeError, ValueError, AttributeError, TypeError):
-            return None
-
-        if unmatched:
-            return None
-        copy_weights(self.network, network, pairs)
-        return network, pairs
-
-    def aligned(self, network: nn.Module) -> tuple[dict[str, str], list[str]]:
-        """`align`, once for all networks whose modules have the same names and shapes."""
-        key = tuple((path, *own_shapes(module).items()) for path, module in network.named_modules())
-        if key not in self.alignments:
-            self.alignments[key] = align(self.calls, trace(network, self.inputs))
-        return self.alignments[key]
-
-    def explained_by(self, reference: ResNet, names: tuple[str, ...]) -> bool:
-        simulated = self.simulated(reference, names)
-        if simulated is None:
-            return False
-        network, pairs = simulated
-
-        # Evaluation first: it rules most out at half the price.
-        try:
-            if not fingerprint(evaluate(network, self.inputs)).matches(self.behaviour.evaluated):
-                return False
-            return self.behaviour.matches(behave(network, self.inputs), pairs)
-        except RuntimeError:  # two mistakes that leave a branch and its shortcut with different shapes
-            return False
-
-    def divergence(self, reference: ResNet, names: tuple[str, ...]) -> int:
-        """How many of the patient's calls come before the first whose result the simulated network never has."""
-        simulated = self.simulated(reference, names)
-        if simulated is None:
-            return -1
-        try:
-            return first_unknown(self.calls, trace(simulated[0], self.inputs))
-        except RuntimeError:
-            return -1
+    @cached_property
+    def unexplained(self) -> str | None:
+        """The first layer that computes something else than the operations it stands for; None if there is none."""
+        if (place := first_unfaithful(self.evaluation, self.trace, self.inputs)) is not None:
+            return place
+        run, structure, left = self.trained
+        with restored_buffers(self.network):
+            torch.manual_seed(1)
+            place = first_unfaithful(structure, run, 2 * self.inputs + 1)
+            for name, value in self.network.named_buffers():
+                if value.is_floating_point() and not fingerprint(value).matches(fingerprint(left[name])):
+                    return place or f"the statistics {name} after training"
+        return place
 
 
-def first_unknown(calls: list[Call], known: list[Call]) -> int:
-    """The index of the first call whose result occurs in none of the known; the number of calls if all occur."""
-    values = [value for call in known for value in (call.read, call.written)]
-    for number, call in enumerate(calls):
-        if not any(call.written.matches(value) for value in values):
-            return number
-    return len(calls)
+class restored_buffers:  # noqa: N801
+    """Inside this context a network may change its buffers; afterwards they are as before."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __enter__(self) -> None:
+        self.kept = {name: value.clone() for name, value in self.network.named_buffers()}
+
+    def __exit__(self, *error: object) -> None:
+        with torch.no_grad():
+            for name, value in self.network.named_buffers():
+                value.copy_(self.kept[name])
 
 
-def shape_counts(modules: Iterable[Shapes]) -> Counter[tuple[tuple[int, ...], ...]]:
-    """How many modules have tensors of these shapes: rules out most simulated networks before anything runs."""
-    return Counter(tuple(sorted(shapes.values())) for shapes in modules if shapes)
-
-
-def as_resnet(model: nn.Module) -> ResNet | None:
-    """Our ResNet that computes what `model` does, built from its torchvision names; None if it has other names."""
-    if isinstance(model, ResNet):
-        return model
-
-    network: Any = model
+@torch.no_grad()
+def first_unfaithful(structure: Structure, run: Trace, inputs: Tensor) -> str | None:
+    """The place of the first layer whose result is not what was traced there; None if the logits agree."""
     try:
-        first, config = network.layer1[0], {}
-        if hasattr(first, "conv3"):
-            groups = first.conv2.groups
-            v1 = network.layer2[0].conv1.stride == (2, 2)
-            config = {"groups": groups, "width_per_group": first.conv2.out_channels // groups, "stride_in_1x1": v1}
-
-        ours = Backbone(
-            Bottleneck if config else BasicBlock,
-            [len(network.get_submodule(stage)) for stage in STAGES],
-            num_classes=network.fc.out_features,
-            in_channels=network.conv1.in_channels,
-            small_images=has_small_stem(network),
-            **config,
-        )
-        ours.load_state_dict(network.state_dict())
-    except (AttributeError, RuntimeError, ValueError, TypeError, IndexError):
+        logits = structure(inputs.clone())
+    except (RuntimeError, ValueError, TypeError, KeyError, StopIteration) as error:
+        return f"{run.operations[run.output].place}: its layers do not run by themselves ({type(error).__name__})"
+    if run.logits is None or fingerprint(logits.reshape(run.logits.shape)).matches(run.logits):
         return None
-    return ours
+    return run.operations[run.output].place
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, inputs: Tensor) -> Tensor:
-    return model.eval()(inputs.clone())
+def resized(structure: Structure, network: nn.Module, inputs: Tensor, like: Structure | None) -> Structure:
+    """The structure, in which a pool over the whole map is fixed only where other images show that it is."""
+
+    def is_fixed(layer: Layer) -> bool:
+        return layer.kind == "pool" and bool(layer.settings.get("fixed"))
+
+    if not any(map(is_fixed, structure.head)):
+        return structure
+    larger = torch.nn.functional.interpolate(inputs, scale_factor=2)
+    try:
+        again = structure_of(trace(network, larger, fingerprints=False), like)
+    except Exception:  # whatever the network raises on another size
+        return structure
+    sizes = [layer.settings["fixed"] for layer in again.head if is_fixed(layer)]
+    head = tuple(
+        replace(layer, settings={**layer.settings, "fixed": None})
+        if is_fixed(layer) and sizes and layer.settings["fixed"] not in sizes
+        else layer
+        for layer in structure.head
+    )
+    return replace(structure, head=head)
 
 
-@torch.no_grad()
-def behave(model: nn.Module, inputs: Tensor) -> Behaviour:
-    """Runs the model in evaluation, then once in training, and restores its statistics."""
-    kept = {name: value.clone() for name, value in model.named_buffers()}
-    evaluated = fingerprint(evaluate(model, inputs))
+def explain(ours: Examined, theirs: Examined) -> Diagnosis:
+    """The differences of two examined networks, and whether they are all."""
+    began = time.monotonic()
+    found = mistakes_between(ours.evaluation, theirs.evaluation)
+    found += [each for each in mistakes_between(ours.training, theirs.training) if is_new(each, found)]
+    differences = tuple(map(as_difference, found))
 
-    # Other images than those that the statistics come from: with the same, no momentum would show.
-    torch.manual_seed(1)
-    trained = fingerprint(model.train()(2 * inputs + 1))
-    statistics = {name: fingerprint(value) for name, value in model.named_buffers() if value.is_floating_point()}
+    rest = ours.unexplained or theirs.unexplained
+    if strange := [each for each in found if any(edit.kind == "other" for edit in each.edits)]:
+        known = tuple(as_difference(each) for each in found if each not in strange)
+        places = "; ".join(str(as_difference(each)) for each in strange[:3])
+        return Diagnosis(
+            mistakes=None, tried=1, seconds=time.monotonic() - began, differences=known, rest=rest or places
+        )
+    names = tuple(each.name for each in found)
+    name = name_of(theirs.evaluation)
+    return Diagnosis(
+        mistakes=None if rest else names,
+        tried=1,
+        seconds=time.monotonic() - began,
+        differences=differences,
+        rest=rest,
+        publication=published(names) if name else None,
+        reference_name=name or "the reference",
+    )
 
-    for name, value in model.named_buffers():
-        value.copy_(kept[name])
-    model.eval()
-    return Behaviour(evaluated, trained, statistics)
+
+def is_new(mistake: Mistake, known: Iterable[Mistake]) -> bool:
+    return mistake.name not in {each.name for each in known}
+
+
+def mistakes_between(ours: Structure, theirs: Structure) -> list[Mistake]:
+    """The mistakes that make the first network of the second."""
+    differences = compare_structures(ours, theirs)
+    if not differences.edits:
+        return []
+    best: tuple[float, list[Mistake], Differences, Structure] = (differences.cost, [], differences, theirs)
+
+    # A change of the whole network first, where it leaves less to explain.
+    for name, changed in whole_changes(ours, theirs):
+        left = compare_structures(ours, changed)
+        if left.cost + 2 < best[0]:
+            first = next((edit for edit in differences.edits if edit.place.stage), differences.edits[0])
+            best = (left.cost + 2, [Mistake(name, (first,))], left, changed)
+    _, before, differences, theirs = best
+    return [*before, *name_mistakes(differences, ours, theirs)]
+
+
+def whole_changes(ours: Structure, theirs: Structure) -> Iterator[tuple[str, Structure]]:
+    """The reference with all of its blocks changed, and what that is called."""
+    if theirs.blocks and theirs.blocks[0].branch and theirs.blocks[0].branch[0].kind == "conv":
+        yield "pre-activation order", pre_activated(theirs)
+
+    lengths = [count(block.branch, "conv") for structure in (ours, theirs) for block in structure.blocks[:1]]
+    if len(lengths) == 2 and set(lengths) == {2, 3}:
+        kind = Bottleneck if lengths[0] == 3 else BasicBlock
+        other = nearest(theirs, block=kind)
+        if other is not None:
+            before = BasicBlock if kind is Bottleneck else Bottleneck
+            yield f"{kind.__name__}s instead of {before.__name__}s", other
+
+
+def pre_activated(structure: Structure) -> Structure:
+    """Norm, activation, convolution, in this order; nothing after the addition, no norm on the shortcut."""
+
+    def changed(block: Block) -> Block:
+        norm = next(layer for layer in block.branch if layer.kind == "norm")
+        act = next((layer for layer in (*block.branch, *block.after) if layer.kind == "act"), None)
+        branch = [each for layer in block.branch if layer.kind == "conv" for each in (norm, act, layer) if each]
+        shortcut = block.shortcut and tuple(layer for layer in block.shortcut if layer.kind != "norm")
+        return replace(block, branch=tuple(branch), shortcut=shortcut, after=())
+
+    if not all(any(layer.kind == "norm" for layer in block.branch) for block in structure.blocks):
+        return structure
+    return replace(structure, blocks=tuple(map(changed, structure.blocks)))
+
+
+# The healthy network that is nearest to a structure.
+
+
+def nearest(structure: Structure, block: type[nn.Module] | None = None) -> Structure | None:
+    """The structure of our network with these depths and widths; None where no network of ours has them."""
+    network = nearest_network(structure, block)
+    if network is None:
+        return None
+    size = 64 if isinstance(network, Backbone) else 32
+    images = torch.empty(2, channels_in(structure), size, size, device="meta")
+    return structure_of(trace(network.eval(), images, exact=False, fingerprints=False))
+
+
+def channels_in(structure: Structure) -> int:
+    layer = next((layer for layer in structure.layers() if layer.kind == "conv"), None)
+    return int(layer.tensors["weight"].value.shape[1] * layer.settings["groups"]) if layer else 3
+
+
+def nearest_network(structure: Structure, block: type[nn.Module] | None = None) -> nn.Module | None:
+    """That network, on the meta device."""
+    linear = [layer for layer in structure.head if layer.kind == "linear"]
+    stem = [layer for layer in structure.stem if layer.kind == "conv"]
+    if not structure.blocks or not linear or not stem:
+        return None
+    first = [layer for layer in structure.blocks[0].branch if layer.kind == "conv"]
+    kind: Any = block or (Bottleneck if len(first) == 3 else BasicBlock)
+    config: dict[str, Any] = {"num_classes": linear[-1].settings["out"], "in_channels": channels_in(structure)}
+    try:
+        with torch.device("meta"):
+            if first[0].settings["out"] == 16 and kind is BasicBlock:
+                has_projection = any(count(each.shortcut or (), "conv") for each in structure.blocks)
+                return CifarResNet(max(structure.depths), shortcut="B" if has_projection else "A", **config)
+            if kind is Bottleneck and len(first) == 3:
+                groups = first[1].settings["groups"]
+                config |= {"groups": groups, "width_per_group": first[1].settings["out"] // groups}
+            small = (
+                stem[0].settings["kernel"] == 3
+                and stem[0].settings["stride"] == 1
+                and not count(structure.stem, "pool")
+            )
+            return Backbone(kind, structure.depths, small_images=small, **config)
+    except (ValueError, NotImplementedError, ZeroDivisionError):
+        return None
+
+
+def is_healthy(structure: Structure) -> bool:
+    """Whether a network of ours, or of torchvision's, has just these layers."""
+    healthy = nearest(structure)
+    return healthy is not None and not compare_structures(structure, healthy).edits
+
+
+def name_of(structure: Structure) -> str | None:
+    """The name of our model with these depths and widths."""
+    network = nearest_network(structure)
+    if network is None:
+        return None
+    shapes = convolution_shapes(network)
+    for name, model in MODELS.items():
+        if convolution_shapes(on_meta(model)) == shapes:
+            return name
+    return None
+
+
+def on_meta(model: Model) -> nn.Module:
+    with torch.device("meta"):
+        return model.network(*model.arguments, **model.config)
+
+
+def convolution_shapes(network: nn.Module) -> list[tuple[int, ...]]:
+    """Of all but the first, which is another one for small images."""
+    return sorted(tuple(each.shape) for each in network.parameters() if each.dim() == 4 and each.shape[1] > 3)
+
+
+def as_difference(mistake: Mistake) -> Difference:
+    edit = mistake.edits[0]
+    layer, reference = edit.layer, edit.reference
+    operation: Operation | None = layer.operation if layer else reference.operation if reference else None
+    ours = "nothing" if edit.action == "missing" or layer is None else described(layer)
+    theirs = "nothing" if edit.action == "extra" or reference is None else described(reference)
+    if edit.kind in ("block", "shortcut") and edit.action != "setting":
+        ours, theirs = (f"no {edit.kind}", f"a {edit.kind}")[:: 1 if edit.action == "missing" else -1]
+        repair = f"{'add' if edit.action == 'missing' else 'remove'} the {edit.kind}"
+    elif edit.action == "missing" and reference is not None:
+        repair = f"add {as_code(reference)}"
+    elif edit.action == "extra" and layer is not None:
+        repair = f"remove {as_code(layer)}"
+    else:
+        repair = f"write {as_code(reference)}" if reference else "as in the reference"
+    return Difference(
+        name=mistake.name,
+        operation=edit.kind,
+        path=operation.path if operation else "",
+        file=operation.file if operation and layer else None,
+        line=operation.line if operation and layer else None,
+        ours=ours,
+        theirs=theirs,
+        repair=repair,
+        places=len({id(edit.layer if edit.action != "missing" else edit.reference) for edit in mistake.edits}),
+    )

@@ -1,23 +1,26 @@
-"""Two networks, private copies of those given, in which each module with weights has its counterpart."""
+"""Two networks, private copies of those given, in which each operation with weights has its counterpart."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+import pickle
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from resnet_core.comparison.matching import align, matching_tensors, own_shapes, perturb_constants, trace
 from resnet_core.comparison.networks import with_place
+from resnet_core.comparison.trace import Leaf, Operation, Trace, perturb_constants, trace
 
 Network = nn.Module | Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two networks as they start, in evaluation mode, and which module of one stands for which of the other."""
+    """Two networks as they start, in evaluation mode, and which weights of one stand for which of the other."""
 
     a: nn.Module
     b: nn.Module
@@ -25,37 +28,28 @@ class Pair:
     labels: Tensor
     generators: tuple[Tensor, Tensor] | None
     """The random generator's state after building each; None unless both were built by functions."""
-    counterparts: dict[str, str]
-    """Paths of the first network's modules -> those of the second."""
+    operations: dict[Weights, Weights]
+    """The first network's operations, by the names of their weights -> the second's."""
+    tensor_names: dict[str, str]
+    """The first network's parameters and buffers -> those of the second."""
+    renamed: dict[str, str]
+    """The first network's modules -> the second's, where names differ."""
     unmatched: list[str]
-    """Modules of either network without counterpart, in words."""
-    shared_modules: list[str]
-    """Modules that hold several weights, or weights and layers: for them no counterpart can be found."""
+    """Operations of either network without counterpart, in words."""
+    only_heads_differ: bool
+    """Whether the last linear layers are all that has no counterpart."""
     unused: list[str]
     """Modules with weights that never run."""
+    casts: tuple[Operation, ...]
+    """Where the networks ask for float32."""
 
     @property
     def comparable(self) -> bool:
-        return not self.unmatched and not self.shared_modules
-
-    @property
-    def renamed(self) -> dict[str, str]:
-        """The modules whose counterparts have other names."""
-        return {ours: theirs for ours, theirs in self.counterparts.items() if ours != theirs}
-
-    def tensor_names(self) -> dict[str, str]:
-        """The first network's parameters and buffers -> those of the second."""
-        return {
-            join(path, name): join(counterpart, their_name)
-            for path, counterpart in self.counterparts.items()
-            for name, their_name in matching_tensors(
-                self.a.get_submodule(path), self.b.get_submodule(counterpart)
-            ).items()
-        }
+        return not self.unmatched
 
 
 def match(a: Network, b: Network, inputs: Tensor) -> Pair:
-    """Builds or copies both networks, runs each once on the inputs and finds which modules correspond.
+    """Builds or copies both networks, runs each once on the inputs and finds which weights correspond.
 
     Raises TypeError for anything that is not a network, and RuntimeError for one that does not run on these inputs.
     """
@@ -65,8 +59,11 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
     both_built = not isinstance(a, nn.Module) and not isinstance(b, nn.Module)
 
     models = (first, second)
-    calls = [trace(perturb_constants(copy.deepcopy(model)), inputs) for model in models]
-    counterparts, unmatched = align(*calls)
+    runs = [trace(perturb_constants(copy.deepcopy(model)), inputs) for model in models]
+    ours, theirs = (first_runs(run.operations) for run in runs)
+    pairs, unmatched = align(ours, theirs)
+    names = tensor_names(pairs, first, second)
+    lost = [each for each in (*ours, *theirs) if each not in {one for pair in pairs for one in pair}]
 
     return Pair(
         a=first,
@@ -74,23 +71,21 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
         inputs=inputs,
         labels=torch.arange(len(inputs), device=inputs.device) % logits.shape[-1],
         generators=(first_generator, second_generator) if both_built else None,
-        counterparts=counterparts,
+        operations={weights_of(one): weights_of(other) for one, other in pairs},
+        tensor_names=names,
+        renamed={one.path: other.path for one, other in pairs if one.path != other.path},
         unmatched=unmatched,
-        shared_modules=[path or "itself" for path in map(first_shared_module, models) if path is not None],
-        unused=[
-            path
-            for model, run in zip(models, calls, strict=True)
-            for path, module in model.named_modules()
-            if own_shapes(module) and path not in {call.path for call in run}
-        ],
+        only_heads_differ={*lost} == {ours[-1], theirs[-1]} and all(each.function == "linear" for each in lost),
+        unused=[path for model, run in zip(models, runs, strict=True) for path in unused_modules(model, run)],
+        casts=tuple(cast for run in runs for cast in run.casts),
     )
 
 
 def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     """A private copy of the network in eval mode, the random generator's state after building it, and its logits.
 
-    Raises TypeError for anything that is not a network, or that returns anything but a tensor of logits; RuntimeError
-    for a network that does not run on these inputs.
+    Raises TypeError for anything that is not a network of images, or that returns anything but a tensor of logits;
+    RuntimeError for a network that does not run on these inputs.
     """
     torch.manual_seed(0)
     model = network() if callable(network) and not isinstance(network, nn.Module) else network
@@ -101,7 +96,19 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
     model = getattr(model, "_orig_mod", model)  # the network inside torch.compile's wrapper
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"the {which} network is a TorchScript program; give the network that it was made from")
-    model = copy.deepcopy(model).to(inputs.device).float().eval()
+    if volume := next((name for name, each in model.named_modules() if isinstance(each, nn.Conv3d)), None):
+        raise TypeError(
+            f"the {which} network has 3-D convolutions ({volume}), and compare takes networks of images, "
+            "[N, C, H, W]; compare its 2-D form"
+        )
+
+    # Lazy modules take their shapes from the first images.
+    lazy = any(is_lazy(each) for each in (*model.parameters(), *model.buffers()))
+    if lazy and model is network:
+        model = pickle.loads(pickle.dumps(model))
+    elif not lazy:
+        model = copy.deepcopy(model)
+    model = model.to(inputs.device).float().eval()
 
     try:
         with torch.no_grad():
@@ -117,14 +124,143 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
     return model, generator, output
 
 
-def first_shared_module(model: nn.Module) -> str | None:
-    """Path of the first module that holds several weights of its own, or one beside modules with weights."""
+Weights = tuple[str, ...]
+
+
+def weights_of(operation: Operation) -> Weights:
+    """Names of the parameters and buffers that an operation uses; its place where the network does not hold them."""
+    return tuple(operation.tensors.values()) or (operation.place,)
+
+
+def held(operation: Operation) -> dict[str, Leaf]:
+    """The weights of an operation, with its buffers; a norm's statistics count as weights, other buffers do not."""
+    leaves = {role: leaf for role, leaf in operation.leaves.items() if leaf.names or leaf.unregistered}
+    has_weights = "norm" in operation.function or any(leaf.learned for leaf in leaves.values())
+    return leaves if has_weights else {}
+
+
+def first_runs(operations: Iterable[Operation]) -> list[Operation]:
+    """The first operation with each set of weights."""
+    first: dict[Weights, Operation] = {}
+    for operation in operations:
+        if held(operation):
+            first.setdefault(weights_of(operation), operation)
+    return [*first.values()]
+
+
+def align(ours: list[Operation], theirs: list[Operation]) -> tuple[list[tuple[Operation, Operation]], list[str]]:
+    """Our operations with weights beside theirs, and those of either that have no counterpart, in words.
+
+    Convolutions and linear layers are matched in the order in which they run, by their weights' shapes and by whether
+    they share their input with another: a projection does, a block's later convolutions do not. What follows one of
+    them, a norm, is matched with what follows its counterpart.
+    """
+    pairs: dict[Operation, Operation] = {}
+    taken: set[Operation] = set()
+
+    # Convolutions and linear layers: first those that share their input alike, then any of the same shape.
+    for exact in (True, False):
+        for one in (one for one in ours if is_weighted(one) and one not in pairs):
+            for other in theirs:
+                if other in taken or not is_weighted(other) or weight_shape(other) != weight_shape(one):
+                    continue
+                if not exact or branches(one, ours) == branches(other, theirs):
+                    pairs[one] = other
+                    taken.add(other)
+                    break
+
+    # Norms: first those that follow counterparts, then any of the same shapes.
+    for by_source in (True, False):
+        for one in (one for one in ours if one not in pairs):
+            for other in theirs:
+                if other in taken or shapes(other) != shapes(one):
+                    continue
+                source, their_source = source_of(one, ours), source_of(other, theirs)
+                if not by_source or (source is not None and pairs.get(source) is their_source):
+                    pairs[one] = other
+                    taken.add(other)
+                    break
+
+    unmatched = [f"the first's {in_words(one)}" for one in ours if one not in pairs]
+    unmatched += [f"the second's {in_words(other)}" for other in theirs if other not in taken]
+    unregistered = [one for one in (*ours, *theirs) if any(leaf.unregistered for leaf in held(one).values())]
+    unmatched += [f"{in_words(each)} that no module of the network holds" for each in unregistered if each in pairs]
+    return [*pairs.items()], unmatched
+
+
+def shapes(operation: Operation) -> list[tuple[int, ...]]:
+    return [tuple(leaf.value.shape) for leaf in held(operation).values()]
+
+
+def is_weighted(operation: Operation) -> bool:
+    return len(weight_shape(operation)) > 1
+
+
+def weight_shape(operation: Operation) -> tuple[int, ...]:
+    """The shape of the largest of its tensors: a convolution's or linear layer's weight."""
+    return max(shapes(operation), key=lambda shape: (len(shape), math.prod(shape)))
+
+
+def branches(operation: Operation, operations: Sequence[Operation]) -> bool:
+    """Whether another convolution or linear layer reads the same tensor."""
+    others = (each for each in operations if each is not operation and is_weighted(each))
+    return any(other.read == operation.read for other in others)
+
+
+def source_of(operation: Operation, operations: Sequence[Operation]) -> Operation | None:
+    """The operation with weights whose result this one reads as it is."""
+    return next((each for each in operations if is_weighted(each) and each.written == operation.read), None)
+
+
+KINDS = {"conv2d": "Conv2d", "batch_norm": "BatchNorm2d", "linear": "Linear", "group_norm": "GroupNorm"}
+
+
+def in_words(operation: Operation) -> str:
+    """`layer1.0.conv1 (Conv2d weight [64, 3, 7, 7])`."""
+    tensors = " ".join(f"{role} {list(leaf.value.shape)}" for role, leaf in held(operation).items())
+    name = operation.path or operation.place
+    return f"{name} ({KINDS.get(operation.function, operation.function)} {tensors})"
+
+
+def tensor_names(pairs: Iterable[tuple[Operation, Operation]], first: nn.Module, second: nn.Module) -> dict[str, str]:
+    """The first network's parameters and buffers -> the second's: those of an operation's same argument."""
+    names: dict[str, str] = {}
+    for one, other in pairs:
+        ours, theirs = one.tensors, other.tensors
+        found = {ours[role]: theirs[role] for role in ours if role in theirs}
+        names |= found
+
+        # What no operation reads in evaluation, such as a norm's count of batches.
+        owners = {key.rpartition(".")[0]: value.rpartition(".")[0] for key, value in found.items()}
+        for path, counterpart in owners.items():
+            mine, others = (
+                {name for name, _ in (*each.named_parameters(recurse=False), *each.named_buffers(recurse=False))}
+                for each in (first.get_submodule(path), second.get_submodule(counterpart))
+            )
+            for name in mine & others:
+                names.setdefault(join(path, name), join(counterpart, name))
+    return names
+
+
+def unused_modules(model: nn.Module, run: Trace) -> list[str]:
+    """Paths of the modules that hold weights of which no operation reads one."""
+    used = {name for leaf in run.leaves for name in leaf.names}
+    unused = []
     for path, module in model.named_modules():
-        weights = [shape for shape in own_shapes(module).values() if len(shape) > 1]
-        inside = any(own_shapes(child) for child in module.modules() if child is not module)
-        if len(weights) > 1 or (weights and inside):
-            return path
-    return None
+        own = {join(path, name) for name, _ in module.named_parameters(recurse=False)}
+        if own and not own & used:
+            unused.append(path)
+    return unused
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module, names: dict[str, str]) -> None:
+    """Copies the tensors of `source` into their counterparts in `target`, where the shapes agree."""
+    values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    theirs = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+    for name, counterpart in names.items():
+        if name in values and counterpart in theirs and theirs[counterpart].shape == values[name].shape:
+            theirs[counterpart].copy_(values[name])
 
 
 def join(path: str, name: str) -> str:

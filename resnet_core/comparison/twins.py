@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,24 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resnet_core.comparison.diagnosis import first_unknown
-from resnet_core.comparison.matching import (
-    Call,
-    Fingerprint,
-    calibrate,
-    copy_weights,
-    fingerprint,
-    perturb_constants,
-    recording,
-)
 from resnet_core.comparison.networks import with_place
-from resnet_core.comparison.pair import Pair
+from resnet_core.comparison.pair import Pair, Weights, copy_weights, held, weights_of
+from resnet_core.comparison.structure import described_operation
+from resnet_core.comparison.trace import Fingerprint, Operation, calibrate, light, perturb_constants, trace
 
 
 class Float64Run(NamedTuple):
     """What a network computes in float64."""
 
-    calls: list[Call]
+    operations: list[Operation]
     logits: Fingerprint
     trained: Fingerprint
     """Logits in training."""
@@ -41,47 +34,90 @@ class Twins:
     b: nn.Module
     inputs: Tensor
     labels: Tensor
-    counterparts: dict[str, str]
+    operations: dict[Weights, Weights]
     tensor_names: dict[str, str]
     comparable: bool
-    """Whether every module got weights."""
+    """Whether every operation got its weights."""
+    casts: tuple[Operation, ...]
+    """Where the networks ask for float32."""
 
     @cached_property
     def in_float64(self) -> tuple[Float64Run, Float64Run]:
         return run_in_float64(self.a, self.inputs), run_in_float64(self.b, self.inputs)
 
-    def first_divergence(self) -> tuple[str | None, tuple[str, str] | None]:
-        """The second network's first module that computes what the first never does, in float64, and both values.
+    def counterparts(self, ours: Iterable[Operation]) -> dict[tuple[Weights, int], Operation]:
+        """The first network's operations with weights, by their counterparts' and how often these ran before."""
+        found: dict[tuple[Weights, int], Operation] = {}
+        for operation in ours:
+            if weights_of(operation) in self.operations:
+                weights, time = self.operations[weights_of(operation)], 0
+                while (weights, time) in found:
+                    time += 1
+                found[weights, time] = operation
+        return found
 
-        That is a module with parameters whose counterpart writes something else. Where its input differs already, it
-        is the first module before it whose result the first network does not have.
+    def second_by_weights(self, theirs: Iterable[Operation]) -> dict[tuple[Weights, int], Operation]:
+        """The second network's operations with weights, by these and how often they ran before."""
+        found: dict[tuple[Weights, int], Operation] = {}
+        for operation in filter(held, theirs):
+            time = 0
+            while (weights_of(operation), time) in found:
+                time += 1
+            found[weights_of(operation), time] = operation
+        return found
+
+    def first_divergence(self) -> tuple[str | None, tuple[str, str] | None]:
+        """Where the second network first computes what the first never does, in float64, and what both do there.
+
+        That is an operation with weights whose counterpart writes something else. Where its input differs already, it
+        is the first operation before it whose result the first network does not have.
         """
-        ours, theirs = (each.calls for each in self.in_float64)
-        counterparts = {
-            (self.counterparts[call.path], call.time): call for call in ours if call.path in self.counterparts
-        }
+        ours, theirs = (each.operations for each in self.in_float64)
+        counterparts = self.counterparts(ours)
+        times: dict[Weights, int] = {}
 
         after_last_match = 0
-        for number, call in enumerate(theirs):
-            if not call.shapes:
+        for number, operation in enumerate(theirs):
+            if not held(operation):
                 continue
-            if (call.path, call.time) not in counterparts:
-                return call.path, (f"nothing of shape {list(call.written.shape)}", written(call))
+            key = weights_of(operation), times.setdefault(weights_of(operation), 0)
+            times[key[0]] += 1
+            if key not in counterparts:
+                shape = operation.written.shape if operation.written else ()
+                return place_of(operation), (f"nothing of shape {list(shape)}", written(operation))
 
-            counterpart = counterparts[call.path, call.time]
-            if not counterpart.written.matches(call.written):
-                if counterpart.read.matches(call.read):
-                    return call.path, (written(counterpart), written(call))
+            counterpart = counterparts[key]
+            if not agree(counterpart.written, operation.written):
+                if agree(counterpart.read, operation.read):
+                    return place_of(operation), (written(counterpart), written(operation))
                 unknown = first_unknown(theirs[after_last_match:number], ours)
                 place = min(after_last_match + unknown, number)
-                return theirs[place].path, (read(counterpart), read(call))
+                return place_of(theirs[place]), (read(counterpart), read(operation))
             after_last_match = number + 1
 
-        # Every module agrees, so only what follows the last one can differ.
+        # Every operation with weights agrees, so only what follows the last one can differ.
         ends = [each.logits for each in self.in_float64]
         if theirs and not ends[0].matches(ends[1]):
-            return theirs[-1].path, (f"its end, {ends[0]}", f"its end, {ends[1]}")
+            return place_of(theirs[-1]), (f"its end, {ends[0]}", f"its end, {ends[1]}")
         return None, None
+
+
+def agree(one: Fingerprint | None, other: Fingerprint | None) -> bool:
+    return one is not None and other is not None and one.matches(other)
+
+
+def first_unknown(operations: list[Operation], known: list[Operation]) -> int:
+    """The index of the first operation whose result occurs in none of the known; their number if all occur."""
+    values: dict[tuple[int, ...], list[Fingerprint]] = {}
+    for operation in known:
+        for each in (operation.read, operation.written):
+            if each is not None:
+                values.setdefault(each.shape, []).append(each)
+    for number, operation in enumerate(operations):
+        result = operation.written
+        if result is not None and not any(result.matches(value) for value in values.get(result.shape, ())):
+            return number
+    return len(operations)
 
 
 def share_weights(pair: Pair) -> Twins:
@@ -92,29 +128,32 @@ def share_weights(pair: Pair) -> Twins:
     perturb_constants(pair.a)
     torch.manual_seed(0)
     calibrate(pair.a, pair.inputs)
-    copy_weights(pair.a, pair.b, pair.counterparts)
-    return Twins(pair.a, pair.b, pair.inputs, pair.labels, pair.counterparts, pair.tensor_names(), pair.comparable)
+    copy_weights(pair.a, pair.b, pair.tensor_names)
+    names, casts = pair.tensor_names, pair.casts
+    return Twins(pair.a, pair.b, pair.inputs, pair.labels, pair.operations, names, pair.comparable, casts)
 
 
 @torch.no_grad()
 def run_in_float64(model: nn.Module, inputs: Tensor) -> Float64Run:
-    """Runs a copy of the model. Raises RuntimeError for one that only float32 suits."""
+    """Runs a copy of the model in evaluation and in training. Raises RuntimeError for one that only float32 suits."""
     model = copy.deepcopy(model).double().eval()
     try:
-        with recording(model) as calls:
-            logits = fingerprint(model(inputs.double()))
-        torch.manual_seed(1)
-        return Float64Run(calls, logits, fingerprint(model.train()(2 * inputs.double() + 1)))
+        run = light(trace(model, inputs))
+        trained = trace(model.train(), 2 * inputs.double() + 1, seed=1, every=False)
     except RuntimeError as error:
-        raise RuntimeError(
-            f"a {type(model).__name__} runs in float32 and not in float64 ({with_place(error)}): a list of blocks "
-            "must be an nn.ModuleList, and a tensor made in forward must take the input's dtype"
-        ) from error
+        raise RuntimeError(f"a {type(model).__name__} does not run in float64 ({with_place(error)})") from error
+    assert run.logits is not None
+    assert trained.logits is not None
+    return Float64Run(run.operations, run.logits, trained.logits)
 
 
-def written(call: Call) -> str:
-    return f"{call.path} writes {call.written}"
+def place_of(operation: Operation) -> str:
+    return operation.path or operation.place
 
 
-def read(call: Call) -> str:
-    return f"{call.path} reads {call.read}"
+def written(operation: Operation) -> str:
+    return f"{operation.place}, {described_operation(operation)}, writes {operation.written}"
+
+
+def read(operation: Operation) -> str:
+    return f"{place_of(operation)} reads {operation.read}"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from functools import partial
 
 import pytest
@@ -11,11 +12,14 @@ from torch import nn
 
 import resnet_core
 from parity.drop_in import images as random_images
+from parity.patients.plants import PLANTS
+from resnet_core.comparison.climb import INITIALISATIONS
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
-from resnet_core.comparison.diagnosis import as_resnet
-from resnet_core.comparison.matching import align, fingerprint, trace
-from resnet_core.comparison.mistakes import INITIALISATIONS, MISTAKES
+from resnet_core.comparison.diagnosis import is_healthy, name_of
+from resnet_core.comparison.pair import align, first_runs
 from resnet_core.comparison.rungs import LOGITS, SLOW, judge
+from resnet_core.comparison.structure import structure_of
+from resnet_core.comparison.trace import fingerprint, trace
 from resnet_core.models.backbone import has_small_stem
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -154,7 +158,7 @@ def test_shapes_that_differ_are_named_and_the_rest_not_run():
 def test_a_mistake_that_rebuilds_a_network_keeps_its_stem():
     for small in (False, True):
         model = resnet_core.Backbone(Bottleneck, [1, 2, 1, 1], num_classes=7, small_images=small)
-        assert has_small_stem(MISTAKES["one block too few in layer2"](model)) == small
+        assert has_small_stem(PLANTS["one block too few in layer2"](model)) == small
 
 
 def test_another_model_is_recognised_by_its_shapes():
@@ -454,7 +458,7 @@ def test_parameters_that_one_network_lacks_are_named():
         assert rungs["loss and gradients"].detail == f"gradient of conv1.bias: only the {owner} network has one"
 
 
-def test_weights_that_stand_beside_layers_are_refused_with_the_remedy():
+def test_weights_that_stand_beside_layers_are_compared_as_well():
     class Bare(nn.Module):
         def __init__(self):
             super().__init__()
@@ -464,11 +468,12 @@ def test_weights_that_stand_beside_layers_are_refused_with_the_remedy():
             return self.network(torch.nn.functional.conv2d(x, self.w))
 
     result = compare(Bare(), tiny(), images(), diagnosis_seconds=0)
-    assert "weights and layers: itself; give each weight its own module" in result.rungs[0].detail
+    assert re.search(r"the first's test_compare.py:\d+ \(Conv2d weight \[3, 3, 1, 1\]\)$", result.rungs[0].detail)
     assert not result
+    assert compare(Bare(), Bare(), images(), diagnosis_seconds=0)
 
 
-def test_networks_that_cannot_be_compared_are_refused_with_the_place_and_the_remedy():
+def test_layers_in_a_plain_list_are_seen_and_named():
     class Forgotten(nn.Module):
         def __init__(self):
             super().__init__()
@@ -477,10 +482,12 @@ def test_networks_that_cannot_be_compared_are_refused_with_the_place_and_the_rem
         def forward(self, x):
             return self.fc(self.blocks[0](x).mean((2, 3)))
 
-    with pytest.raises(
-        RuntimeError, match=r"not in float64 .*test_compare\.py:\d+\): a list of blocks must be an nn.Mod"
-    ):
-        compare(Forgotten(), tiny(), images())
+    result = compare(Forgotten(), Forgotten(), images())
+    assert re.search(r"test_compare.py:\d+ \(Conv2d .* that no module of the network holds", result.rungs[0].detail)
+    assert not result
+
+
+def test_networks_that_cannot_be_compared_are_refused_with_the_place_and_the_remedy():
     with pytest.raises(RuntimeError, match=r"the second network does not run on images of 2 x 1 x 32 x 32: "):
         compare(tiny(in_channels=1), tiny(), torch.randn(2, 1, 32, 32))
     for inputs in (images(batch=1), images() * float("nan")):
@@ -493,13 +500,14 @@ def test_what_differs_and_is_no_known_mistake_is_said():
     frozen.conv1.requires_grad_(False)
     frozen.unused = nn.Linear(2, 2)
     result = compare(frozen, tiny(), images())
-    assert result.likely_cause.startswith("no known mistake: it computes what the reference does")
+    assert result.likely_cause.startswith("no operation differs on these images")
+    assert "conv1.weight has requires_grad=False; weights that never run: unused" in result.likely_cause
     assert result.mistakes is None
     rungs = {rung.name: rung.detail for rung in result.rungs}
     assert rungs["parameters"].endswith("; never run: unused")
     assert rungs["loss and gradients"] == "gradient of conv1.weight: only the second network has one"
     swapped = compare(tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), Around(tiny(), half_gradient), images())
-    assert swapped.likely_cause == "not looked for: the second network is no ResNet; give the reference second"
+    assert swapped.likely_cause.startswith("BatchNorm eps 1e-3")
     restless = compare(
         Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(), diagnosis_seconds=2
     )
@@ -513,11 +521,12 @@ def test_assert_parity_shows_the_ladder():
 
 
 def test_a_projection_is_not_matched_with_a_convolution_of_the_same_shape():
-    calls = [trace(model.double().eval(), images().double()) for model in (Renamed(tiny()), tiny())]
-    pairs, unmatched = align(*calls)
+    runs = [trace(model.eval(), images()).operations for model in (Renamed(tiny()), tiny())]
+    pairs, unmatched = align(*map(first_runs, runs))
+    paths = {one.path: other.path for one, other in pairs}
     assert not unmatched
-    assert pairs["units.0.skip.0"] == "layer1.0.downsample.0"
-    assert pairs["units.0.c.2"] == "layer1.0.conv3"
+    assert paths["units.0.skip.0"] == "layer1.0.downsample.0"
+    assert paths["units.0.c.2"] == "layer1.0.conv3"
 
 
 def test_fingerprints_match_up_to_float64_rounding_and_no_further():
@@ -530,14 +539,18 @@ def test_fingerprints_match_up_to_float64_rounding_and_no_further():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
-def test_torchvisions_network_is_recognised_as_a_reference(name):
-    reference = as_resnet(torchvision.models.get_model(name, num_classes=3))
-    assert isinstance(reference, ResNet)
+def test_torchvisions_network_is_recognised_as_healthy(name):
+    def examined(network):
+        return structure_of(trace(network.eval(), images(size=64), fingerprints=False))
+
     theirs = torchvision.models.get_model(name, num_classes=3)
+    assert is_healthy(examined(theirs))
+    assert name_of(examined(theirs)) == name
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    assert has_small_stem(as_resnet(theirs))
-    assert as_resnet(torchvision.models.vgg11()) is None
-    assert as_resnet(nn.Linear(2, 2)) is None
+    assert is_healthy(examined(theirs))
+    theirs.conv1.padding = (0, 0)
+    assert not is_healthy(examined(theirs))
+    assert not is_healthy(examined(torchvision.models.vgg11()))
 
 
 def test_anything_that_is_not_a_network_or_returns_no_tensor_is_refused():

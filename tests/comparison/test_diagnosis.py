@@ -1,6 +1,7 @@
 """The doctor names every mistake planted in ResNets of another style, and finds the healthy ones healthy."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 from parity.diagnoses import DEPTHS, HEALTHY, OTHER_NAMES, of_healthy, of_mistake, reference
 from parity.drop_in import images as random_images
 from parity.patients import functional
+from parity.patients.plants import PLANTS
 from resnet_core.comparison.diagnosis import diagnose
-from resnet_core.comparison.mistakes import MISTAKES
 
 
 def size_for(mistake):
@@ -47,12 +48,19 @@ def test_two_mistakes_are_named_together():
     assert set(diagnosis.mistakes) == {"shortcut halved", "BatchNorm eps 1e-3"}
 
 
-def test_an_unknown_mistake_is_called_unknown():
+def test_an_operation_without_a_name_is_still_placed():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x.relu().cumsum(1)
+
     model = reference(True)
-    model.layer3[0].relu = nn.LeakyReLU(0.3)
-    diagnosis = diagnose(model, reference(True), images(), seconds=0)
+    model.layer3[0].relu, model.maxpool = Odd(), nn.MaxPool2d(2, 2)
+    diagnosis = diagnose(model, reference(True), images())
     assert diagnosis.mistakes is None
-    assert str(diagnosis).startswith("unknown: none of ")
+    assert re.match(
+        r"found so far: 2x2 max-pool; the rest begins at torch.cumsum .*test_diagnosis.py:\d+", str(diagnosis)
+    )
+    assert [each.name for each in diagnosis.differences] == ["2x2 max-pool"]
 
 
 def test_the_networks_given_are_not_changed():
@@ -65,6 +73,6 @@ def test_the_networks_given_are_not_changed():
 
 def test_similar_mistakes_of_the_catalogue_are_not_confused():
     for name in ("no stride in layer4", "no shortcut", "max-pool without padding", "max-pool at the head"):
-        patient = MISTAKES[name](reference(True))
+        patient = PLANTS[name](reference(True))
         inputs = images(size=size_for(name))
         assert diagnose(patient, reference(True), inputs, seconds=0).mistakes == (name,)

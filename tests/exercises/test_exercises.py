@@ -11,8 +11,8 @@ from torch import nn
 import resnet_core
 from resnet_core.cli.main import main
 from resnet_core.comparison.diagnosis import diagnose
-from resnet_core.comparison.matching import calibrate
 from resnet_core.comparison.mistakes import MISTAKES
+from resnet_core.comparison.trace import calibrate
 from resnet_core.exercises import grade, grader, handout
 from resnet_core.exercises.catalog import BLOCKS, EXERCISES, LEGEND
 from resnet_core.exercises.grader import images, small_network

@@ -7,7 +7,7 @@ import torch
 
 import resnet_core
 from parity.drop_in import images as random_images
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.data import load_digits
 from resnet_core.data.datasets import CIFAR10_CLASSES
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, ImageTransform

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import resnet_core
 from parity.drop_in import images
 from resnet_core.builders import get_model
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import convert as convert_module

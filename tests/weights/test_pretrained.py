@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import resnet_core
 from parity.drop_in import images
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.data import load_digits
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.precision import same_bits

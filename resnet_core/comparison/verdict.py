@@ -1,0 +1,122 @@
+"""Which of two networks is in question, and the cause of their differences in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from resnet_core.comparison.diagnosis import (
+    Difference,
+    Examined,
+    explain,
+    is_healthy,
+    mistakes_between,
+    name_of,
+    nearest,
+)
+from resnet_core.comparison.mistakes import Mistake
+from resnet_core.comparison.structure import Structure
+from resnet_core.comparison.trace import trace
+from resnet_core.comparison.twins import Twins, agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a comparison says beyond its rungs."""
+
+    cause: str | None = None
+    mistakes: tuple[str, ...] | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str]) -> Verdict:
+    """The differences of the first network, or of the second where only the first is a healthy ResNet."""
+    if (place := first_random(twins)) is not None:
+        return Verdict(
+            cause="the first network is not deterministic in eval mode; check that its dropout respects self.training "
+            f"({place})"
+        )
+
+    theirs = Examined(twins.b, twins.inputs)
+    ours = Examined(twins.a, twins.inputs, like=theirs.evaluation)
+    healthy = is_healthy(ours.evaluation), is_healthy(theirs.evaluation)
+    names = name_of(ours.evaluation), name_of(theirs.evaluation)
+    if healthy == (True, False):
+        diagnosis = explain(Examined(twins.b, twins.inputs, like=ours.evaluation), ours)
+        words = f"the first network is a healthy {names[0] or 'ResNet'}, so the second is judged: {diagnosis}"
+    else:
+        diagnosis = explain(ours, theirs)
+        words = str(diagnosis)
+
+    if diagnosis.healthy:
+        reasons = [*other_reasons(twins, failed, unused)]
+        same = "no operation differs on these images, in evaluation and in training"
+        return Verdict(cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}")
+    if healthy == (True, True) and all(names) and names[0] != names[1]:
+        words = f"the first network has the convolutions of a {names[0]}, the second of a {names[1]}"
+        return Verdict(cause=words, differences=diagnosis.differences)
+    if healthy == (False, False) and (both := against_the_healthy(ours, theirs)):
+        words += f"; {both}"
+    return Verdict(cause=words, mistakes=diagnosis.mistakes, differences=diagnosis.differences)
+
+
+def against_the_healthy(ours: Examined, theirs: Examined) -> str | None:
+    """What both networks have beside the healthy one that is nearest to the second."""
+    healthy = nearest(theirs.evaluation)
+    if healthy is None:
+        return None
+    found = [in_words(mistakes_between(each.evaluation, healthy)) for each in (ours, theirs)]
+    name = name_of(theirs.evaluation) or "ResNet"
+    return f"neither network is a healthy {name}: beside it, the first has {found[0]}, and the second has {found[1]}"
+
+
+def in_words(mistakes: Sequence[Mistake]) -> str:
+    return " and ".join(each.name for each in mistakes) or "no difference"
+
+
+def first_random(twins: Twins) -> str | None:
+    """The first operation of the first network that computes something else when it runs again."""
+    runs = [trace(twins.a.eval(), twins.inputs, seed=seed).operations for seed in (0, 1)]
+    for one, other in zip(*runs, strict=False):
+        if agree(one.written, other.written):
+            continue
+        if any(leaf.unregistered for leaf in one.leaves.values()):
+            return f"{one.place}: {one.function} uses a layer that is made in forward, random and untrained each time"
+        return f"{one.place}: {one.function}"
+    return None
+
+
+def other_reasons(twins: Twins, failed: Collection[str], unused: Sequence[str]) -> Iterator[str]:
+    """What makes rungs differ where every operation is the same."""
+    frozen = [
+        [name for name, each in model.named_parameters() if not each.requires_grad] for model in (twins.a, twins.b)
+    ]
+    for which, names in zip(("first", "second"), frozen, strict=True):
+        if names:
+            yield f"the {which} network's {', '.join(names[:3])} has requires_grad=False"
+    if unused and "parameters" in failed:
+        yield f"weights that never run: {', '.join(unused[:3])}"
+    if "loss and gradients" in failed:
+        for operation in trace(twins.a.eval(), twins.inputs).operations:
+            if operation.function == "detach":
+                yield f"detach cuts the gradient at {operation.place}"
+    if "other shapes" in failed and (found := on_other_images(twins)):
+        yield found
+
+
+def on_other_images(twins: Twins) -> str | None:
+    """The difference that only a single image, or one of another size, shows."""
+    height, width = twins.inputs.shape[-2] + 13, twins.inputs.shape[-1] + 6
+    wide = torch.nn.functional.interpolate(twins.inputs, size=(height, width), mode="bilinear")
+    for images, words in ((twins.inputs[:1], "a single image"), (wide, f"images of {height} x {width}")):
+        structures: list[Structure] = []
+        for model in (twins.a, twins.b):
+            try:
+                structures.append(Examined.structure_on(model, images))
+            except Exception as error:  # whatever a network raises on another size
+                return f"on {words}, a network raises {type(error).__name__}"
+        if found := mistakes_between(*structures):
+            return f"on {words}: {in_words(found)}"
+    return None
