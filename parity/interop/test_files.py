@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from parity.drop_in import images
-from resnet_core.comparison.matching import calibrate
+from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights.inspect import inspect_weights
 from resnet_core.weights.pretrained import load_model

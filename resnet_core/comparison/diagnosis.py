@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from resnet_core.comparison.structure import Block, Layer, Structure, as_code, c
 from resnet_core.comparison.trace import Operation, Trace, calibrate, fingerprint, in_float64, perturb_constants, trace
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
-from resnet_core.models.registry import MODELS, Model
+from resnet_core.models.registry import MODELS, build_on_meta
 from resnet_core.models.resnet import BasicBlock, Bottleneck
 
 SECONDS = 60.0
@@ -105,8 +106,9 @@ class Examined:
         self.inputs, self.like = inputs.double(), like
         self.network = perturb_constants(copy.deepcopy(network)).double()
         torch.manual_seed(0)
-        with in_float64():
+        with in_float64(), suppress(ValueError, RuntimeError):  # of a network that runs in evaluation only
             calibrate(self.network, self.inputs)
+        self.network.eval()
         self.trace = trace(self.network, self.inputs)
         self.evaluation = resized(structure_of(self.trace, like), self.network, self.inputs, like)
 
@@ -115,24 +117,26 @@ class Examined:
         return structure_of(trace(network.eval(), images, fingerprints=False))
 
     @cached_property
-    def trained(self) -> tuple[Trace, Structure, dict[str, Tensor]]:
-        """The forward in training on other images, its layers, and the buffers that it leaves."""
+    def trained(self) -> tuple[Trace, Structure, dict[str, Tensor]] | Exception:
+        """The forward in training on other images, its layers, and the buffers that it leaves; or what it raises."""
         with restored_buffers(self.network):
             # With the images that the statistics come from, no momentum would show.
-            run = trace(self.network.train(), 2 * self.inputs + 1, seed=1)
+            try:
+                run = trace(self.network.train(), 2 * self.inputs + 1, seed=1)
+            except Exception as error:  # whatever the network raises in training
+                return error
+            finally:
+                self.network.eval()
             left = {name: value.clone() for name, value in self.network.named_buffers()}
-        self.network.eval()
         return run, structure_of(run, self.like), left
-
-    @property
-    def training(self) -> Structure:
-        return self.trained[1]
 
     @cached_property
     def unexplained(self) -> str | None:
         """The first layer that computes something else than the operations it stands for; None if there is none."""
         if (place := first_unfaithful(self.evaluation, self.trace, self.inputs)) is not None:
             return place
+        if isinstance(self.trained, Exception):
+            return None
         run, structure, left = self.trained
         with restored_buffers(self.network):
             torch.manual_seed(1)
@@ -197,7 +201,8 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
     """The differences of two examined networks, and whether they are all."""
     began = time.monotonic()
     found = mistakes_between(ours.evaluation, theirs.evaluation)
-    found += [each for each in mistakes_between(ours.training, theirs.training) if is_new(each, found)]
+    if not isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
+        found += [each for each in mistakes_between(ours.trained[1], theirs.trained[1]) if is_new(each, found)]
     differences = tuple(map(as_difference, found))
 
     rest = ours.unexplained or theirs.unexplained
@@ -208,14 +213,15 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
             mistakes=None, tried=1, seconds=time.monotonic() - began, differences=known, rest=rest or places
         )
     names = tuple(each.name for each in found)
-    name = name_of(theirs.evaluation)
+    publication = published(names)
+    name = name_of(theirs.evaluation) if publication else None
     return Diagnosis(
         mistakes=None if rest else names,
         tried=1,
         seconds=time.monotonic() - began,
         differences=differences,
         rest=rest,
-        publication=published(names) if name else None,
+        publication=publication if name else None,
         reference_name=name or "the reference",
     )
 
@@ -324,23 +330,17 @@ def is_healthy(structure: Structure) -> bool:
 def name_of(structure: Structure) -> str | None:
     """The name of our model with these depths and widths."""
     network = nearest_network(structure)
-    if network is None:
-        return None
-    shapes = convolution_shapes(network)
-    for name, model in MODELS.items():
-        if convolution_shapes(on_meta(model)) == shapes:
-            return name
-    return None
+    return None if network is None else names_by_shapes().get(convolution_shapes(network))
 
 
-def on_meta(model: Model) -> nn.Module:
-    with torch.device("meta"):
-        return model.network(*model.arguments, **model.config)
+@cache
+def names_by_shapes() -> dict[tuple[tuple[int, ...], ...], str]:
+    return {convolution_shapes(build_on_meta(name)): name for name in MODELS}
 
 
-def convolution_shapes(network: nn.Module) -> list[tuple[int, ...]]:
+def convolution_shapes(network: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Of all but the first, which is another one for small images."""
-    return sorted(tuple(each.shape) for each in network.parameters() if each.dim() == 4 and each.shape[1] > 3)
+    return tuple(sorted(tuple(each.shape) for each in network.parameters() if each.dim() == 4 and each.shape[1] > 3))
 
 
 def as_difference(mistake: Mistake) -> Difference:

@@ -66,6 +66,8 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
         key = block.key, other.key
         if key not in costs:
             costs[key] = sum(map(weight, of_blocks(block, other)))
+            if alike(block, other):
+                costs[key] = min(costs[key], BLOCK_GAP)
         return costs[key]
 
     blocks = []
@@ -76,8 +78,8 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
             blocks.append((block, other))
         elif block is not None:
             # A block too many belongs to the stage with its channels, or to that of the block before it.
-            alike = next((each for each in theirs.blocks if each.channels == block.channels), before)
-            stage = alike.stage if alike else block.stage
+            same = next((each for each in theirs.blocks if each.channels == block.channels), before)
+            stage = same.stage if same else block.stage
             place = Place("block", 0, stage, block.number)
             edits.append(Edit("extra", place, "block", layer=block.branch[0] if block.branch else None))
         elif other is not None:
@@ -88,6 +90,12 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
 
     edits += of_layers(ours.head, theirs.head, Place("head"))
     return Differences(tuple(edits), tuple(blocks), sum(map(weight, edits)))
+
+
+def alike(block: Block, other: Block) -> bool:
+    """Whether two blocks have convolutions of the same widths, whatever stands between them."""
+    widths = [[layer.settings["out"] for layer in each.branch if layer.kind == "conv"] for each in (block, other)]
+    return widths[0] == widths[1]
 
 
 def of_blocks(ours: Block, theirs: Block) -> list[Edit]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resnet_core.comparison.edits import Differences, Edit, Place
@@ -125,7 +125,7 @@ def name_mistakes(differences: Differences, ours: Structure, theirs: Structure) 
     found += strides(left, differences)
     found += scoped_to_layers(left, theirs, differences)
     found += in_stem(left, ours)
-    found += in_head(left)
+    found += in_head(left, ours)
     found += scoped_to_blocks(left, blocks, differences, theirs)
     for edit in left:
         found.append(Mistake(in_words(edit), (edit,)))
@@ -203,6 +203,10 @@ LAYER_SETTINGS = {
 def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differences) -> Iterator[Mistake]:
     everywhere = {kind: [*places(theirs, kind)] for kind in LAYER_SETTINGS}
 
+    # A norm without running statistics has only those of each batch.
+    untracked = {id(edit.layer) for edit in left if edit.setting == "tracked" and not edit.ours}
+    take(left, [edit for edit in left if edit.setting == "statistics" and id(edit.layer) in untracked])
+
     # Another kind of norm or activation is one edit, whatever its settings.
     by_name: dict[tuple[str, str], list[Edit]] = {}
     for edit in left:
@@ -213,10 +217,16 @@ def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differenc
     for (kind, name), edits in by_name.items():
         take(left, edits)
         lost = {edit.place for edit in differences.edits if edit.action == "missing" and edit.kind == kind}
-        if name.startswith("no "):
-            lost = set()
-        whole = [place for place in everywhere[kind] if place not in lost]
-        scope = layer_scope({edit.place for edit in edits}, whole, edits)
+        lost -= {edit.place for edit in edits}
+        without = {
+            other.place.block for other in differences.edits if (other.action, other.kind) == ("missing", "shortcut")
+        }
+        there = [
+            place
+            for place in everywhere[kind]
+            if place not in lost and not (place.part == "shortcut" and place.block in without)
+        ]
+        scope = layer_scope({edit.place for edit in edits}, there, edits)
         yield Mistake(with_scope(name, scope), tuple(edits))
 
 
@@ -283,7 +293,10 @@ def places(structure: Structure, kind: str) -> Iterator[Place]:
 
 def layer_scope(found: set[Place], whole: Sequence[Place], edits: Sequence[Edit]) -> str:
     """Which of a kind's layers have it: "" for all, "in layer3", ", all but the stem's"."""
-    universe = set(whole) | found
+    found, whole = (
+        {replace(place, slot=0) if place.part == "stem" else place for place in each} for each in (found, whole)
+    )
+    universe = whole | found
     stages = sorted({place.stage for place in universe} - {0})
     blocks = sorted({place.block for place in universe if place.stage})
     tests: list[tuple[str, Callable[[Place], bool]]] = [
@@ -431,14 +444,14 @@ def stem_pool(edits: Sequence[Edit]) -> str:
     return f"max-pool with {', '.join(f'{name} {value}' for name, value in changed.items())}"
 
 
-def in_head(left: list[Edit]) -> Iterator[Mistake]:
+def in_head(left: list[Edit], ours: Structure) -> Iterator[Mistake]:
     edits = take(left, [edit for edit in left if edit.place.part == "head"])
     linear = [edit for edit in edits if edit.kind == "linear" and edit.action == "extra"]
     if linear:
-        layers = take(
-            edits,
-            [edit for edit in edits if edit.action == "extra" and edit.kind in ("linear", "act", "norm", "dropout")],
-        )
+        last = max(layer.operation.number for layer in ours.head if layer.kind == "linear")
+        inner = [edit for edit in edits if edit.layer and edit.layer.operation.number <= last]
+        kinds = ("linear", "act", "norm", "dropout")
+        layers = take(edits, [edit for edit in inner if edit.action == "extra" and edit.kind in kinds])
         layers += take(edits, [edit for edit in edits if edit.kind == "linear" and edit.setting == "out"])
         yield Mistake(f"head of {len(linear) + 1} linear layers", tuple(layers))
     norms = [edit for edit in edits if edit.kind == "norm" and edit.action == "extra"]
@@ -638,7 +651,10 @@ def at_the_end(edits: list[Edit], ours: Block) -> Iterator[Named]:
         ],
     )
     if missing and early:
-        yield f"{name_of(early[0].layer)} before the addition", "all", [*missing, *early]
+        # Where the whole block has another activation, that is a mistake of its own.
+        same = sum(layer.kind == "act" and name_of(layer) == name_of(early[0].layer) for layer in ours.branch) > 1
+        name = name_of(missing[0].reference if same else early[0].layer)
+        yield f"{name} before the addition", "all", [*missing, *early]
     elif missing:
         yield f"no {name_of(missing[0].reference)} after the addition", "all", missing
     elif early:

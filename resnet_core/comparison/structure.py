@@ -798,7 +798,7 @@ def plain_blocks(layers: Sequence[Layer], length: int) -> list[Block]:
     blocks = []
     for start, end in zip(places[::length], [*places[length::length], len(layers)], strict=False):
         part = layers[start:end]
-        close = max((number for number, layer in enumerate(part) if layer.kind in ("conv", "norm")), default=0) + 1
+        close = max(number for number, layer in enumerate(part) if layer.kind not in ("act", "scale")) + 1
         blocks.append(Block(tuple(part[:close]), None, None, tuple(part[close:])))
     return blocks
 
