@@ -202,7 +202,7 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
     began = time.monotonic()
     found = mistakes_between(ours.evaluation, theirs.evaluation)
     if not isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
-        found += [each for each in mistakes_between(ours.trained[1], theirs.trained[1]) if is_new(each, found)]
+        found += [each for each in mistakes_between(ours.trained[1], theirs.trained[1], True) if is_new(each, found)]
     differences = tuple(map(as_difference, found))
 
     rest = ours.unexplained or theirs.unexplained
@@ -230,15 +230,15 @@ def is_new(mistake: Mistake, known: Iterable[Mistake]) -> bool:
     return mistake.name not in {each.name for each in known}
 
 
-def mistakes_between(ours: Structure, theirs: Structure) -> list[Mistake]:
-    """The mistakes that make the first network of the second."""
+def mistakes_between(ours: Structure, theirs: Structure, training: bool = False) -> list[Mistake]:
+    """The mistakes that make the first network of the second, as both are in evaluation, or in training."""
     differences = compare_structures(ours, theirs)
     if not differences.edits:
         return []
     best: tuple[float, list[Mistake], Differences, Structure] = (differences.cost, [], differences, theirs)
 
     # A change of the whole network first, where it leaves less to explain.
-    for name, changed in whole_changes(ours, theirs):
+    for name, changed in whole_changes(ours, theirs, training):
         left = compare_structures(ours, changed)
         if left.cost + 2 < best[0]:
             first = next((edit for edit in differences.edits if edit.place.stage), differences.edits[0])
@@ -247,7 +247,7 @@ def mistakes_between(ours: Structure, theirs: Structure) -> list[Mistake]:
     return [*before, *name_mistakes(differences, ours, theirs)]
 
 
-def whole_changes(ours: Structure, theirs: Structure) -> Iterator[tuple[str, Structure]]:
+def whole_changes(ours: Structure, theirs: Structure, training: bool) -> Iterator[tuple[str, Structure]]:
     """The reference with all of its blocks changed, and what that is called."""
     if theirs.blocks and theirs.blocks[0].branch and theirs.blocks[0].branch[0].kind == "conv":
         yield "pre-activation order", pre_activated(theirs)
@@ -255,7 +255,7 @@ def whole_changes(ours: Structure, theirs: Structure) -> Iterator[tuple[str, Str
     lengths = [count(block.branch, "conv") for structure in (ours, theirs) for block in structure.blocks[:1]]
     if len(lengths) == 2 and set(lengths) == {2, 3}:
         kind = Bottleneck if lengths[0] == 3 else BasicBlock
-        other = nearest(theirs, block=kind)
+        other = nearest(theirs, kind, training)
         if other is not None:
             before = BasicBlock if kind is Bottleneck else Bottleneck
             yield f"{kind.__name__}s instead of {before.__name__}s", other
@@ -279,14 +279,14 @@ def pre_activated(structure: Structure) -> Structure:
 # The healthy network that is nearest to a structure.
 
 
-def nearest(structure: Structure, block: type[nn.Module] | None = None) -> Structure | None:
+def nearest(structure: Structure, block: type[nn.Module] | None = None, training: bool = False) -> Structure | None:
     """The structure of our network with these depths and widths; None where no network of ours has them."""
     network = nearest_network(structure, block)
     if network is None:
         return None
     size = 64 if isinstance(network, Backbone) else 32
     images = torch.empty(2, channels_in(structure), size, size, device="meta")
-    return structure_of(trace(network.eval(), images, exact=False, fingerprints=False))
+    return structure_of(trace(network.train(training), images, exact=False, fingerprints=False))
 
 
 def channels_in(structure: Structure) -> int:
@@ -349,7 +349,9 @@ def as_difference(mistake: Mistake) -> Difference:
     operation: Operation | None = layer.operation if layer else reference.operation if reference else None
     ours = "nothing" if edit.action == "missing" or layer is None else described(layer)
     theirs = "nothing" if edit.action == "extra" or reference is None else described(reference)
-    if edit.kind in ("block", "shortcut") and edit.action != "setting":
+    if edit.setting == "weights":
+        ours, theirs, repair = "the weights of another place", "its own", "give each place a layer of its own"
+    elif edit.kind in ("block", "shortcut") and edit.action != "setting":
         ours, theirs = (f"no {edit.kind}", f"a {edit.kind}")[:: 1 if edit.action == "missing" else -1]
         repair = f"{'add' if edit.action == 'missing' else 'remove'} the {edit.kind}"
     elif edit.action == "missing" and reference is not None:

@@ -71,10 +71,13 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
         return costs[key]
 
     blocks = []
+    seen: set[tuple[str, ...]] = set()
+    own = len({*map(weights, theirs.layers())} - {()}) == sum(bool(weights(layer)) for layer in theirs.layers())
     before = next(iter(theirs.blocks), None)
     for block, other in aligned(ours.blocks, theirs.blocks, cost, BLOCK_GAP):
         if block is not None and other is not None:
             edits += of_blocks(block, other)
+            edits += shared_layers(block, other, seen) if own else ()
             blocks.append((block, other))
         elif block is not None:
             # A block too many belongs to the stage with its channels, or to that of the block before it.
@@ -90,6 +93,20 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
 
     edits += of_layers(ours.head, theirs.head, Place("head"))
     return Differences(tuple(edits), tuple(blocks), sum(map(weight, edits)))
+
+
+def weights(layer: Layer) -> tuple[str, ...]:
+    """Names of the weights that a layer uses."""
+    return tuple(name for leaf in layer.tensors.values() for name in leaf.names)
+
+
+def shared_layers(block: Block, other: Block, seen: set[tuple[str, ...]]) -> Iterator[Edit]:
+    """The layers of a block that use the weights of an earlier layer."""
+    for layer in block.layers():
+        if weights(layer) in seen:
+            place = Place("branch", 0, other.stage, other.number)
+            yield Edit("setting", place, layer.kind, "weights", "shared", "its own", layer, layer)
+        seen |= {weights(layer)} - {()}
 
 
 def alike(block: Block, other: Block) -> bool:

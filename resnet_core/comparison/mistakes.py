@@ -291,12 +291,14 @@ def places(structure: Structure, kind: str) -> Iterator[Place]:
                 yield Place(place.part, slot, place.stage, place.number)
 
 
-def layer_scope(found: set[Place], whole: Sequence[Place], edits: Sequence[Edit]) -> str:
+def plain(places: Iterable[Place]) -> set[Place]:
+    """Where layers stand, without their order in the stem."""
+    return {replace(place, slot=0) if place.part == "stem" else place for place in places}
+
+
+def layer_scope(found: Iterable[Place], whole: Iterable[Place], edits: Sequence[Edit]) -> str:
     """Which of a kind's layers have it: "" for all, "in layer3", ", all but the stem's"."""
-    found, whole = (
-        {replace(place, slot=0) if place.part == "stem" else place for place in each} for each in (found, whole)
-    )
-    universe = whole | found
+    found, universe = plain(found), plain(whole) | plain(found)
     stages = sorted({place.stage for place in universe} - {0})
     blocks = sorted({place.block for place in universe if place.stage})
     tests: list[tuple[str, Callable[[Place], bool]]] = [
@@ -554,6 +556,8 @@ Named = tuple[str, str, list[Edit]]
 
 def in_block(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
     """The mistakes of one block: name, which blocks can have it, and its edits."""
+    if shared := take(edits, [edit for edit in edits if edit.setting == "weights"]):
+        yield f"{name_of(shared[0].layer)} shared by several places", "all", shared
     yield from in_shortcut(edits, ours, theirs)
     yield from at_the_end(edits, ours)
     yield from in_branch(edits, ours, theirs)
@@ -614,6 +618,11 @@ def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named
         )
         type = next((edit.layer.settings["type"] for edit in pools if edit.kind == "pool" and edit.layer), "average")
         yield f"{type}-pool shortcut", "strided" if theirs.stride > 1 else kind, pools
+    if kernels := [edit for edit in here if edit.setting == "kernel"]:
+        take(here, [edit for edit in here if edit.setting == "padding"])
+        here.remove(kernels[0])
+        kernel, usual = kernels[0].ours, kernels[0].theirs
+        yield f"{kernel}x{kernel} instead of {usual}x{usual} in the shortcut", kind, kernels
     for edit in here:
         settings = edit.layer.settings if edit.layer and edit.action == "extra" else {}
         if edit.kind == "act" and edit.action == "extra":
@@ -622,8 +631,8 @@ def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named
         elif edit.kind == "scale" and edit.action == "extra":
             factor = settings["factor"]
             yield ("shortcut halved" if factor == 0.5 else f"shortcut times {number(factor)}"), "all", [edit]
-        elif edit.setting in ("out", "kernel"):
-            yield f"width {edit.setting}", kind, [edit]
+        elif edit.setting == "out":
+            yield "width out", kind, [edit]
         elif edit.kind == "conv" and edit.action == "setting":
             yield f"{edit.setting} {edit.ours} in the shortcut", kind, [edit]
         else:

@@ -117,6 +117,6 @@ def on_other_images(twins: Twins) -> str | None:
                 structures.append(Examined.structure_on(model, images))
             except Exception as error:  # whatever a network raises on another size
                 return f"on {words}, a network raises {type(error).__name__}"
-        if found := mistakes_between(*structures):
+        if found := mistakes_between(structures[0], structures[1]):
             return f"on {words}: {in_words(found)}"
     return None
