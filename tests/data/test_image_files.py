@@ -33,6 +33,12 @@ def test_the_page_of_data_shows_the_table(capsys):
     assert capsys.readouterr().out in page
 
 
+def test_pillows_warnings_do_not_reach_anybody(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)  # Pillow warns of more, and refuses twice as many
+    KINDS["JPEG"][0](tmp_path)
+    assert read_image(tmp_path / "photo.jpg").size == (40, 30)
+
+
 @pytest.fixture
 def without_heif(monkeypatch):
     """As where pillow-heif is not installed."""

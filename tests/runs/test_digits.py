@@ -52,8 +52,13 @@ def test_one_rank_speaks_in_plain_lines_where_there_is_no_terminal(digits_run):
     folder, finished = digits_run
     lines = finished.stdout.splitlines()
     assert len([line for line in lines if line.startswith("eval")]) == 30
-    assert len(lines) == 33
-    assert lines[0] == "cifar_resnet20 on digits: 660 steps, 2 processes on cpu"
+    assert len(lines) == 36
+    assert lines[:4] == [
+        "cifar_resnet20 on digits: 660 steps, 2 processes on cpu",
+        "data        1,437 images of 10 classes to train on, 360 images of 10 classes to evaluate on",
+        "classes     139 to 146 images each to train on: 8 has the fewest, 1 the most",
+        "left over   29 of the 1,437 images in each epoch, others each time: an epoch has only full batches",
+    ]
     assert lines[-2].startswith(f"{folder} is finished: top-1 ")
     assert finished.stderr == ""
     assert "\x1b" not in finished.stdout
