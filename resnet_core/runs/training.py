@@ -15,6 +15,7 @@ import torch
 
 from resnet_core.data import ImageFiles
 from resnet_core.distributed.signals import signal_received
+from resnet_core.foundation.errors import shortened
 from resnet_core.foundation.version import __version__
 from resnet_core.recipes.experiment import Experiment, load, make_loaders, make_trainer
 from resnet_core.recipes.recipe import Recipe
@@ -182,6 +183,9 @@ def trained(folder: RunFolder, experiment: Experiment, world: World | None = Non
     unfit = [
         f"{key} {found.get(key)} there and {value} here" for key, value in wanted.items() if found.get(key) != value
     ]
+    if info.class_names and info.class_names != experiment.dataset.class_names:
+        names = [shortened(each) for each in (info.class_names, experiment.dataset.class_names)]
+        unfit.append(f"classes {names[0]} there and {names[1]} here")
     if unfit:
         raise ValueError(
             f"{folder.weights} does not fit the run's recipe and data ({'; '.join(unfit)}); correct data.path"

@@ -9,6 +9,7 @@ import torch
 from resnet_core.data import Dataset, FolderOptions, ImageTransform, Split, identity, load_dataset
 from resnet_core.data.check import check_images
 from resnet_core.data.manifest import HASHES, changes, content, files_of, from_csv, to_csv
+from resnet_core.runs import load_run
 from resnet_core.runs.folder import RunFolder
 from tests.data.test_folders import write_images
 
@@ -162,6 +163,17 @@ def test_a_share_is_recorded_in_the_run(folder, tmp_path, cli):
     assert "val_share = 0.25" in (tmp_path / "share" / "recipe.toml").read_text()
     assert "data.val_seed is 0 there and 1 here" in cli(*words, "--data.val-share", 0.25, "--data.val-seed", 1).stderr
     assert json.loads(cli("evaluate", tmp_path / "share", "--json").stdout)["count"] == 2
+
+
+def test_a_run_whose_classes_were_renamed_is_not_evaluated_under_other_names(folder, train, tmp_path):
+    assert train(1).returncode == 0
+    assert load_run(tmp_path / "run").evaluate()["count"] == 2
+    for part in ("train", "val"):
+        (folder / part / "dog").rename(folder / part / "ant")
+    with pytest.raises(
+        ValueError, match=r"does not fit .*\(classes cat, dog there and ant, cat here\); correct data.path"
+    ):
+        load_run(tmp_path / "run")
 
 
 def test_bits_go_with_the_weights(folder):

@@ -7,8 +7,8 @@ import torch
 
 import resnet_core
 from resnet_core.cli.main import main
-from resnet_core.data import dataset_of, identity
-from resnet_core.recipes import RECIPES
+from resnet_core.data import Dataset, ImageTransform, Split, dataset_of, identity
+from resnet_core.recipes import RECIPES, make_trainer
 from resnet_core.recipes.experiment import load
 from resnet_core.train import Trainer
 from resnet_core.weights.files import read_file
@@ -80,3 +80,13 @@ def test_an_experiment_computes_once_what_it_is_asked_for(counted):
     assert experiment.skeleton is experiment.skeleton
     assert experiment.model_arguments == {"num_classes": 10, "in_channels": 1}
     assert counted == {"dataset_of": 1, "identity": 1}
+
+
+def test_a_dataset_of_your_own_is_trained_on_in_place_of_the_recipes(counted):
+    images = Split(torch.zeros(64, 3, 12, 12, dtype=torch.uint8), torch.arange(64) % 4)
+    transform = ImageTransform(resize_size=12, crop_size=12)
+    dataset = Dataset(train=images, test=images, class_names=("a", "b", "c", "d"), transform=transform)
+    trainer = make_trainer(RECIPES["digits"], dataset=dataset)
+    assert (trainer.num_steps, trainer.model.fc.out_features, trainer.model.conv1.in_channels) == (30, 4, 3)
+    assert trainer.evaluate()["count"] == 64
+    assert "dataset_of" not in counted
