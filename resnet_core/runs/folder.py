@@ -9,11 +9,11 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from resnet_core.data import FolderOptions
+from resnet_core.data import DataConfig
 from resnet_core.data.manifest import FileRecord, changes, content, from_csv, to_csv
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.foundation.lock import NAME as LOCK
@@ -21,7 +21,7 @@ from resnet_core.foundation.lock import owning
 from resnet_core.foundation.toml import from_mapping, merged, read_toml, to_toml
 from resnet_core.recipes.checks import check
 from resnet_core.recipes.experiment import Experiment
-from resnet_core.recipes.recipe import Recipe
+from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import CheckpointError
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
 
@@ -212,10 +212,10 @@ def differences_of(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    # An older version wrote fewer sections and settings of `model`, `data` and `run`: they take their defaults.
+    # An older version wrote fewer sections and settings: those that are missing take their defaults.
     sections = {each.name: asdict(each.default_factory()) for each in fields(Recipe) if callable(each.default_factory)}
-    sections["model"] = {"small_images": False, "freeze": "none", "key": "", "prefix": ""}
-    sections["data"] = asdict(FolderOptions())
+    for name, config in (("model", ModelConfig), ("data", DataConfig)):
+        sections[name] = {each.name: each.default for each in fields(config) if each.default is not MISSING}
     recipe: Recipe = from_mapping(Recipe, merged(sections, values), where)
     return recipe
 

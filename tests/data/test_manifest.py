@@ -1,4 +1,4 @@
-"""Which data a run was trained on: told apart by the bytes of its files, and what changed is named."""
+"""Which data a run was trained on: known by the bytes of its files, and what changed is named."""
 
 import json
 import os
