@@ -1,8 +1,8 @@
 """`python -m parity.benchmarks.decoders DIR`: the accuracy of training with each decoder, on CIFAR-10 as JPEG files.
 
-DIR holds CIFAR-10 in class folders, `train` and `test`. Counts the files that the decoders decode differently. So that
-simplejpeg decodes at reduced sizes, some of the images are enlarged to 64 x 64 pixels and trained on at 16: nearly every
-view then comes from a file that is decoded at half or a quarter of its size.
+DIR holds CIFAR-10 in class folders, `train` and `test`. Counts the files that the decoders decode differently. Some
+images are then enlarged to 64 x 64 pixels and trained on at 16, so that simplejpeg decodes at reduced sizes: nearly
+every view comes from a file that is decoded at half or a quarter of its size.
 """
 
 from __future__ import annotations

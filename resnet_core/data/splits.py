@@ -69,7 +69,7 @@ class ImageFiles:
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         image = read_image(self.path(index), self.bits).convert(CHANNEL_MODES[self.channels])
         pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels)
-        return pixels.permute(2, 0, 1).contiguous(), int(self.labels[index])
+        return pixels.permute(2, 0, 1), int(self.labels[index])
 
     def take(self, indices: Sequence[int], /) -> list[Tensor]:
         return [self[index][0] for index in indices]
