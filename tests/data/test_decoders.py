@@ -135,6 +135,7 @@ def test_what_simplejpeg_does_not_decode_pillow_does(folder, name, monkeypatch):
     else:
         data = file.read_bytes()
         file.write_bytes(data[:-2] + bytes(30) + data[-2:])
+    assert isinstance(the_file(folder), JpegImage) == (name == "extra bytes inside")
     views = [images_of(config_of(folder, decoder=decoder, train_size=70)) for decoder in ("simplejpeg", "pillow")]
     assert torch.equal(*views)
 
