@@ -24,9 +24,10 @@ from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.inference.explain import as_png, captum_attr, explain
 from resnet_core.inference.files import with_bar
+from resnet_core.inference.optimize import is_quantized, load_network
 from resnet_core.inference.predict import as_npy, embed_files, predict_files
 from resnet_core.train import join_world
-from resnet_core.weights.pretrained import load_model, locate
+from resnet_core.weights.pretrained import locate
 
 Results = list[tuple[Path, Any]]  # each image, and its result or its ImageError
 
@@ -65,7 +66,7 @@ class OverImages(FromFile):
 
     def network(self) -> tuple[nn.Module, ImageTransform, Sequence[str] | None]:
         """The network, how to prepare an image for it, and its classes' names where they are known."""
-        model, info = load_model(self.weights, model=self.model, **self.choice(), progress=is_main_process())
+        model, info = load_network(self.weights, model=self.model, **self.choice(), progress=is_main_process())
         if info.transform is None:
             remedy = (
                 "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
@@ -97,7 +98,7 @@ class InBatches(OverImages):
         """`over_files(model, transform, files, class_names, ...)` over all image files, by all processes."""
         files = self.files()
         to_read = [file for file, error in files if error is None]
-        with join_world() as world:
+        with join_world("cpu" if is_quantized(self.weights) else "auto") as world:
             options = {"batch": self.batch, "workers": self.workers, "world": world}
             model, transform, class_names = self.network()
             results = iter(over_files(model, transform, to_read, class_names, **options))
@@ -176,6 +177,10 @@ class Explain(OverImages):
 
     def __call__(self) -> int:
         captum_attr()  # before any work
+        if is_quantized(self.weights):
+            raise ValueError(
+                f"{self.weights} is in int8, which has no gradients; explain the weights that it was made of"
+            )
         files = self.files()
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists; remove it or choose another folder")

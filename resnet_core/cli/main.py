@@ -20,7 +20,7 @@ from resnet_core.cli.comparison import Compare, Exercise, Grade
 from resnet_core.cli.data import DataCheck, DataResize
 from resnet_core.cli.errors import as_exit_status
 from resnet_core.cli.images import Embed, Explain, Predict
-from resnet_core.cli.inference import Evaluate, Export
+from resnet_core.cli.inference import Evaluate, Export, Quantize
 from resnet_core.cli.networks import Describe, Models
 from resnet_core.cli.training import Plot, Recipes, Show, Train, WriteReport
 from resnet_core.cli.weights import Convert, Inspect
@@ -51,6 +51,7 @@ COMMANDS: dict[str, type] = {
     "embed": Embed,
     "explain": Explain,
     "convert": Convert,
+    "quantize": Quantize,
     "export": Export,
 }
 

@@ -7,17 +7,25 @@ so that nothing is compiled and any batch size works.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from resnet_core.foundation.errors import last_line
 from resnet_core.inference.fusion import OrderedWeights, fused_graph
-from resnet_core.inference.quantize import quantized
+from resnet_core.inference.quantize import Grid, observed_grids, quantized
+from resnet_core.models.registry import build_on_meta
+from resnet_core.weights import WeightsError, WeightsInfo, load_model, read_info, write_weights
+from resnet_core.weights.containers import read_container
+from resnet_core.weights.pretrained import check_config
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 # Precision of the convolutions -> of the inputs, of the head and of what lies between.
@@ -48,14 +56,14 @@ def optimize_for_inference(
 
     with torch.no_grad():
         network = fused_graph(original, inputs)
-        if calibration is not None:
-            network = quantized(network, calibration)
+        grids = {} if calibration is None else observed_grids(network, calibration)
+        if grids:
+            network = quantized(network, grids)
         exact = original.double()(inputs.double())
 
-    candidates = [
-        OptimizedNetwork(network, name, example=(inputs, exact))
-        for name in (CANDIDATES if dtype == "auto" else (dtype,))
-    ]
+    candidates = [OptimizedNetwork(network, name, grids) for name in (CANDIDATES if dtype == "auto" else (dtype,))]
+    for candidate in candidates:
+        candidate.error = relative_error(candidate(inputs), exact)
     return fastest(candidates, inputs) if dtype == "auto" else candidates[0]
 
 
@@ -64,18 +72,19 @@ class OptimizedNetwork(nn.Module):
 
     dtype: str
     """The precision in which it computes: float32, bfloat16 or int8."""
-    error: float
-    """The largest difference of an output from a float64 run of the model, on the example, relative to the largest."""
+    error: float | None
+    """The largest difference of an output from a float64 run of the model, on the example, relative to the largest;
+    None for a network that was read from a file."""
     seconds: dict[str, float]
     """What "auto" measured: precision -> seconds for the example; empty where the precision was given."""
 
-    def __init__(self, network: fx.GraphModule, dtype: str, example: tuple[Tensor, Any]) -> None:
+    def __init__(self, network: fx.GraphModule, dtype: str, grids: Mapping[str, Grid]) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).to(DTYPES[dtype]).requires_grad_(False)
         self.dtype = dtype
-        self.seconds = {}
-        inputs, exact = example
-        self.error = relative_error(self(inputs), exact)
+        self.grids = dict(grids)
+        self.error, self.seconds = None, {}
+        self.eval()
 
     @torch.inference_mode()
     def forward(self, inputs: Tensor) -> Any:
@@ -93,8 +102,8 @@ class OptimizedNetwork(nn.Module):
         convolutions = sum(isinstance(module, OrderedWeights) for module in self.modules())
         seconds = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in self.seconds.items())
         chosen = f", the faster for the example ({seconds})" if seconds else ""
-        error = f"error {self.error:.1e} of the largest output"
-        return f"OptimizedNetwork: {convolutions} convolutions in {self.dtype}{chosen}; {error}"
+        error = "" if self.error is None else f"; error {self.error:.1e} of the largest output"
+        return f"OptimizedNetwork: {convolutions} convolutions in {self.dtype}{chosen}{error}"
 
 
 def relative_error(outputs: Any, exact: Any) -> float:
@@ -117,3 +126,61 @@ def fastest(candidates: Sequence[OptimizedNetwork], inputs: Tensor) -> Optimized
     chosen = min(candidates, key=lambda candidate: medians[candidate.dtype])
     chosen.seconds = medians
     return chosen
+
+
+def write_quantized(path: str | Path, network: OptimizedNetwork, info: WeightsInfo) -> None:
+    """Writes a network in int8 as a safetensors file, a quarter of the size; `info` is that of its weights.
+
+    Raises ValueError for another precision, and what `write_weights` raises.
+    """
+    if network.dtype != "int8":
+        raise ValueError(f"only int8 has a file of its own, and this network is in {network.dtype}: optimize it anew")
+    write_weights(path, network.network.state_dict(), replace(info, ranges=dict(network.grids)))
+
+
+def read_quantized(path: str | Path) -> tuple[OptimizedNetwork, WeightsInfo]:
+    """A network that `write_quantized` wrote, with the same outputs to the bit, and what is known about it.
+
+    Raises WeightsError for another file, for a damaged one, and for one whose tensors do not fit its model.
+    """
+    container = read_container(path)
+    info = WeightsInfo.from_metadata(container.metadata, str(path))
+    if info is None or not info.ranges:
+        raise WeightsError(f"{path} holds no network in int8; `resnet-core quantize` writes one")
+
+    grids = {name: Grid(*grid) for name, grid in info.ranges.items()}
+    if not all(0 < step < math.inf and 0 <= zero <= 255 for step, zero in grids.values()):
+        raise WeightsError(f"{path} needs finite steps above 0 and zeros from 0 to 255; quantize it again")
+
+    try:
+        config = check_config(info.config, str(path))
+        size = (2, config.get("in_channels", 3), info.image_size, info.image_size)
+        with torch.device("meta"):
+            network = fused_graph(build_on_meta(info.model, **config).eval(), torch.empty(size))
+            network = quantized(network, grids)
+        wanted = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+        if {name: tensor.dtype for name, tensor in container.content.items()} != wanted:
+            raise KeyError("other names or types of tensors")
+        network.load_state_dict(container.content, assign=True)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise WeightsError(
+            f"{path} does not fit a {info.model} in int8 of this version ({last_line(error)}); quantize it again"
+        ) from error
+    return OptimizedNetwork(network, "int8", grids), info
+
+
+def load_network(source: str | Path, **options: Any) -> tuple[nn.Module, WeightsInfo]:
+    """What `load_model` returns with these options or, for a file of `write_quantized`, the network in int8."""
+    return read_quantized(source) if is_quantized(source) else load_model(source, **options)
+
+
+def is_quantized(source: str | Path) -> bool:
+    """Whether this is a file of `write_quantized`."""
+    path = Path(source)
+    said = read_info(path) if path.is_file() else None
+    return bool(said and said.ranges)
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """A network's classifier: its last linear layer."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from resnet_core.data.images import ImageError
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.inference.files import results_of_files
+from resnet_core.inference.optimize import head_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def embed_files(
     Options as in `predict_files`.
     """
     features: list[Tensor] = []
-    hook = model.get_submodule("fc").register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
         return results_of_files(model, lambda _: list(features.pop().cpu()), transform, images, **options)
     finally:

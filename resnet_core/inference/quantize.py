@@ -7,7 +7,7 @@ ranges, oneDNN computes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,27 +27,27 @@ class Grid(NamedTuple):
     zero: int
 
 
-def quantized(network: fx.GraphModule, calibration: Iterable[Tensor]) -> fx.GraphModule:
+def quantized(network: fx.GraphModule, grids: Mapping[str, Grid]) -> fx.GraphModule:
     """The network of `fused_graph` with its convolutions in int8; average pooling and the head stay in float32.
 
-    `calibration` gives batches of inputs, from which each range is taken. Raises ValueError without torchao (the extra
-    `quantize`) and without a batch.
+    `grids` has the grid of each value, by its node's name, as `observed_grids` returns them.
     """
-    grids = observed_grids(network, calibration)
+    grid_of = {node: grids[node.name] for node in network.graph.nodes if node.name in grids}
     modules: dict[str, nn.Module] = dict(network.named_modules())
     graph = fx.Graph()
+
     # Nodes of the network -> what has their value in the new graph, in float32 and in 8 bits.
     floats: dict[fx.Node, fx.Node] = {}
     bytes_: dict[fx.Node, fx.Node] = {}
 
     def as_float(node: fx.Node) -> fx.Node:
         if node not in floats:
-            floats[node] = graph.call_function(from_8_bits, (bytes_[node], *grids[node]))
+            floats[node] = graph.call_function(from_8_bits, (bytes_[node], *grid_of[node]))
         return floats[node]
 
     def as_8_bits(node: fx.Node) -> fx.Node:
         if node not in bytes_:
-            bytes_[node] = graph.call_function(to_8_bits, (floats[node], *grids[node]))
+            bytes_[node] = graph.call_function(to_8_bits, (floats[node], *grid_of[node]))
         return bytes_[node]
 
     order = {node: number for number, node in enumerate(network.graph.nodes)}
@@ -58,20 +58,19 @@ def quantized(network: fx.GraphModule, calibration: Iterable[Tensor]) -> fx.Grap
             reads = [as_8_bits(each) for each in node.args]
             if len(reads) == 2 and max(order[user] for user in node.args[1].users) > order[node]:
                 reads[1] = graph.call_function(torch.clone, (reads[1],))  # the operation writes over it
-            name = f"{node.target}_in_8_bits"
-            modules[name] = QuantizedConv(module, [grids[each] for each in node.args], grids[node])
-            bytes_[node] = graph.call_module(name, tuple(reads))
+            modules[node.name] = QuantizedConv(module, [grid_of[each] for each in node.args], grid_of[node])
+            bytes_[node] = graph.call_module(node.name, tuple(reads))
         elif source in bytes_ and isinstance(module, nn.MaxPool2d):
             arguments = (getattr(module, name) for name in POOL_ARGUMENTS)
             bytes_[node] = graph.call_function(max_pool_in_8_bits, (bytes_[source], *arguments))
-            grids[node] = grids[source]
+            grid_of[node] = grid_of[source]
         elif source in bytes_ and node.target is operator.getitem:
             bytes_[node] = graph.call_function(operator.getitem, (bytes_[source], *node.args[1:]))
-            grids[node] = grids[source]
+            grid_of[node] = grid_of[source]
         elif source in bytes_ and node.target is F.pad and not node.kwargs.get("value"):
-            zero = {"value": grids[source].zero}
+            zero = {"value": grid_of[source].zero}
             bytes_[node] = graph.call_function(F.pad, (bytes_[source], *node.args[1:]), {**node.kwargs, **zero})
-            grids[node] = grids[source]
+            grid_of[node] = grid_of[source]
         else:
             floats[node] = graph.node_copy(node, as_float)
     return fx.GraphModule(modules, graph)
@@ -94,8 +93,12 @@ def max_pool_in_8_bits(x: Tensor, *arguments: Any) -> Tensor:
     return torch.max_pool2d(x.half(), *arguments).to(torch.uint8)
 
 
-def observed_grids(network: fx.GraphModule, calibration: Iterable[Tensor]) -> dict[fx.Node, Grid]:
-    """The grid of each value that a convolution reads or makes."""
+def observed_grids(network: fx.GraphModule, calibration: Iterable[Tensor]) -> dict[str, Grid]:
+    """The grid of each value that a convolution reads or makes, by its node's name.
+
+    `calibration` gives batches of inputs, from which each range is taken. Raises ValueError without torchao (the extra
+    `quantize`) and without a batch.
+    """
     try:
         from torchao.quantization.pt2e import HistogramObserver
     except ModuleNotFoundError as error:
@@ -115,7 +118,7 @@ def observed_grids(network: fx.GraphModule, calibration: Iterable[Tensor]) -> di
         raise ValueError("int8 needs calibration: give at least one batch of inputs like those to come")
 
     found = {node: observer.calculate_qparams() for node, observer in observers.items()}
-    return {node: Grid(float(step), int(zero)) for node, (step, zero) in found.items()}
+    return {node.name: Grid(float(step), int(zero)) for node, (step, zero) in found.items()}
 
 
 class Observing(fx.Interpreter):

@@ -102,6 +102,8 @@ def read_file(
     container = read_container(path)
     inspection = inspect_container(container, ignore=ignore)
     info = inspection.info
+    if inspection.holds_int8:
+        raise WeightsError(inspection.holds_int8)
 
     # A network of this package, under our names.
     if inspection.networks or key is not None or prefix is not None:

@@ -26,6 +26,8 @@ class WeightsInfo:
     class_names: tuple[str, ...] | None = None
     origin: str = ""
     """Where the weights come from, in words."""
+    ranges: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Of a network in int8: value -> the step between its numbers, and the number that stands for 0."""
 
     @property
     def image_size(self) -> int:
@@ -43,6 +45,8 @@ class WeightsInfo:
                 for key, value in values["transform"].items()
                 if (key, value) not in (("interpolation", "bilinear"), ("bits", 0))
             }
+        if not self.ranges:
+            del values["ranges"]
         return {"format": "pt", KEY: json.dumps(values)}
 
     @classmethod
@@ -55,7 +59,8 @@ class WeightsInfo:
             transform, names = values.pop("transform"), values.pop("class_names")
             if transform is not None:
                 transform = ImageTransform(**{key: frozen(value) for key, value in transform.items()})
-            return cls(**values, transform=transform, class_names=frozen(names))
+            ranges = {name: (float(step), int(zero)) for name, (step, zero) in values.pop("ranges", {}).items()}
+            return cls(**values, transform=transform, class_names=frozen(names), ranges=ranges)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = first_line(error)
             raise WeightsError(

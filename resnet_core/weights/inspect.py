@@ -127,7 +127,19 @@ class Inspection:
         path = shlex.quote(str(self.path))
         return f"to train from it, make a file first: `resnet-core convert {path} NAME.safetensors` with these options"
 
+    @property
+    def holds_int8(self) -> str:
+        """An error for what needs floating-point weights, of a file of `quantize`; empty for others."""
+        if self.info is None or not self.info.ranges:
+            return ""
+        return (
+            f"{self.path} holds a network in int8, which predicts and cannot be trained, exported or converted: "
+            "`resnet_core.inference.optimize.read_quantized` loads it"
+        )
+
     def _none_of(self, key: str | None, prefix: str | None) -> str:
+        if self.holds_int8:
+            return self.holds_int8
         if not self.networks:
             return f"{self.path} holds no ResNet that this package has. {self.nearest}"
         asked = " and ".join(
@@ -267,7 +279,9 @@ class Inspection:
                 rows.append(("  left out", shortened(network.left_out)))
 
         # What concerns the whole file.
-        if self.nearest:
+        if self.info is not None and self.holds_int8:
+            rows.append(("network", f"{self.info.model} in int8; `predict`, `evaluate` and `embed` take it as it is"))
+        elif self.nearest:
             rows.append(("network", f"not one of this package. {self.nearest}"))
         if self.info is not None and self.info.origin:
             rows.append(("origin", self.info.origin))
