@@ -88,6 +88,11 @@ def recognise(path: Path) -> str:
     if path.is_dir():
         return recognise_folder(path)
     size = check_file(path)
+    if re.fullmatch(r"__\d+_\d+\.distcp", path.name):
+        raise WeightsError(
+            f"{path} is a part of a torch distributed checkpoint, which its .metadata describes; give the folder "
+            f"{path.parent}, with both in it"
+        )
     with path.open("rb") as file:
         head = file.read(4096)
         if head.startswith((b"PK\3\4", b"PK\5\6")):
@@ -223,6 +228,20 @@ def index_in(folder: Path) -> Path | None:
     """The index of sharded weights in a folder, that of safetensors first."""
     found = sorted(folder.glob("*.index.json"), key=lambda path: ("safetensors" not in path.name, path.name))
     return found[0] if found else None
+
+
+def index_of(file: Path) -> Path | None:
+    """The index beside a file that lists it as one of several; None where there is none that can be read."""
+    for index in sorted(file.parent.glob("*.index.json")):
+        if not index.is_file() or index.stat().st_size > INDEX_LIMIT:
+            continue
+        try:
+            names = {*json.loads(index.read_bytes())["weight_map"].values()}
+        except MALFORMED:
+            continue
+        if len(names) > 1 and file.name in names:
+            return index
+    return None
 
 
 def read_shards(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

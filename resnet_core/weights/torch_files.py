@@ -386,6 +386,8 @@ class Pieces:
             )
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
             raise ValueError(f"the checkpoint names the file {name[:80]!a}, which does not lie in its folder")
+        if not (self.folder / name).exists():
+            raise WeightsError(f"{self.folder / name} is missing, which the checkpoint lists; fetch it as well")
         self.left -= length
         if length < 0 or self.left < 0 or not 0 <= offset <= check_file(self.folder / name) - length:
             raise ValueError("the checkpoint's pieces claim more bytes than its files have")

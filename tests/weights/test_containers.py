@@ -219,7 +219,7 @@ PIECES = {
     "outside": (lambda m: setattr(m.state_dict_metadata["w"], "size", torch.Size([3, 3])), None, "lies outside of it"),
     "other folder": (None, {"relative_path": "../secret"}, "does not lie in it"),
     "absolute": (None, {"relative_path": "/etc/passwd"}, "does not lie in it"),
-    "missing file": (None, {"relative_path": "__9_0.distcp"}, "__9_0.distcp does not exist"),
+    "missing file": (None, {"relative_path": "__9_0.distcp"}, "__9_0.distcp is missing"),
     "longer": (None, {"length": 1 << 50}, "more bytes than its files have"),
     "negative": (None, {"offset": -5}, "more bytes than its files have"),
     "compressed": (None, {"transform_descriptors": ["zstd"]}, "format_utils dcp_to_torch .*dcp NAME.pth"),
