@@ -68,6 +68,8 @@ class Found:
     """Where there is no network: why."""
     command: str = ""
     """The command that uses the network."""
+    foreign: str = ""
+    """Why the network is not one of ours, although its tensors are, where the file names it."""
 
 
 def read_weights(
@@ -118,6 +120,7 @@ def read_file(
             network=network,
             refusal="",
             command=inspection.command(network),
+            foreign=inspection.foreign,
         )
 
     # Another network's weights: the one dict of tensors, or the one in its usual place.
@@ -227,10 +230,12 @@ def match_file(
     if strict and network.has_head and network.unknown and not new_head:
         ignore = patterns_of(network)
         options = " ".join(as_options({"ignore": ignore}))
+        second, first = network.second_head(), network.heads[0]
+        instead = f"; if {second} is the classifier, leave out the other one with ignore={[first]!r}" if second else ""
         raise WeightsError(
             f"{source} has tensors that are not {network.model}'s: {shortened(network.unknown)}; if they do not "
             f"matter, leave them out with ignore={ignore!r} ({options}; to train, make a file without them first: "
-            f"`resnet-core convert {shlex.quote(source)} NAME.safetensors {options}`)"
+            f"`resnet-core convert {shlex.quote(source)} NAME.safetensors {options}`){instead}"
         )
     matched, report = match_weights(model, found.tensors, source, strict=strict, new_head=new_head)
     return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))

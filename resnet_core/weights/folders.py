@@ -132,8 +132,7 @@ def timm_refusal(config: Values, arguments: Values, architecture: str) -> str:
     changed = [key for key, value in arguments.values.items() if key not in TIMM_ARGUMENTS and value is not None]
 
     if model not in NETWORKS:
-        known = (words for part, words in TIMM_OTHERS.items() if re.search(part, model))
-        fault = f"{path} has architecture {shown(architecture)}, {next(known, 'which is not a network of resnet_core')}"
+        fault = f"{path} has architecture {shown(architecture)}, {timm_other(model)}"
     elif pool not in ("avg", "fast", ""):
         fault = f"{path} has global_pool {shown(pool)}, which has {model}'s tensors and gives other logits"
     elif changed:
@@ -141,6 +140,12 @@ def timm_refusal(config: Values, arguments: Values, architecture: str) -> str:
     else:
         return ""
     return f"{fault}; timm loads it: timm.create_model({f'local-dir:{path.parent}'!r}, pretrained=True)"
+
+
+def timm_other(model: str) -> str:
+    """What sets a network of timm's apart that is not one of ours."""
+    known = (words for part, words in TIMM_OTHERS.items() if re.search(part, model))
+    return next(known, "which is not a network of resnet_core")
 
 
 TIMM_ARGUMENTS = {

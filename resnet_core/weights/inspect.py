@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,26 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build_on_meta
 from resnet_core.models.resnet import TABLE_1, Bottleneck
-from resnet_core.weights.containers import Container, read_container
-from resnet_core.weights.folders import FolderDescription, description_of
+from resnet_core.weights.containers import Container, index_of, read_container
+from resnet_core.weights.folders import FolderDescription, description_of, timm_other
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.names import COUNTERS, SCHEMES, Body, find_bodies, fold_caffe2, our_modules
-from resnet_core.weights.pickles import Inert, module_tensors, walk
+from resnet_core.weights.names import (
+    COUNTERS,
+    SCHEMES,
+    Body,
+    find_bodies,
+    fold_caffe2,
+    our_modules,
+    their_module,
+)
+from resnet_core.weights.pickles import Inert, module_strides, module_tensors, walk
 
 AVERAGED = re.compile(r"(^|[._-])(ema|swa|averaged?|shadow)([._-]|$)", re.IGNORECASE)
 # Networks of self-supervised learning, which end in a projection, even where it has a classifier's shape.
 PROJECTED = re.compile(r"encoder_q|encoder_k|momentum|online|target")
+# Files whose own tools move the average into `state_dict`: the key of the last step's weights -> another of their keys.
+LAST_STEP = {"current_model_state": "averaging_state", "ema_state_dict": "message_hub"}  # Lightning's; mmengine's
 QUANTIZATION_AWARE = re.compile(r"activation_post_process|fake_quant")
 
 
@@ -48,15 +58,25 @@ class FoundNetwork:
     tensors: dict[str, Tensor] = field(repr=False)
     head: str
     """In words: "linear, 10 classes", or why there is no classifier."""
+    heads: tuple[str, ...]
+    """Patterns of its classifier, and of the layer that is taken for it where that one is left out."""
     averaged: bool
     left_out: tuple[str, ...]
     """The file's names beside those of the network."""
     unknown: tuple[str, ...]
-    """Those of them under the network's own prefix."""
+    """Those of them that may be part of it: under its own prefix, or layers that fit behind its body or its head."""
+
+    shows_stride: bool = False
+    """Whether it is a pickled module, whose Bottlenecks say where their stride is."""
 
     @property
     def has_head(self) -> bool:
         return "fc.weight" in self.tensors
+
+    def second_head(self) -> str:
+        """The pattern of another layer that may be the classifier; else empty."""
+        second = "".join(self.heads[1:])
+        return second if any(fnmatchcase(name, second) for name in self.unknown) else ""
 
     def dtypes(self) -> str:
         counts = Counter(str(value.dtype).removeprefix("torch.") for value in self.tensors.values())
@@ -78,6 +98,8 @@ class Inspection:
     """Types of the values beside the tensors, none of which was built."""
     stride_in_1x1: bool = False
     """Whether the caller says that its networks are v1."""
+    foreign: str = ""
+    """Why the network is not one of ours, although its tensors are, where the file itself names it."""
     nameless: str = ""
     """The keys that lead to a list of averaged weights, which has no names, as torch_ema writes it."""
     described: FolderDescription | None = field(default=None, repr=False)
@@ -195,7 +217,8 @@ class Inspection:
 
     def is_v1(self, network: FoundNetwork) -> bool:
         """Whether the caller says that it is v1, or its library's networks are."""
-        return (self.stride_in_1x1 and is_bottleneck(network.model)) or is_v1(network)
+        said = self.stride_in_1x1 and is_bottleneck(network.model)
+        return said or is_v1(network) or "stride_in_1x1" in network.config
 
     def config(self, network: FoundNetwork) -> dict[str, Any]:
         """The builder's arguments that are not its defaults, by the shapes and by what the file or its folder says."""
@@ -227,7 +250,7 @@ class Inspection:
         if self.info is not None:
             return () if self.is_prepared(network) else ("how images are prepared, which it does not record",)
         notes = []
-        if is_bottleneck(network.model):
+        if is_bottleneck(network.model) and not network.shows_stride:
             usual = f"{network.scheme}'s networks are v1" if is_v1(network) else "v1.5 is assumed"
             usual = "v1, as you say" if self.stride_in_1x1 else usual
             notes.append(f"whether the stride of a Bottleneck sits on its 3x3 (v1.5) or its first 1x1 (v1): {usual}")
@@ -268,11 +291,14 @@ class Inspection:
         for network in self.networks:
             config = "".join(f", {key}={value}" for key, value in self.config(network).items())
             averaged = ", averaged weights" if network.averaged else ""
+            second, head = network.second_head(), network.head
+            if second:
+                head += f"; {second} may be the classifier instead: add --ignore {shlex.quote(network.heads[0])}"
             rows += [
                 ("network", f"{network.model}{config}{averaged}"),
                 ("  at", f"key {network.key or 'none'}, prefix {network.prefix or 'none'}"),
                 ("  names", f"as {network.scheme}'s"),
-                ("  head", network.head),
+                ("  head", head),
                 ("  tensors", network.dtypes()),
             ]
             if network.left_out:
@@ -305,6 +331,8 @@ def inspect_weights(path: str | Path, *, ignore: Sequence[str] = (), stride_in_1
     """
     path = Path(path)
     inspection = inspect_container(read_container(path), ignore=ignore)
+    if inspection.foreign:
+        raise WeightsError(inspection.foreign)
     inspection = replace(inspection, path=path, stride_in_1x1=stride_in_1x1)
     described = description_of(path) if inspection.info is None else None
     return replace(inspection, info=described.info(), described=described) if described else inspection
@@ -317,6 +345,12 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         raise WeightsError(
             f"{container.path} is a Keras file, which Keras itself reads: "
             f"`resnet-core convert {path} NAME.safetensors --source keras` makes a file of it that loads here"
+        )
+
+    index = index_of(container.path) if container.path.is_file() else None
+    if index is not None:
+        raise WeightsError(
+            f"{container.path} is one of several files that {index.name} lists; give {index}, or its folder"
         )
 
     networks: list[FoundNetwork] = []
@@ -335,7 +369,11 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
     for network in networks:
         if not any(is_same(network, other) for other in distinct):
             distinct.append(network)
-    networks = [without_names_of(distinct, network) for network in distinct]
+    averaged = with_average_as_main(container)
+    networks = [
+        replace(without_names_of(networks, network), averaged=averaged.get(network.key, network.averaged))
+        for network in map(partial(with_stride, container), distinct)
+    ]
     nearest = ""
     if not networks:
         nearest = min(others)[1] if others else nothing_like_a_resnet(container)
@@ -347,6 +385,7 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         networks=tuple(networks),
         nearest=nearest,
         beside=container.beside,
+        foreign=find_foreign(container, networks[0]) if networks else "",
         nameless=find_nameless(container),
     )
 
@@ -358,11 +397,37 @@ def is_same(network: FoundNetwork, other: FoundNetwork) -> bool:
 
 
 def without_names_of(others: Iterable[FoundNetwork], network: FoundNetwork) -> FoundNetwork:
-    """The network, of whose unknown names none is another network's under a longer prefix."""
-    nested = tuple(
-        other.prefix for other in others if other.key == network.key and len(other.prefix) > len(network.prefix)
-    )
-    return replace(network, unknown=tuple(name for name in network.unknown if not name.startswith(nested)))
+    """The network, of whose unknown names none is another network's or under its longer prefix."""
+    beside = [other for other in others if other.key == network.key]
+    nested = tuple(other.prefix for other in beside if len(other.prefix) > len(network.prefix))
+    unknown = {name for name in network.unknown if not name.startswith(nested)}
+    unknown = unknown.intersection(*(other.left_out for other in beside))
+    return replace(network, unknown=tuple(name for name in network.unknown if name in unknown))
+
+
+def with_stride(container: Container, network: FoundNetwork) -> FoundNetwork:
+    """The network with the place of a Bottleneck's stride, where the file is a pickled module, which shows it."""
+    if not is_bottleneck(network.model):
+        return network
+    for path, value in walk(container.content):
+        if isinstance(value, Inert) and ".".join(path) == network.key and (strides := module_strides(value)):
+            first, second = (
+                strides.get(f"{network.prefix}{their_module(network.scheme, f'layer2.0.conv{number}')}")
+                for number in (1, 2)
+            )
+            v1 = {"stride_in_1x1": True} if (first, second) == ((2, 2), (1, 1)) else {}
+            shown = bool(v1) or (first, second) == ((1, 1), (2, 2))
+            return replace(network, config=network.config | v1, shows_stride=shown)
+    return network
+
+
+def with_average_as_main(container: Container) -> dict[str, bool]:
+    """Whether the weights under a key are averaged, by key, where the library that wrote the file has its own order."""
+    content = container.content
+    for last, sign in LAST_STEP.items():
+        if isinstance(content, dict) and {"state_dict", last, sign} <= content.keys():
+            return {"state_dict": True, last: False}
+    return {}
 
 
 def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -378,6 +443,20 @@ def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
             if tensors:
                 inside |= {id(each) for _, each in walk(value)}
                 yield ".".join(path), tensors
+
+
+def find_foreign(container: Container, network: FoundNetwork) -> str:
+    """Why the network is not one of ours, where a value beside the weights is timm's name of one; else empty."""
+    for path, value in walk(container.content):
+        if isinstance(value, str) and path and path[-1] in ("arch", "architecture", "model", "model_name"):
+            name = value.partition(".")[0]
+            if re.fullmatch(r"resnet(aa|blur)\d+", name):
+                made = ", ".join([repr(name), *assigned(network.config), f"checkpoint_path={str(container.path)!r}"])
+                return (
+                    f"{container.path} says at {'.'.join(path)} that its network is {name}, {timm_other(name)}; timm "
+                    f"loads it: timm.create_model({made})"
+                )
+    return ""
 
 
 def find_nameless(container: Container) -> str:
@@ -443,6 +522,9 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
     head, words = find_head(body, key, tensors, features=shape[1])
     if head.used and len(head.tensors["fc.weight"]) != shape[0]:
         config["num_classes"] = len(head.tensors["fc.weight"])
+    rivals = find_rivals(body, head, tensors)
+    without = {name: value for name, value in tensors.items() if name not in head.used}
+    second = find_head(body, key, without, features=shape[1])[0] if rivals else NO_HEAD
     taken = head.used | {"n_averaged"} | {name for name in tensors if name.rpartition(".")[2] in COUNTERS}
     outside = (name for name in tensors if not name.startswith(body.prefix))
     left_out = [name for name in (*(f"{body.prefix}{name}" for name in body.beside), *outside) if name not in taken]
@@ -455,9 +537,10 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
         config=config,
         tensors={**body.tensors, **head.tensors},
         head=words,
+        heads=tuple(f"{min(each.used).rpartition('.')[0]}.*" for each in (head, second) if each.used),
         averaged="n_averaged" in tensors or bool(AVERAGED.search(f"{key}.{body.prefix}")),
         left_out=tuple(left_out),
-        unknown=tuple(name for name in left_out if name.startswith(body.prefix)),
+        unknown=tuple(name for name in left_out if name.startswith(body.prefix) or name in rivals),
     )
 
 
@@ -542,6 +625,16 @@ def find_head(body: Body, key: str, tensors: Mapping[str, Tensor], *, features: 
     return NO_HEAD, "none: a body without a classifier"
 
 
+def find_rivals(body: Body, head: Head, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names of linear layers outside the body that may follow its head or stand in its place."""
+    if not head.used:
+        return set()
+    sizes = head.tensors["fc.weight"].shape
+    outside = [name for name in tensors if not name.startswith(body.prefix) and name not in head.used]
+    weights = {name for name in outside if tensors[name].dim() == 2 and tensors[name].shape[1] in sizes}
+    return weights | {name for name in outside if f"{name.removesuffix('bias')}weight" in weights}
+
+
 def head_starts(body: Body) -> Iterator[str]:
     """Where a head's names may start: at the body's prefix, and at each shorter one."""
     parts = body.prefix.split(".")[:-1]
@@ -580,11 +673,13 @@ def in_python(values: Mapping[str, Any]) -> str:
 
 
 def patterns_of(network: FoundNetwork) -> list[str]:
-    """Patterns of `ignore` for the names under the network's prefix that are not its own: one for each module."""
+    """Patterns of `ignore` for the unknown names: one for each module."""
     modules: dict[str, list[str]] = {}
     for name in network.unknown:
-        module = name.removeprefix(network.prefix).partition(".")[0]
-        modules.setdefault(f"{network.prefix}{module}.*", []).append(name)
+        module = f"{network.prefix}{name.removeprefix(network.prefix).partition('.')[0]}"
+        if not name.startswith(network.prefix):
+            module = name.rpartition(".")[0] or name
+        modules.setdefault(f"{module}.*", []).append(name)
     return [names[0] if len(names) == 1 else pattern for pattern, names in modules.items()]
 
 

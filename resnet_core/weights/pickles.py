@@ -574,25 +574,37 @@ def module_tensors(module: Inert) -> dict[str, Tensor]:
     Raises ValueError where modules hold each other.
     """
     named: dict[str, Tensor] = {}
+    for prefix, state in modules_in(module):
+        unsaved = {name for name in names_not_saved(state) if isinstance(name, str)}
+        for name, value in own_parts(state):
+            if isinstance(value, Tensor) and name not in unsaved:
+                named[f"{prefix}{name}"] = value
+    return named
+
+
+def module_strides(module: Inert) -> dict[str, Any]:
+    """The strides of a pickled module's layers, by the layer's name."""
+    return {prefix.removesuffix("."): state["stride"] for prefix, state in modules_in(module) if "stride" in state}
+
+
+def modules_in(module: Inert) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """The prefix and the state of a pickled module and of all modules in it. Raises ValueError for a cycle."""
     waiting, left = [("", module)], 1 << 26  # bytes for all names
     while waiting:
         prefix, each = waiting.pop()
         state = each.state if isinstance(each.state, dict) else {}
-        unsaved = state.get("_non_persistent_buffers_set")
-        left_out = {name for name in unsaved.elements if isinstance(name, str)} if isinstance(unsaved, Inert) else set()
-        left -= 8 * len(left_out)
+        parts = list(own_parts(state))
+        left -= 8 * len(names_not_saved(state)) + len(parts) * (len(prefix) + 200)
+        if left < 0:
+            raise ValueError("the pickle has modules that hold each other")
+        yield prefix, state
+        inner = [(name, value) for name, value in parts if isinstance(value, Inert) and isinstance(value.state, dict)]
+        waiting += [(f"{prefix}{name}.", value) for name, value in inner[::-1]]
 
-        inner = []
-        for name, value in own_parts(state):
-            left -= len(prefix) + 200
-            if left < 0:
-                raise ValueError("the pickle has modules that hold each other")
-            if isinstance(value, Tensor) and name not in left_out:
-                named[f"{prefix}{name}"] = value
-            elif isinstance(value, Inert) and isinstance(value.state, dict):
-                inner.append((f"{prefix}{name}.", value))
-        waiting += inner[::-1]
-    return named
+
+def names_not_saved(state: dict[Any, Any]) -> list[Any]:
+    unsaved = state.get("_non_persistent_buffers_set")
+    return unsaved.elements if isinstance(unsaved, Inert) else []
 
 
 def own_parts(state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:

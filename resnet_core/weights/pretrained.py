@@ -171,6 +171,8 @@ def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> Wei
     """
     described = None if read.info else description_of(path)
     info = described.info() if described else read.info  # first, since it refuses a network that is not ours by name
+    if read.foreign:
+        raise WeightsError(read.foreign)
     if read.network is None:
         raise WeightsError(f"{path} holds no ResNet that this package has. {read.refusal}")
     if described and info:
@@ -286,7 +288,7 @@ def preparation_of(network: FoundNetwork) -> tuple[ImageTransform | None, str]:
         transform, words = CIFAR10_TRANSFORM, "CIFAR-10, with its mean and deviation at 32 pixels"
     else:
         transform, words = find_weights("resnet50", "IMAGENET1K_V1").transform, "torchvision's V1 sets"
-    normalising = [name for name in network.left_out if re.search(r"(^|[._])(mean|std)$", name)]
+    normalising = [name for name in network.left_out if re.search(r"(^|[._])(?<!running_)(mean|std)$", name)]
     if normalising:
         words += f", though {shortened(normalising)} in the file may normalise them once more"
     if SCHEMES[network.scheme].stride_in_1x1:

@@ -355,6 +355,14 @@ KINDS = [
         said="averaged weights without names.*ema.shadow_params"),
     Kind("the same network twice", pth(
         lambda s: {"last": s, "best": {f"module.{name}": value * 1 for name, value in s.items()}})),
+    Kind("mmengine's EMAHook, which saves the average as state_dict", pth(lambda s: {
+        "meta": {}, "message_hub": {}, "state_dict": prefixed(s, "backbone."),
+        "ema_state_dict": prefixed(shifted(s), "module.backbone.")}),
+        said="averaged ones are taken.* add --key ema_state_dict"),
+    Kind("Lightning's WeightAveraging, which does so as well", pth(lambda s: {
+        "state_dict": prefixed(s, "model."), "current_model_state": prefixed(shifted(s), "model."),
+        "averaging_state": {"n_averaged": torch.tensor(3)}}),
+        said="averaged ones are taken.* add --key current_model_state"),
     Kind("AveragedModel", pth(lambda s: AveragedModel(network()).state_dict())),
     Kind("model_state_dict of PyTorch's tutorial", pth(
         lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}, "loss": 0.1})),
@@ -384,6 +392,9 @@ KINDS = [
     Kind("timm's resnetblur18", folder_of(
         lambda: network(**LARGE).state_dict(), TIMM | {"architecture": "resnetblur18"}),
         remedy=load_with_timm, needs="timm"),
+    Kind("timm's checkpoint of a resnetblur18", pth(
+        lambda s: {"arch": "resnetblur18", "state_dict": s, "args": argparse.Namespace(model="resnetblur18")},
+        "model_best.pth.tar", of=LARGE), remedy=load_with_timm, needs="timm"),
     Kind("resnetblur18 without its folder", pth(lambda s: s, of=LARGE), LARGE, said="resnetaa50 and resnetblur50"),
     Kind("transformers' folder", folder_of(
         lambda: renamed(network(**LARGE).state_dict(), "transformers"), TRANSFORMERS), LARGE),
@@ -446,6 +457,8 @@ KINDS = [
     Kind("pickle_protocol=4", pth(lambda s: s, pickle_protocol=4)),
     Kind("v1 under torchvision's names", pth(lambda s: s, of=V1), V1, {"stride_in_1x1": True},
          said="first 1x1 .v1.: v1.5 is assumed"),
+    Kind("v1 as a whole module, which shows it", lambda folder: pth(lambda _: network(**V1))(folder), V1,
+         said="stride_in_1x1=True"),
     Kind("1000 classes that may not be ImageNet's", pth(lambda s: s, of=LARGE | {"num_classes": 1000}),
          LARGE | {"num_classes": 1000}, said="what the classes are called"),
     Kind("head without bias", pth(lambda s: {n: v for n, v in s.items() if n != "fc.bias"}), of=without_bias,

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -83,6 +84,10 @@ BROUGHT = {
     "a classifier": lambda s: s,
     "wrapped": lambda s: {"model_state_dict": prefixed(s, "module.")},
     "extra tensors": lambda s: s | {"criterion.a": torch.ones(1), "criterion.b": torch.ones(1), "scale": torch.ones(1)},
+    "a layer behind the classifier": lambda s: (
+        prefixed(s, "0.") | {"1.weight": torch.ones(3, 10), "1.bias": torch.ones(3)}
+    ),
+    "the same network twice": lambda s: prefixed(s, "model.") | prefixed(s, "attacker.model."),
     "two networks": lambda s: prefixed(s, "student.") | shifted(s, "teacher."),
     "two keys": lambda s: {"a": s, "b": shifted(s)},
     "two averages": lambda s: {"model": shifted(s), "ema": s, "ema_slow": shifted(shifted(s))},
@@ -200,6 +205,49 @@ def test_unexpected_tensors(network, follow):
     follow(f"resnet-core predict x.pth IMAGE {options}")
     follow(message)
     follow("resnet-core train finetune --model.name cifar_resnet20 --model.weights NAME.safetensors --data.path FOLDER")
+
+
+def test_two_layers_that_may_be_the_classifier(network, follow):
+    state = network.state_dict()
+    torch.save(
+        prefixed(state, "backbone.") | {"head.weight": state["fc.weight"] + 1, "head.bias": torch.ones(10)}, "f.pt"
+    )
+    assert "head.* may be the classifier instead: add --ignore 'backbone.fc.*'" in str(inspect_weights("f.pt"))
+
+    message = refused(load_model, "f.pt")
+    for pattern, expected in (("head.*", state["fc.weight"]), ("backbone.fc.*", state["fc.weight"] + 1)):
+        assert f"ignore=[{pattern!r}]" in message
+        assert load_model("f.pt", ignore=[pattern])[0].fc.weight.equal(expected)
+
+
+def test_a_checkpoint_that_names_another_architecture_of_the_same_tensors(network):
+    torch.save({"state_dict": network.state_dict(), "args": {"model": "resnetaa50"}}, "f.pth.tar")
+    for call in (inspect_weights, load_model):
+        message = refused(call, "f.pth.tar")
+        assert "says at args.model that its network is resnetaa50, which averages before each stride" in message
+        assert message.endswith("timm.create_model('resnetaa50', checkpoint_path='f.pth.tar')")
+    assert load_weights(network, "f.pth.tar").loaded == 116  # a network of the caller's own
+
+
+def test_a_part_of_several_files_names_the_whole(network, tmp_path):
+    state = network.state_dict()
+    names = list(state)
+    halves = {"model-1.safetensors": names[:-2], "model-2.safetensors": names[-2:]}
+    for name, inside in halves.items():
+        save_file({each: state[each] for each in inside}, tmp_path / name)
+    places = {each: name for name, inside in halves.items() for each in inside}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert f"give {index}, or its folder" in refused(load_model, tmp_path / "model-1.safetensors")
+    assert load_model(index)[0].fc.weight.equal(state["fc.weight"])
+
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save({"model": state}, checkpoint_id=tmp_path / "dcp")
+    (part,) = (tmp_path / "dcp").glob("*.distcp")
+    assert f"give the folder {tmp_path / 'dcp'}" in refused(load_model, part)
+    assert load_model(tmp_path / "dcp")[0].fc.weight.equal(state["fc.weight"])
+    part.rename(tmp_path / "elsewhere")
+    assert f"{part} is missing, which the checkpoint lists; fetch it" in refused(load_model, tmp_path / "dcp")
 
 
 def test_another_number_of_classes(network):
