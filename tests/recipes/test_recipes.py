@@ -370,7 +370,7 @@ def test_a_run_starts_from_one_of_several_networks_in_a_file(tmp_path):
     b = {f"y.{name}": value + 1 for name, value in source.state_dict().items()}
     torch.save({"a": a, "b": b}, tmp_path / "two.pth")
     config = ModelConfig(name="cifar_resnet20", weights=str(tmp_path / "two.pth"))
-    with pytest.raises(ValueError, match=r"choose one with .*`train`, write them as --model\.key and --model\.prefix"):
+    with pytest.raises(ValueError, match=r"choose one with --key a; --key b, .*`train`, write them as --model\.key"):
         make_model(config, num_classes=4, in_channels=3)
     for choice in ({"key": "a"}, {"prefix": "x."}):
         model = make_model(replace(config, **choice), num_classes=4, in_channels=3)
@@ -408,7 +408,7 @@ def test_a_run_from_weights_of_a_variant_is_read_as_that_variant_without_them(na
     for part in ("train", "test"):
         shutil.copytree(tmp_path / "images" / part / "dog", tmp_path / "images" / part / "ape")
     with pytest.raises(
-        ValueError, match=r"not fit the run's recipe and data \(num_classes 2 there and 3 here\); correct"
+        ValueError, match=r"not fit the run's recipe and data \(num_classes 2 there and 3 here; classes .*\); correct"
     ):
         load_run(out)
 
