@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: help demo test quick test-slow faults gpu interop check parity report clean
+.PHONY: help demo test quick test-slow faults gpu interop check parity doctor-sweep report clean
 
 help:
 	@echo 'make demo      train a ResNet-20 on handwritten digits with two processes, and draw its curves'
@@ -15,6 +15,7 @@ help:
 	@echo 'make check     lint, format, types, import rules, the workflow file'
 	@echo 'make test-slow run the exhaustive sweeps that make test leaves out'
 	@echo 'make parity    print the parity report: each model on each rung, beside torchvision'
+	@echo 'make doctor-sweep  plant mistakes alone and together, and write what the doctor calls them into docs/report'
 	@echo 'make report    write docs/report, also beside timm, transformers, Keras and onnxruntime (half an hour)'
 	@echo 'make interop   test against timm, transformers, Keras, Composer, Lightning, onnxruntime (0.5 GB in .venv-interop)'
 	@echo 'make faults    kill trainings 500 times (N=500) and compare how they end; under an hour'
@@ -53,6 +54,9 @@ check: .venv/installed
 
 parity: .venv/installed
 	$(BIN)/python -m parity
+
+doctor-sweep: .venv/installed
+	$(BIN)/python -m parity.sweep
 
 report: .venv-interop/installed
 	.venv-interop/bin/python -m parity --out docs/report

@@ -148,26 +148,25 @@ class Unit(nn.Module):
 class Network(nn.Module):
     """`parts` gives the choices of "stem", "head" and of each (stage, number)."""
 
-    def __init__(
-        self, depths: Sequence[int], wide: bool, parts: Callable[[Any], Choices], strides: Sequence[int] = (1, 2, 2, 2)
-    ) -> None:
+    def __init__(self, depths: Sequence[int], wide: bool, parts: Callable[[Any], Choices], width: int = 64) -> None:
         super().__init__()
         stem, head = parts("stem"), parts("head")
         size, stride, padding = stem.stem
-        first: list[nn.Module] = [nn.Conv2d(3, 64, size, stride, padding, bias=stem.bias)]
+        first: list[nn.Module] = [nn.Conv2d(3, width, size, stride, padding, bias=stem.bias)]
         if stem.deep:
             first = [nn.Conv2d(3, 32, 3, 2, 1, bias=stem.bias), stem.norm(32), stem.act()]
             first += [nn.Conv2d(32, 32, 3, 1, 1, bias=stem.bias), stem.norm(32), stem.act()]
             first += [nn.Conv2d(32, 64, 3, 1, 1, bias=stem.bias)]
-        first += [stem.norm(64)] if stem.stem_norm else []
+        first += [stem.norm(width)] if stem.stem_norm else []
         first += [stem.act()] if stem.stem_act else []
         self.normalise = stem.normalise
         self.stem = nn.Sequential(*first, stem.pool())
 
-        units, ins = [], 64
-        for stage, (depth, planes) in enumerate(zip(depths, (64, 128, 256, 512), strict=True), 1):
+        units, ins = [], width
+        for stage, depth in enumerate(depths, 1):
+            planes = width * 2 ** (stage - 1)
             for number in range(depth):
-                step = strides[stage - 1] if number == 0 else 1
+                step = 2 if number == 0 and stage > 1 else 1
                 units.append(Unit(ins, planes, step, wide, parts((stage, number))))
                 ins = planes * 4 if wide else planes
         self.units = nn.ModuleList(units)
@@ -292,6 +291,30 @@ CHANGES: dict[str, Change] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Family:
+    """Networks of one kind: their depths, blocks and width, and what is right in them."""
+
+    depths: tuple[int, ...]
+    wide: bool = False
+    width: int = 64
+    right: Choices = Choices()
+    without: frozenset[str] = frozenset()
+    """Groups of changes that make no sense here."""
+
+
+FAMILIES = {
+    "BasicBlock": Family(depths=(2, 1, 2, 1)),
+    "Bottleneck": Family(depths=(1, 2, 1, 1), wide=True),
+    "CIFAR": Family(
+        depths=(2, 2, 2),
+        width=16,
+        right=Choices(stem=(3, 1, 1), pool=nn.Identity),
+        without=frozenset({"stem", "pool"}),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plant:
     """A change made somewhere, and what it is called there."""
 
@@ -301,52 +324,52 @@ class Plant:
     """"stem", "head" and (stage, number)."""
 
 
-def plants(name: str, depths: Sequence[int], wide: bool) -> dict[Scope, list[Plant]]:
+def plants(name: str, family: Family) -> dict[Scope, list[Plant]]:
     """The change in every place of each scope."""
-    change = CHANGES[name]
-    if change.wide is not None and change.wide != wide:
+    change, depths = CHANGES[name], family.depths
+    excluded = not family.without.isdisjoint(change.group.split())
+    if excluded or change.wide not in (None, family.wide):
         return {}
     if change.where in ("stem", "head"):
         return {"everywhere": [Plant(name=name, change=change, parts=frozenset({change.where}))]}
+
     blocks = [(stage, number) for stage, depth in enumerate(depths, 1) for number in range(depth)]
     if change.first_only:
-        blocks = [each for each in blocks if each[1] == 0 and (each[0] > 1 or (wide and not change.strided))]
+        blocks = [each for each in blocks if each[1] == 0 and (each[0] > 1 or (family.wide and not change.strided))]
     everywhere = frozenset({*blocks, *(("stem",) if change.where == "all" else ())})
     found: dict[Scope, list[Plant]] = {"everywhere": [Plant(name=name, change=change, parts=everywhere)]}
+
     stage_name = change.rest.get("stage", name + " in layer{}")
     for stage in sorted({stage for stage, _ in blocks}):
         here = frozenset(each for each in blocks if each[0] == stage)
         found.setdefault("stage", []).append(Plant(name=stage_name.format(stage), change=change, parts=here))
         if depths[stage - 1] > 1 and not change.first_only:
-            places = [
-                Plant(name=f"{name} in layer{stage}.{at[1]}", change=change, parts=frozenset({at})) for at in here
-            ]
-            found.setdefault("block", []).extend(places)
+            for at in sorted(here):
+                plant = Plant(name=f"{name} in layer{stage}.{at[1]}", change=change, parts=frozenset({at}))
+                found.setdefault("block", []).append(plant)
     return found
 
 
-def build(depths: Sequence[int], wide: bool, chosen: Sequence[Plant]) -> Network:
+def build(family: Family, chosen: Sequence[Plant]) -> Network:
     """The network with these plants."""
 
     def parts(place: Any) -> Choices:
-        choices = Choices()
+        choices = family.right
         for plant in chosen:
             if place in plant.parts:
                 choices = replace(choices, **plant.change.choices)
         return choices
 
-    return Network(depths, wide, parts)
+    return Network(family.depths, family.wide, parts, family.width)
 
 
-def draw(seed: int, depths: Sequence[int], wide: bool, count: int) -> list[Plant]:
+def draw(seed: int, family: Family, count: int) -> list[Plant]:
     """That many plants that can be made together, drawn at random."""
     generator = random.Random(seed)
     chosen: list[Plant] = []
-    names = generator.sample(list(CHANGES), len(CHANGES))
-    for name in names:
-        scopes = plants(name, depths, wide)
+    for name in generator.sample(list(CHANGES), len(CHANGES)):
+        scopes = plants(name, family)
         taken = {word for plant in chosen for word in plant.change.group.split()}
-        free = taken.isdisjoint(CHANGES[name].group.split())
-        if scopes and free and len(chosen) < count:
+        if scopes and taken.isdisjoint(CHANGES[name].group.split()) and len(chosen) < count:
             chosen.append(generator.choice(scopes[generator.choice(list(scopes))]))
     return chosen
