@@ -234,7 +234,7 @@ CHANGES: dict[str, Change] = {
     "biased convolutions": Change(choices={"bias": True}, group="bias", where="all"),
     "no ReLU inside the block": Change(choices={"inner_act": False}, group="inner"),
     "BatchNorm after ReLU behind the first convolution": Change(
-        choices={"norm_after_act": True}, group="inner", wide=False
+        choices={"norm_after_act": True}, group="inner norm", wide=False
     ),
     "ReLU before the addition": Change(choices={"end": "act, add"}, group="end"),
     "no ReLU after the addition": Change(choices={"end": "add"}, group="end"),

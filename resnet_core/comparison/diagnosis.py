@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 from resnet_core.comparison.edits import Differences, compare_structures
 from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
+from resnet_core.comparison.references import Reference, on_meta
 from resnet_core.comparison.structure import Block, Layer, Structure, as_code, count, described, structure_of
 from resnet_core.comparison.trace import Operation, Trace, calibrate, fingerprint, in_float64, perturb_constants, trace
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
-from resnet_core.models.registry import MODELS, build_on_meta
+from resnet_core.models.registry import MODELS
 from resnet_core.models.resnet import BasicBlock, Bottleneck
 
 SECONDS = 60.0
+MANY = 8
+"""How many differences a sentence names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,9 @@ class Diagnosis:
     def __str__(self) -> str:
         if self.healthy:
             return "healthy: it computes what the reference does on these images, in evaluation and in training"
-        names = " and ".join(each.name for each in self.differences)
+        names = " and ".join(each.name for each in self.differences[:MANY])
+        if len(self.differences) > MANY:
+            names += f" and {len(self.differences) - MANY} more differences, as between two architectures"
         if self.mistakes is None:
             found = f"found so far: {names}; the rest" if names else "unknown: what differs"
             return f"{found} begins at {self.rest}"
@@ -281,10 +286,14 @@ def pre_activated(structure: Structure) -> Structure:
 
 def nearest(structure: Structure, block: type[nn.Module] | None = None, training: bool = False) -> Structure | None:
     """The structure of our network with these depths and widths; None where no network of ours has them."""
-    network = nearest_network(structure, block)
-    if network is None:
+    reference = reference_for(structure, block)
+    if reference is None:
         return None
-    size = 64 if isinstance(network, Backbone) else 32
+    try:
+        network = on_meta(reference)
+    except (ValueError, NotImplementedError):  # no network has these settings
+        return None
+    size = 32 if reference.small_images else 64
     images = torch.empty(2, channels_in(structure), size, size, device="meta")
     return structure_of(trace(network.train(training), images, exact=False, fingerprints=False))
 
@@ -294,31 +303,26 @@ def channels_in(structure: Structure) -> int:
     return int(layer.tensors["weight"].value.shape[1] * layer.settings["groups"]) if layer else 3
 
 
-def nearest_network(structure: Structure, block: type[nn.Module] | None = None) -> nn.Module | None:
-    """That network, on the meta device."""
+def reference_for(structure: Structure, block: type[nn.Module] | None = None) -> Reference | None:
+    """Our network with a structure's depths and widths, with other blocks where these are given."""
     linear = [layer for layer in structure.head if layer.kind == "linear"]
     stem = [layer for layer in structure.stem if layer.kind == "conv"]
     if not structure.blocks or not linear or not stem:
         return None
-    first = [layer for layer in structure.blocks[0].branch if layer.kind == "conv"]
-    kind: Any = block or (Bottleneck if len(first) == 3 else BasicBlock)
+    first = [layer.settings for layer in structure.blocks[0].branch if layer.kind == "conv"]
+    kind = block or (Bottleneck if len(first) == 3 else BasicBlock)
     config: dict[str, Any] = {"num_classes": linear[-1].settings["out"], "in_channels": channels_in(structure)}
-    try:
-        with torch.device("meta"):
-            if first[0].settings["out"] == 16 and kind is BasicBlock:
-                has_projection = any(count(each.shortcut or (), "conv") for each in structure.blocks)
-                return CifarResNet(max(structure.depths), shortcut="B" if has_projection else "A", **config)
-            if kind is Bottleneck and len(first) == 3:
-                groups = first[1].settings["groups"]
-                config |= {"groups": groups, "width_per_group": first[1].settings["out"] // groups}
-            small = (
-                stem[0].settings["kernel"] == 3
-                and stem[0].settings["stride"] == 1
-                and not count(structure.stem, "pool")
-            )
-            return Backbone(kind, structure.depths, small_images=small, **config)
-    except (ValueError, NotImplementedError, ZeroDivisionError):
-        return None
+
+    if first[0]["out"] == 16 and kind is BasicBlock:
+        projects = any(count(each.shortcut or (), "conv") for each in structure.blocks)
+        config["shortcut"] = "B" if projects else "A"
+        return Reference(network=CifarResNet, arguments=(max(structure.depths),), config=config)
+    if kind is Bottleneck and len(first) == 3:
+        widths = {"groups": first[1]["groups"], "width_per_group": first[1]["out"] // first[1]["groups"]}
+        config |= {name: value for name, value in widths.items() if value != {"groups": 1, "width_per_group": 64}[name]}
+    if stem[0].settings["kernel"] == 3 and stem[0].settings["stride"] == 1 and not count(structure.stem, "pool"):
+        config["small_images"] = True
+    return Reference(network=Backbone, arguments=(kind, structure.depths), config=config)
 
 
 def is_healthy(structure: Structure) -> bool:
@@ -329,18 +333,8 @@ def is_healthy(structure: Structure) -> bool:
 
 def name_of(structure: Structure) -> str | None:
     """The name of our model with these depths and widths."""
-    network = nearest_network(structure)
-    return None if network is None else names_by_shapes().get(convolution_shapes(network))
-
-
-@cache
-def names_by_shapes() -> dict[tuple[tuple[int, ...], ...], str]:
-    return {convolution_shapes(build_on_meta(name)): name for name in MODELS}
-
-
-def convolution_shapes(network: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """Of all but the first, which is another one for small images."""
-    return tuple(sorted(tuple(each.shape) for each in network.parameters() if each.dim() == 4 and each.shape[1] > 3))
+    name = str(reference_for(structure)).partition("(")[0]
+    return name if name in MODELS else None
 
 
 def as_difference(mistake: Mistake) -> Difference:

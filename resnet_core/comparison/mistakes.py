@@ -539,9 +539,9 @@ def block_scope(found: set[tuple[int, int]], blocks: Sequence[Block]) -> str:
     stages = sorted({stage for stage, _ in found})
     if found == {each for each in all_of if each[0] in stages}:
         return "in " + " and ".join(f"layer{stage}" for stage in stages)
-    if found == {each for each in all_of if each[1] == 0}:
+    if len(found) > 1 and found == {each for each in all_of if each[1] == 0}:
         return "in the first block of each stage"
-    if found == {each for each in all_of if each[1] > 0}:
+    if len(found) > 1 and found == {each for each in all_of if each[1] > 0}:
         return "in all blocks but the first of each stage"
     names = [f"layer{stage}.{number}" for stage, number in sorted(found)]
     return (
@@ -715,9 +715,10 @@ def in_branch(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
     if moved := take(edits, [edit for edit in edits if edit.place.part == "branch" and edit.setting == "stride"]):
         slot = next((edit.place.slot for edit in moved if edit.ours > edit.theirs), 0)
         sizes = [layer.settings["kernel"] for layer in ours.branch if layer.kind == "conv"]
-        size = sizes[slot - 1] if slot else 0
+        size = sizes[slot - 1] if 0 < slot <= len(sizes) else 0
         which = f"{ORDINALS[slot]} " if sizes.count(size) > 1 else ""
-        yield f"stride on the {which}{size}x{size}", "strided", moved
+        where = f"on the {which}{size}x{size}" if size else "inside the block"
+        yield f"stride {where}", "strided", moved
 
     yield from branch_convolutions(edits, theirs)
     for edit in take(edits, [edit for edit in edits if edit.place.part == "branch"]):

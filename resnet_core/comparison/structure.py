@@ -576,6 +576,10 @@ JOINS: dict[str, Callable[[Layer, Sequence[Tensor]], Tensor]] = {
 # From operations to layers, and from layers to blocks.
 
 
+class Entangled(ValueError):  # noqa: N818
+    """A network that is no chain of layers and blocks."""
+
+
 def layers_of(trace: Trace) -> tuple[Layer, ...]:
     """The layers on the way from the images to the logits; where ways part and meet again, one layer joins them."""
     source: dict[int, tuple[int, ...]] = {}
@@ -601,9 +605,16 @@ def layers_of(trace: Trace) -> tuple[Layer, ...]:
                     other = dominator[other]
         dominator[number], depth[number] = above, depth[above] + 1
 
+    steps = 0
+
     def way(end: int, start: int) -> tuple[Layer, ...]:
+        nonlocal steps
         layers = []
         while end != start:
+            # Where ways part and meet without being nested, as in a DenseNet, one operation stands on many ways.
+            steps += 1
+            if steps > 4 * len(trace.operations):
+                raise Entangled(f"the ways through {trace.operations[end].place} are not nested as a ResNet's are")
             operation = trace.operations[end]
             kind, settings = made[end]
             arms: tuple[tuple[Layer, ...], ...] = ()

@@ -17,7 +17,7 @@ from resnet_core.comparison.diagnosis import (
     nearest,
 )
 from resnet_core.comparison.mistakes import Mistake
-from resnet_core.comparison.structure import Structure
+from resnet_core.comparison.structure import Entangled, Structure
 from resnet_core.comparison.trace import trace
 from resnet_core.comparison.twins import Twins, agree
 
@@ -39,8 +39,11 @@ def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str])
             f"({place})"
         )
 
-    theirs = Examined(twins.b, twins.inputs)
-    ours = Examined(twins.a, twins.inputs, like=theirs.evaluation)
+    try:
+        theirs = Examined(twins.b, twins.inputs)
+        ours = Examined(twins.a, twins.inputs, like=theirs.evaluation)
+    except Entangled as error:
+        return Verdict(cause=f"unknown: {error}")
     healthy = is_healthy(ours.evaluation), is_healthy(theirs.evaluation)
     names = name_of(ours.evaluation), name_of(theirs.evaluation)
     if healthy == (True, False):
