@@ -337,6 +337,24 @@ def name_of(structure: Structure) -> str | None:
     return name if name in MODELS else None
 
 
+IN_WORDS = {
+    "pre-activation order": (
+        "norm, activation, convolution",
+        "convolution, norm, activation",
+        "write each block in the reference's order, with an activation after the addition",
+    ),
+    "projections read the first activation": (
+        "the projection reads what the block's first activation writes",
+        "the projection reads the block's input",
+        "give the projection the block's input",
+    ),
+    "squeeze-and-excitation": ("a gate on the branch", "no gate", "remove the gate"),
+    "normalised input": ("the network normalises the images", "it takes them as they are", "normalise them before it"),
+    "projection on every block": ("a projection", "identity where the shapes agree", "write nn.Identity()"),
+}
+"""The beginning of a mistake's name -> what both have and the repair, where one layer does not say it."""
+
+
 def as_difference(mistake: Mistake) -> Difference:
     edit = mistake.edits[0]
     layer, reference = edit.layer, edit.reference
@@ -354,6 +372,9 @@ def as_difference(mistake: Mistake) -> Difference:
         repair = f"remove {as_code(layer)}"
     else:
         repair = f"write {as_code(reference)}" if reference else "as in the reference"
+    for start, words in IN_WORDS.items():
+        if mistake.name.startswith(start):
+            ours, theirs, repair = words
     return Difference(
         name=mistake.name,
         operation=edit.kind,
