@@ -11,7 +11,7 @@ from typing import Any
 from resnet_core.data import WorkerError
 from resnet_core.distributed.failures import may_report
 from resnet_core.distributed.signals import STOPPED
-from resnet_core.foundation.errors import first_line
+from resnet_core.foundation.errors import first_line, printable
 from resnet_core.train import NonFiniteLossError, PeerError, ReplicaError, StoppedError
 
 # Exit statuses; 0 is success.
@@ -63,4 +63,5 @@ def print_error(error: Exception, message: str | None = None) -> None:
     """Prints the error, or the message in its place, to stderr if this process reports it."""
     if may_report(error):
         notes = getattr(error, "__notes__", ())
-        print(f"resnet-core: {' '.join([message or str(error), *notes])}", file=sys.stderr)
+        lines = " ".join([message or str(error), *notes]).split("\n")
+        print("resnet-core:", "\n".join(map(printable, lines)), file=sys.stderr)

@@ -27,6 +27,7 @@ from resnet_core.cli.weights import Convert, Inspect
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.distributed.signals import INTERRUPTED, NOTHING_TO_SAVE, STOPPED
+from resnet_core.foundation.errors import printable
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.foundation.version import __version__
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, overlay
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """In one line, without the place in the source that Python adds."""
-    print(f"resnet-core: {message}", file=sys.stderr)
+    print(f"resnet-core: {printable(str(message))}", file=sys.stderr)
 
 
 def run_program() -> NoReturn:

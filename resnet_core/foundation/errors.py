@@ -20,6 +20,11 @@ def without_remedy(error: BaseException) -> str:
     return str(error).rpartition("; ")[0] or str(error)
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, as an escape sequence in a name, in Python's notation."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def shortened(names: Iterable[str], most: int = 3, longest: int = 80) -> str:
     """The first names and the number of the others, on one line whatever the names are; long names are cut."""
     names = list(names)

@@ -16,7 +16,7 @@ from resnet_core.foundation.errors import first_line, shortened
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
 from resnet_core.weights.containers import Container, recognise
-from resnet_core.weights.files import load_weights, write_weights
+from resnet_core.weights.files import check_unknown, load_weights, write_weights
 from resnet_core.weights.folders import read_description
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.info import WeightsInfo
@@ -89,6 +89,7 @@ def convert(
     network, note = inspection.choose(key=key, prefix=prefix, model=model or (said.model if said else None))
     if note:
         warnings.warn(note, stacklevel=2)
+    check_unknown(network, str(src))
     asked = {"stride_in_1x1": True} if stride_in_1x1 else {}
     config = original.config | (said.config if said else {}) | network.config | asked
     ours = build(network.model, **config)

@@ -227,7 +227,15 @@ def match_file(
             f"{source} has no classifier ({network.head.removeprefix('none: ')}): load_weights(..., new_head=True) "
             f"loads the body and keeps the model's own head, and `{found.command}` trains one"
         )
-    if strict and network.has_head and network.unknown and not new_head:
+    if strict and not new_head:
+        check_unknown(network, source)
+    matched, report = match_weights(model, found.tensors, source, strict=strict, new_head=new_head)
+    return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))
+
+
+def check_unknown(network: FoundNetwork, source: str) -> None:
+    """Raises WeightsError, with what leaves them out, for tensors that may be a part of a classifying network."""
+    if network.has_head and network.unknown:
         ignore = patterns_of(network)
         options = " ".join(as_options({"ignore": ignore}))
         second, first = network.second_head(), network.heads[0]
@@ -237,8 +245,6 @@ def match_file(
             f"matter, leave them out with ignore={ignore!r} ({options}; to train, make a file without them first: "
             f"`resnet-core convert {shlex.quote(source)} NAME.safetensors {options}`){instead}"
         )
-    matched, report = match_weights(model, found.tensors, source, strict=strict, new_head=new_head)
-    return matched, replace(report, unexpected=tuple(sorted({*report.unexpected, *network.left_out})))
 
 
 def match_weights(

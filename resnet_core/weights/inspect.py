@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import shlex
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_core.foundation.errors import shortened
+from resnet_core.foundation.errors import printable, shortened
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build_on_meta
 from resnet_core.models.resnet import TABLE_1, Bottleneck
@@ -320,7 +321,7 @@ class Inspection:
         for network in self.candidates():
             rows += [("command", self.command(network)), ("Python", self.python(network))]
         width = max(len(name) for name, _ in rows) + 2
-        return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
+        return "\n".join(f"{name:<{width}}{printable(text)}" for name, text in rows)
 
 
 def inspect_weights(path: str | Path, *, ignore: Sequence[str] = (), stride_in_1x1: bool = False) -> Inspection:
@@ -537,7 +538,7 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
         config=config,
         tensors={**body.tensors, **head.tensors},
         head=words,
-        heads=tuple(f"{min(each.used).rpartition('.')[0]}.*" for each in (head, second) if each.used),
+        heads=tuple(f"{glob.escape(min(each.used).rpartition('.')[0])}.*" for each in (head, second) if each.used),
         averaged="n_averaged" in tensors or bool(AVERAGED.search(f"{key}.{body.prefix}")),
         left_out=tuple(left_out),
         unknown=tuple(name for name in left_out if name.startswith(body.prefix) or name in rivals),
@@ -659,8 +660,15 @@ def as_options(values: Mapping[str, Any]) -> list[str]:
         if value is True:
             words.append(option)
         for each in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
-            words += [option, shlex.quote(each)]
+            words += [option, quoted(each)]
     return words
+
+
+def quoted(word: str) -> str:
+    """A word of the command line; one that a terminal would obey, as an escape sequence, in the shell's `$'...'`."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + word.encode("unicode_escape").decode().replace("'", r"\'") + "'"
 
 
 def assigned(values: Mapping[str, Any]) -> list[str]:
@@ -679,8 +687,8 @@ def patterns_of(network: FoundNetwork) -> list[str]:
         module = f"{network.prefix}{name.removeprefix(network.prefix).partition('.')[0]}"
         if not name.startswith(network.prefix):
             module = name.rpartition(".")[0] or name
-        modules.setdefault(f"{module}.*", []).append(name)
-    return [names[0] if len(names) == 1 else pattern for pattern, names in modules.items()]
+        modules.setdefault(f"{glob.escape(module)}.*", []).append(name)
+    return [glob.escape(names[0]) if len(names) == 1 else pattern for pattern, names in modules.items()]
 
 
 def is_v1(network: FoundNetwork) -> bool:

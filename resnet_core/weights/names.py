@@ -192,10 +192,15 @@ def take_body(tensors: Mapping[str, Tensor], scheme: str, prefix: str) -> Body:
         name = key.removeprefix(prefix)
         module, _, last = name.rpartition(".")
         if module in ours and last not in COUNTERS:
-            found[f"{ours[module]}.{last}"] = value
+            found[f"{ours[module]}.{last}"] = as_count(value) if last == "num_batches_tracked" else value
         elif last not in COUNTERS:
             beside[name] = value
     return Body(scheme=scheme, prefix=prefix, tensors=found, beside=beside)
+
+
+def as_count(value: Tensor) -> Tensor:
+    """A BatchNorm's count of batches as an integer, which casting or averaging a whole state dict made floating."""
+    return value.long() if value.is_floating_point() and bool(value.isfinite().all()) else value
 
 
 def their_module(scheme: str, ours: str) -> str:

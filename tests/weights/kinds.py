@@ -381,6 +381,8 @@ KINDS = [
     Kind("without num_batches_tracked", pth(lambda s: {n: v for n, v in s.items() if "num_batches" not in n})),
     Kind("float16", pth(lambda s: {n: v.half() if v.is_floating_point() else v for n, v in s.items()}),
          of=lambda: copy.deepcopy(network()).half().float()),
+    Kind("all of it bfloat16, with the counts of batches", pth(lambda s: {n: v.bfloat16() for n, v in s.items()}),
+         of=lambda: copy.deepcopy(network()).bfloat16().float()),
     Kind("saved on cuda:0", on_cuda),
     Kind("channels_last, views of one buffer, Parameters", pth(in_one_buffer)),
     Kind("Lightning .ckpt", pth(lambda s: {

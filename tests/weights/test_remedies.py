@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
 import tarfile
 import warnings
 import zipfile
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import resnet_core
 from resnet_core.foundation.precision import same_bits
 from resnet_core.weights import WeightsInfo, inspect_weights, load_model, load_weights, read_info, write_weights
+from resnet_core.weights.convert import convert
 from resnet_core.weights.names import their_names
 from resnet_core.weights.pretrained import names_a_file
 
@@ -87,6 +89,7 @@ BROUGHT = {
     "a layer behind the classifier": lambda s: (
         prefixed(s, "0.") | {"1.weight": torch.ones(3, 10), "1.bias": torch.ones(3)}
     ),
+    "names that are patterns": lambda s: s | {"a[0].x": torch.ones(1), "a[0].y": torch.ones(1), "b*": torch.ones(1)},
     "the same network twice": lambda s: prefixed(s, "model.") | prefixed(s, "attacker.model."),
     "two networks": lambda s: prefixed(s, "student.") | shifted(s, "teacher."),
     "two keys": lambda s: {"a": s, "b": shifted(s)},
@@ -207,6 +210,19 @@ def test_unexpected_tensors(network, follow):
     follow("resnet-core train finetune --model.name cifar_resnet20 --model.weights NAME.safetensors --data.path FOLDER")
 
 
+def test_names_that_a_terminal_would_obey_are_printed_as_text(network, cli):
+    """What is printed for them works in a shell that has `$'...'`, as bash."""
+    torch.save({"a\x1b[31m'": network.state_dict(), "b": shifted(network.state_dict())}, "f.pth")
+    done = cli("inspect", "f.pth")
+    assert "\x1b" not in done.stdout
+    assert r"--key $'a\x1b[31m\''" in done.stdout
+    failed = cli("predict", "f.pth", "IMAGE")
+    assert failed.returncode == 2
+    assert "\x1b" not in failed.stderr
+    said = subprocess.run(["bash", "-c", r"printf %s $'a\x1b[31m\''"], capture_output=True, text=True, check=True)
+    assert said.stdout == "a\x1b[31m'"
+
+
 def test_two_layers_that_may_be_the_classifier(network, follow):
     state = network.state_dict()
     torch.save(
@@ -218,6 +234,8 @@ def test_two_layers_that_may_be_the_classifier(network, follow):
     for pattern, expected in (("head.*", state["fc.weight"]), ("backbone.fc.*", state["fc.weight"] + 1)):
         assert f"ignore=[{pattern!r}]" in message
         assert load_model("f.pt", ignore=[pattern])[0].fc.weight.equal(expected)
+    assert refused(convert, "f.pt", "f.safetensors") == message
+    convert("f.pt", "f.safetensors", ignore=["head.*"])
 
 
 def test_a_checkpoint_that_names_another_architecture_of_the_same_tensors(network):
