@@ -364,13 +364,13 @@ def flip_a_bit(rank: int, step: int) -> None:
 
 def lose_the_loss(rank: int, step: int) -> None:
     """A plan: in that step the loss of that rank is not a number."""
-    whole = trainer.Trainer._gradients
+    whole = trainer.Trainer._compute_gradients
 
     def losing(self: trainer.Trainer, *batch: torch.Tensor) -> torch.Tensor:
         loss = whole(self, *batch)
         return loss * float("nan") if self.step + 1 == step and self.world.rank == rank else loss
 
-    trainer.Trainer._gradients = losing  # type: ignore[method-assign]
+    trainer.Trainer._compute_gradients = losing  # type: ignore[method-assign]
 
 
 def signal_while_starting() -> None:

@@ -226,7 +226,9 @@ def test_a_damaged_image_that_rank_1_reads_is_named_and_once_fixed_one_process_c
     (line,) = failed.stderr.splitlines()
     assert line.startswith(f"resnet-core: {damaged} is not a whole image ")
     damaged.write_bytes(whole)  # rank 0 has reported rank 1's error: an evaluation shares them
-    assert main(list(map(str, words))) == 0
+    assert main(list(map(str, words))) == 2
+    assert "holds a run on other data (1 file is changed: test/dog/0.png)" in capsys.readouterr().err
+    assert main([*map(str, words), "--allow-changes"]) == 0
     printed = capsys.readouterr().out
     assert "continuing, but not bit for bit: world_size was 2, is 1" in printed
     assert "continuing from step 2/4" in printed
