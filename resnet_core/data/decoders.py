@@ -92,7 +92,7 @@ def reduced(edge: int, reduction: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedFiles:
-    """Image files of which `take` gives the JPEG files undecoded. Pillow decodes all others, and what lies in them."""
+    """Image files of which `take` leaves the JPEG files encoded; Pillow decodes the others, and all for `[index]`."""
 
     files: ImageFiles
 
