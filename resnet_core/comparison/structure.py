@@ -576,7 +576,7 @@ JOINS: dict[str, Callable[[Layer, Sequence[Tensor]], Tensor]] = {
 # From operations to layers, and from layers to blocks.
 
 
-class Entangled(ValueError):  # noqa: N818
+class EntangledError(ValueError):
     """A network that is no chain of layers and blocks."""
 
 
@@ -614,7 +614,7 @@ def layers_of(trace: Trace) -> tuple[Layer, ...]:
             # Where ways part and meet without being nested, as in a DenseNet, one operation stands on many ways.
             steps += 1
             if steps > 4 * len(trace.operations):
-                raise Entangled(f"the ways through {trace.operations[end].place} are not nested as a ResNet's are")
+                raise EntangledError(f"the ways through {trace.operations[end].place} are not nested as a ResNet's are")
             operation = trace.operations[end]
             kind, settings = made[end]
             arms: tuple[tuple[Layer, ...], ...] = ()

@@ -17,7 +17,7 @@ from resnet_core.comparison.diagnosis import (
     nearest,
 )
 from resnet_core.comparison.mistakes import Mistake
-from resnet_core.comparison.structure import Entangled, Structure
+from resnet_core.comparison.structure import EntangledError, Structure
 from resnet_core.comparison.trace import trace
 from resnet_core.comparison.twins import Twins, agree
 
@@ -42,7 +42,7 @@ def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str])
     try:
         theirs = Examined(twins.b, twins.inputs)
         ours = Examined(twins.a, twins.inputs, like=theirs.evaluation)
-    except Entangled as error:
+    except EntangledError as error:
         return Verdict(cause=f"unknown: {error}")
     healthy = is_healthy(ours.evaluation), is_healthy(theirs.evaluation)
     names = name_of(ours.evaluation), name_of(theirs.evaluation)

@@ -58,8 +58,9 @@ def quantized(network: fx.GraphModule, grids: Mapping[str, Grid]) -> fx.GraphMod
             reads = [as_8_bits(each) for each in node.args]
             if len(reads) == 2 and max(order[user] for user in node.args[1].users) > order[node]:
                 reads[1] = graph.call_function(torch.clone, (reads[1],))  # the operation writes over it
-            modules[node.name] = QuantizedConv(module, [grid_of[each] for each in node.args], grid_of[node])
-            bytes_[node] = graph.call_module(node.name, tuple(reads))
+            name = f"{node.name}_int8"  # a convolution that is used twice has two ranges
+            modules[name] = QuantizedConv(module, [grid_of[each] for each in node.args], grid_of[node])
+            bytes_[node] = graph.call_module(name, tuple(reads))
         elif source in bytes_ and isinstance(module, nn.MaxPool2d):
             arguments = (getattr(module, name) for name in POOL_ARGUMENTS)
             bytes_[node] = graph.call_function(max_pool_in_8_bits, (bytes_[source], *arguments))

@@ -71,7 +71,7 @@ def test_a_loss_that_is_too_large_is_refused_and_nothing_is_written(digits_run, 
     [
         (lambda tensors, ranges: tensors.pop("fc.weight"), "other names or types of tensors"),
         (
-            lambda tensors, ranges: tensors.update({"conv1_1.weight": tensors["conv1_1.weight"].float()}),
+            lambda tensors, ranges: tensors.update({"conv1_1_int8.weight": tensors["conv1_1_int8.weight"].float()}),
             "other names or",
         ),
         (lambda tensors, ranges: tensors.update({"fc.weight": torch.zeros(4, 64)}), "size mismatch for fc.weight"),
