@@ -23,6 +23,14 @@ def stopped_soon(number=signal.SIGTERM):
     threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A shell lets its background jobs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def endless():
     yield 1
     time.sleep(60)
