@@ -18,7 +18,7 @@ from resnet_core.data import DataConfig, dataset_of, loaders_of
 from resnet_core.data.decoders import DECODERS
 
 WORKERS, RANKS = range(5), range(1, 5)
-IMAGES, GLOBAL_BATCH, EPOCH, RESUMED_AT = 40, 12, 1, 2  # 4 images sit out
+IMAGES, GLOBAL_BATCH, EPOCH, RESUMED_AT = 40, 12, 1, 2  # 4 images are left over
 
 
 def epoch_of(folder: Path, decoder: str, *, workers: int, ranks: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:

@@ -186,7 +186,6 @@ class Network(nn.Module):
 
 
 Scope = Literal["everywhere", "stage", "block"]
-SCOPES: tuple[Scope, ...] = ("everywhere", "stage", "block")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,8 +90,9 @@ def endings() -> frozenset[str]:
 
 
 def read_image(path: str | Path, bits: int = 0) -> Image.Image:
-    """The decoded image, turned upright as its EXIF data say, 16-bit grey as 8 bits. Raises ImageError otherwise.
+    """The decoded image, turned upright as its EXIF data say, 16-bit grey as 8 bits.
 
+    Raises ImageError for a file that is not a whole image.
     Only `formats()` are tried, whatever the file's ending: Pillow hands some others to external programs. The values of
     a 16-bit file fill `bits` bits or, for 0, as many as the file states; one that states nothing and would be nearly
     black is refused.
