@@ -77,6 +77,7 @@ def read_container(path: str | Path) -> Container:
             f"{path} is a {kind} that is damaged or malformed: {first_line(error)[:200]}; fetch or write it again"
         ) from error
     beside = {value.kind for _, value in walk(content) if isinstance(value, Inert)}
+    beside = set() if kind == "TorchScript archive" else beside  # its layers
     return Container(path, kind, content, metadata, tuple(sorted(beside)))
 
 

@@ -446,9 +446,25 @@ def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield ".".join(path), tensors
 
 
+# Layers without tensors that a pickled module and a TorchScript archive name, and those of them that ours have.
+LAYER_KIND = re.compile(r"\bnn\.modules\.(?:activation|pooling)\.(?:___torch_mangle_\d+\.)?(\w+)$")
+OUR_LAYERS = {"ReLU", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d"}
+
+
 def find_foreign(container: Container, network: FoundNetwork) -> str:
-    """Why the network is not one of ours, where a value beside the weights is timm's name of one; else empty."""
+    """Why the network is not one of ours, where something beside its tensors shows that; else empty."""
     for path, value in walk(container.content):
+        if isinstance(value, Inert) and ".".join(path) == network.key and module_tensors(value):
+            kinds = {each.kind: None for _, each in walk(value) if isinstance(each, Inert)}
+            layers = [found[1] for found in map(LAYER_KIND.search, kinds) if found and found[1] not in OUR_LAYERS]
+            if layers:
+                file = repr(str(container.path))
+                scripted = container.kind == "TorchScript archive"
+                line = f"torch.jit.load({file})" if scripted else f"torch.load({file}, weights_only=False)"
+                return (
+                    f"{container.path} holds a module that computes {shortened(layers)}, which no network of this "
+                    f"package does; if you trust the file, {line} loads it where its own code is installed"
+                )
         if isinstance(value, str) and path and path[-1] in ("arch", "architecture", "model", "model_name"):
             name = value.partition(".")[0]
             if re.fullmatch(r"resnet(aa|blur)\d+", name):

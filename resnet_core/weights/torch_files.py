@@ -217,15 +217,14 @@ def memory_of(storage: torch.UntypedStorage) -> memoryview:
 
 
 def read_torchscript(path: Path) -> tuple[Any, dict[str, str]]:
-    """The state dict of a scripted or traced module; its code is not run."""
+    """A scripted or traced module; its code is not run."""
     content, _ = read_torch_zip(path)
-    tensors = module_tensors(content) if isinstance(content, Inert) else {}
-    if not tensors:
+    if not isinstance(content, Inert) or not module_tensors(content):
         raise WeightsError(
             f"{path} is a TorchScript archive without named weights: torch.jit.freeze makes constants of them; give "
             "the archive, or the checkpoint, from before it was frozen"
         )
-    return tensors, {}
+    return content, {}
 
 
 # Streams: torch.save's form before torch 1.6, and pickles without storages.

@@ -67,6 +67,9 @@ def refused(call, *arguments, **keywords):
     return str(error.value)
 
 
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
 def body(state):
     return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
@@ -208,6 +211,27 @@ def test_unexpected_tensors(network, follow):
     follow(f"resnet-core predict x.pth IMAGE {options}")
     follow(message)
     follow("resnet-core train finetune --model.name cifar_resnet20 --model.weights NAME.safetensors --data.path FOLDER")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("save", [torch.save, lambda module, path: torch.jit.script(module).save(path)])
+def test_a_module_that_computes_something_else_is_refused_and_its_own_code_loads_it(save, cli):
+    network = resnet_core.resnet18(small_images=True).eval()
+    save(network, "ours.pth")
+    assert same_bits(load_model("ours.pth")[0](IMAGES), network(IMAGES))
+
+    network.layer1[1].relu, network.maxpool = nn.SiLU(), nn.LPPool2d(2, 1, stride=1)
+    save(network, "other.pth")
+    (message,) = {refused(call, "other.pth") for call in (inspect_weights, load_model)}
+    assert "computes SiLU, LPPool2d" in message or "computes LPPool2d, SiLU" in message
+    line = re.search(r"if you trust the file, (torch\..*?\)) loads it", message)[1]
+    assert same_bits(eval(line)(IMAGES), network(IMAGES))
+    assert cli("predict", "other.pth", "IMAGE").returncode == 2
+
+
+def test_a_layer_beside_a_state_dict_is_no_part_of_its_network(network):
+    torch.save({"state_dict": network.state_dict(), "activation": nn.SiLU()}, "x.pth")
+    assert same_bits(load_model("x.pth")[0](IMAGES), network(IMAGES))
 
 
 def test_names_that_a_terminal_would_obey_are_printed_as_text(network, cli):
