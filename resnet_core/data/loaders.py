@@ -22,7 +22,7 @@ from resnet_core.data.images import ImageError
 from resnet_core.data.sampler import epoch_order, rank_batches, rank_share, repeat_samples, seed_from, steps_per_epoch
 from resnet_core.data.splits import LabelledImages
 from resnet_core.data.transforms import Images, ViewSeeds
-from resnet_core.data.workers import START, WorkerError, begin_worker, remedy
+from resnet_core.data.workers import START, WorkerError, begin_worker, remedy, signals_held
 
 Batch = tuple[Tensor, Tensor]
 TrainKey = tuple[int, int, Sequence[tuple[int, int]]]  # epoch, position, the batch's (sample, copy)
@@ -188,7 +188,7 @@ class KeyedLoader:
     def _started(self) -> Iterator[Any]:
         """DataLoader's batches, with its workers started."""
         try:
-            with any_number_of_workers():
+            with any_number_of_workers(), signals_held():
                 return iter(self.loader)
         except OSError as error:
             raise WorkerError(f"loader workers could not be started ({error.strerror}); {remedy(error)}") from error

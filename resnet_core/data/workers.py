@@ -9,6 +9,8 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from resnet_core.foundation.errors import first_line
@@ -22,6 +24,19 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 class WorkerError(RuntimeError):
     """A loader's worker could not hand over a batch."""
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Inside this context SIGTERM and Ctrl-C wait, also in the processes that start in it.
+
+    A worker would die of one that comes before `begin_worker` has run there.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker(parent: int, worker: int) -> None:
@@ -39,8 +54,9 @@ def begin_worker(parent: int, worker: int) -> None:
         if os.getppid() != parent:  # killed before the line above
             os._exit(1)
 
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=exit_when_parent_says, daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def exit_when_parent_says() -> None:

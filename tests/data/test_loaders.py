@@ -264,3 +264,14 @@ def test_a_worker_whose_parent_was_killed_in_the_moment_of_the_fork_ends():
     worker.start()
     worker.join(10)
     assert worker.exitcode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_signal_to_all_processes_in_the_moment_of_a_workers_start_does_not_kill_it(monkeypatch):
+    def after_the_signal(parent, worker):
+        os.kill(os.getpid(), signal.SIGTERM)
+        begin_worker(parent, worker)
+
+    monkeypatch.setattr("resnet_core.data.loaders.begin_worker", after_the_signal)
+    assert len(list(loader(workers=1).epoch(0))) == 5
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
