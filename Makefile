@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: help demo test quick test-slow faults gpu interop check parity doctor-sweep report clean
+.PHONY: help demo test quick test-slow faults gpu interop check parity doctor-sweep report dist clean
 
 help:
 	@echo 'make demo      train a ResNet-20 on handwritten digits with two processes, and draw its curves'
@@ -20,6 +20,7 @@ help:
 	@echo 'make interop   test against timm, transformers, Keras, Composer, Lightning, onnxruntime (0.5 GB in .venv-interop)'
 	@echo 'make faults    kill trainings 500 times (N=500) and compare how they end; under an hour'
 	@echo 'make gpu       prove and time everything on an NVIDIA GPU, in at most 8 minutes'
+	@echo 'make dist      build the source archive and the wheel in dist/'
 	@echo 'make clean     remove .venv and caches; your runs/ stay'
 
 demo: .venv/installed
@@ -60,6 +61,9 @@ doctor-sweep: .venv/installed
 
 report: .venv-interop/installed
 	.venv-interop/bin/python -m parity --out docs/report
+
+dist: .venv/installed
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf .venv .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -96,9 +96,12 @@ def watched(source: Path | None) -> Iterator[None]:
     def report() -> None:
         stack = traceback.extract_stack(sys._current_frames().get(thread))
         number = module_line(stack, source)
-        if source is not None and number is not None:
+        if source is None or number is None:
+            return
+        line = line_of(source, number)
+        if not line.startswith(("import ", "from ")):  # a library that loads slowly is nothing to change
             text = f"{source}:{number} has been running for {WATCH_SECONDS:g} seconds while the file is imported"
-            warnings.warn(f"{text}: `{line_of(source, number)}`; {REMEDY}", stacklevel=1)
+            warnings.warn(f"{text}: `{line}`; {REMEDY}", stacklevel=1)
 
     timer = threading.Timer(WATCH_SECONDS, report)
     timer.daemon = True

@@ -187,3 +187,11 @@ def test_a_file_that_runs_for_long_when_imported_is_named_with_its_line(folder, 
     (folder / "slow.py").write_text("import time\ndef train():\n    time.sleep(0.3)\ntrain()\n")
     with pytest.warns(UserWarning, match=r"slow.py:4 has been running .*: `train\(\)`; put it under"):
         imports.import_source("slow.py", folder / "slow.py")
+
+
+def test_a_library_that_loads_slowly_is_not_the_files_fault(folder, monkeypatch, recwarn):
+    monkeypatch.setattr(imports, "WATCH_SECONDS", 0.02)
+    (folder / "slow_library.py").write_text("import time\ntime.sleep(0.2)\n")
+    (folder / "quick.py").write_text("import slow_library\n")
+    imports.import_source("quick.py", folder / "quick.py")
+    assert not recwarn.list
