@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: help demo test quick test-slow faults gpu interop check parity doctor-sweep report dist clean
+.PHONY: help demo test quick test-slow faults gpu interop check parity doctor-sweep report docs docs-output site-test dist clean
 
 help:
 	@echo 'make demo      train a ResNet-20 on handwritten digits with two processes, and draw its curves'
@@ -17,6 +17,9 @@ help:
 	@echo 'make parity    print the parity report: each model on each rung, beside torchvision'
 	@echo 'make doctor-sweep  plant mistakes alone and together, and write what the doctor calls them into docs/report'
 	@echo 'make report    write docs/report, also beside timm, transformers, Keras and onnxruntime (half an hour)'
+	@echo 'make docs      build the site, docs/_build/html/index.html, offline (0.3 GB in .venv-docs)'
+	@echo 'make docs-output  draw the figures and write the shown outputs of the pages again'
+	@echo 'make site-test open every page of the site in Chromium; under 3 minutes'
 	@echo 'make interop   test against timm, transformers, Keras, Composer, Lightning, onnxruntime (0.5 GB in .venv-interop)'
 	@echo 'make faults    kill trainings 500 times (N=500) and compare how they end; under an hour'
 	@echo 'make gpu       prove and time everything on an NVIDIA GPU, in at most 8 minutes'
@@ -65,8 +68,18 @@ report: .venv-interop/installed
 dist: .venv/installed
 	$(BIN)/python -m build --no-isolation
 
+docs: .venv-docs/installed
+	rm -rf docs/_build/html
+	.venv-docs/bin/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --fresh-env docs docs/_build/html
+	$(if $(wildcard docs/explorer/build.py),mkdir -p docs/_build/html/explorer && \
+		.venv-docs/bin/python docs/explorer/build.py docs/_build/html/explorer/index.html)
+	@echo 'docs/_build/html/index.html'
+
+site-test: docs
+	.venv-docs/bin/python -m pytest tests/site -n 2
+
 clean:
-	rm -rf .venv .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build .venv .venv-docs .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml $(CONSTRAINTS)
@@ -85,6 +98,14 @@ clean:
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) \
 		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS) $(CHECKPOINT_WRITERS)
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) --no-deps mosaicml mosaicml-cli
+	@touch $@
+
+# What builds the site and opens it in a browser; torch and the package come from the first environment.
+.venv-docs/installed: .venv/installed
+	$(BIN)/python -m venv .venv-docs
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	.venv-docs/bin/python -m pip install --constraint $(CONSTRAINTS) 'resnet-core[docs]'
 	@touch $@
 
 CHECKPOINT_WRITERS := accelerate lightning thop

@@ -46,6 +46,8 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path: Path, config):
+    if collection_path == config.rootpath / "tests" / "site":
+        return True  # needs a browser and the built site: `make site-test` names the folder
     if config.getoption("quick") and any(collection_path.is_relative_to(config.rootpath / name) for name in LONG):
         return True
     return None
