@@ -46,8 +46,9 @@ def main() -> int:
     recipe = replace(recipe, seed=arguments.seed, data=replace(recipe.data, path=arguments.data))
 
     experiment = load(recipe)
-    with join_world("cpu") as world, RunFolder(arguments.out) as folder, Report(arguments.out) as report:
+    with join_world("cpu") as world, RunFolder(arguments.out) as folder:
         folder.claim(experiment)
+        report = Report(arguments.out)
         trainer = make_trainer(experiment, world, build=network, report=report, folder=arguments.out)
         record_environment(folder, experiment, world, report, continues=False)
         result = result_of(trainer, trainer.fit())

@@ -25,7 +25,7 @@ from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import Trainer, World
 from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.forward import unchanged
-from resnet_core.train.metrics import classification_sums
+from resnet_core.train.metrics import classification_sums, scores_to_hide
 from resnet_core.train.optimizers import build_optimizer
 from resnet_core.train.report import Report
 from resnet_core.weights.download import DownloadError
@@ -120,6 +120,7 @@ def make_trainer(
     dataset: Dataset | None = None,
     build: Callable[..., nn.Module] | None = None,
     report: Report | None = None,
+    quiet: bool = False,
     folder: str | Path | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> Trainer:
@@ -127,7 +128,8 @@ def make_trainer(
 
     A recipe's dataset is loaded here unless you give one of your own as `dataset`; an `Experiment` has it already.
     `build(num_classes=.., in_channels=..)` makes a network of your own in place of the recipe's; its head is `fc` if it
-    has one. Raises what `make_loaders` raises, and ValueError for weights that do not fit.
+    has one. Without a `report`, `fit()` shows a progress bar and prints a line for each evaluation, unless `quiet`.
+    Raises what `make_loaders` raises, and ValueError for weights that do not fit.
     """
     if not isinstance(recipe, Experiment):
         recipe = Experiment(recipe, dataset) if dataset else load(recipe)
@@ -144,6 +146,9 @@ def make_trainer(
     freeze(model, recipe.model.freeze)
     optimizer = build_optimizer(model, recipe.optimizer, head=dict(model.named_children()).get("fc"))
 
+    if report is None:
+        hidden = scores_to_hide(len(dataset.class_names))
+        report = Report(quiet=quiet or not world.is_main, hidden=hidden)
     about = None
     if folder and world.is_main:  # which alone writes checkpoints
         about = {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__}

@@ -53,29 +53,27 @@ def run(
 
         reported = folder.path if world.is_main else None
         hidden = scores_to_hide(len(experiment.dataset.class_names))
-        with Report(reported, tensorboard=recipe.run.tensorboard, hidden=hidden) as report:
-            (signals or until_run_ends).enter_context(stop_on_signals())
-            trainer = make_trainer(experiment, world, report=report, folder=folder.path, stop_asked=signal_received)
-            if note:
-                report.say(note)
-            report.say(
-                f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
-                f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
-            )
-            for label, text in experiment.data_lines:
-                report.say(f"{label:<12}{text}")
+        report = Report(reported, quiet=not world.is_main, tensorboard=recipe.run.tensorboard, hidden=hidden)
+        (signals or until_run_ends).enter_context(stop_on_signals())
+        trainer = make_trainer(experiment, world, report=report, folder=folder.path, stop_asked=signal_received)
+        if note:
+            report.say(note)
+        report.say(
+            f"{recipe.model.name} on {recipe.data.name}: {trainer.num_steps} steps, "
+            f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}"
+        )
+        for label, text in experiment.data_lines:
+            report.say(f"{label:<12}{text}")
 
-            # What is recorded is known to fit the checkpoint that the run continues from.
-            trainer.restore()
-            world.run_on_rank_0(partial(folder.write_recipe, recipe))
-            world.run_on_rank_0(
-                partial(record_environment, folder, experiment, world, report, continues=trainer.step > 0)
-            )
+        # What is recorded is known to fit the checkpoint that the run continues from.
+        trainer.restore()
+        world.run_on_rank_0(partial(folder.write_recipe, recipe))
+        world.run_on_rank_0(partial(record_environment, folder, experiment, world, report, continues=trainer.step > 0))
 
-            scores = fit(trainer, folder, experiment)
-            result = result_of(trainer, scores)
-            world.run_on_rank_0(partial(finish, folder, experiment, trainer, result))
-            return result
+        scores = fit(trainer, folder, experiment)
+        result = result_of(trainer, scores)
+        world.run_on_rank_0(partial(finish, folder, experiment, trainer, result))
+        return result
 
 
 def fit(trainer: Trainer, folder: RunFolder, experiment: Experiment) -> dict[str, float]:

@@ -43,19 +43,27 @@ TIME_LEFT = len("100:00:00")
 
 
 class Report:
-    """The record of one run, kept by rank 0. With `folder=None`, as on other ranks, nothing is recorded or shown.
+    """The record of one run, kept by rank 0. Without a folder nothing is recorded; a `quiet` report shows nothing.
 
-    Use it as a context manager. A terminal gets a progress bar; anything else gets a line for each evaluation and, if
-    evaluations are far apart, one every 30 seconds. With `tensorboard` the record is also written to the folder's
-    `tensorboard/`. Values of `hidden` keys are recorded but not shown.
+    Inside its context a terminal and a notebook show a progress bar. Each evaluation is printed as a line; where there
+    is no bar, and evaluations are far apart, so is a step every 30 seconds. With `tensorboard` the record is also
+    written to the folder's `tensorboard/`. Values of `hidden` keys are recorded but not shown.
     """
 
-    def __init__(self, folder: str | Path | None, *, tensorboard: bool = False, hidden: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        quiet: bool = False,
+        tensorboard: bool = False,
+        hidden: Collection[str] = (),
+    ) -> None:
         self.path = Path(folder) / "metrics.jsonl" if folder else None
         self.events = open_events(self.path.parent / "tensorboard") if self.path and tensorboard else None
         self.hidden = hidden
 
-        self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        shows_bar = self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets"))
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -65,7 +73,7 @@ class Report:
             console=self.console,
             transient=True,
             expand=True,
-            disable=folder is None or not self.console.is_terminal,
+            disable=quiet or not shows_bar,
         )
         self.task = self.bar.add_task("", values={})
 
@@ -96,15 +104,15 @@ class Report:
 
     def record(self, event: str, *, step: float, **values: float) -> None:
         """Appends one record and shows it."""
-        if not self.path:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        except OSError as error:
-            raise OSError(
-                f"{self.path} cannot be written ({error.strerror}); make room, and the same command continues the run"
-            ) from error
+        if self.path:
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"{self.path} cannot be written ({error.strerror}); make room, and the same command continues the "
+                    "run"
+                ) from error
         self._show_tensorboard(event, step, **values)
 
         shown = {key: value for key, value in values.items() if key not in self.hidden}

@@ -138,7 +138,7 @@ class Trainer:
         self.num_steps = config.epochs * len(train_loader)
 
         self.run = run or RunConfig()
-        self.report = report or Report(None)
+        self.report = report or Report(quiet=True)
         self.stop_asked = stop_asked
         self.folder = Path(folder) if folder else None
         self.writer = CheckpointWriter(folder, keep=self.run.keep_checkpoints) if folder else None
@@ -164,7 +164,8 @@ class Trainer:
             self.restore()
         self.report.start(self.step, self.num_steps, evaluated=self.scores is not None)
         try:
-            return self._fit()
+            with self.report:
+                return self._fit()
         finally:
             if self.writer:
                 self.writer.finish()

@@ -96,7 +96,8 @@ def lose_the_loss_on_rank_1(folder):
 
 def slow_down_rank_1(folder):
     """24 steps, of which rank 1 sleeps through a part of the last 12; rank 0 reports each dozen."""
-    with join_world("cpu") as world, Report(folder if world.is_main else None) as report:
+    with join_world("cpu") as world:
+        report = Report(folder if world.is_main else None, quiet=True)
         one = make_trainer(world, nn.Identity)
         one.num_steps, one.run, one.report = 24, RunConfig(log_every_steps=12, eval_every_epochs=8), report
 

@@ -6,19 +6,23 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from importlib.machinery import ModuleSpec
 from io import StringIO
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from resnet_core.cli.main import main
 from resnet_core.foundation.toml import to_toml
-from resnet_core.recipes import RECIPES
+from resnet_core.recipes import RECIPES, make_trainer
 from resnet_core.runs.folder import read_recipe
-from resnet_core.train import RunConfig
+from resnet_core.train import RunConfig, TrainConfig
 from resnet_core.train import report as report_module
 from resnet_core.train.metrics import scores_to_hide
 from resnet_core.train.report import Report, read_records
+from resnet_core.train.schedules import ScheduleConfig
 
 SPEAK = """
 import sys
@@ -88,9 +92,29 @@ def test_a_pipe_gets_plain_lines(tmp_path):
     assert spoken.stdout == "eval   step 10/10  epoch 1  top1 50.00%\n"
 
 
-def test_other_ranks_are_silent(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("widgets", "shows_bar"), [(ModuleSpec("ipywidgets", None), True), (None, False)])
+def test_a_notebook_gets_a_bar_if_it_has_widgets(monkeypatch, widgets, shows_bar):
+    monkeypatch.setattr(report_module, "Console", partial(Console, force_jupyter=True))
+    monkeypatch.setattr(report_module, "find_spec", lambda name: widgets)
+    assert Report().bar.disable is not shows_bar
+    assert Report(quiet=True).bar.disable
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_fit_of_a_trainer_without_a_folder_prints_each_epoch_unless_it_is_quiet(tmp_path, capsys, monkeypatch, quiet):
     monkeypatch.chdir(tmp_path)
-    with Report(None) as report:
+    recipe = replace(RECIPES["digits"], train=TrainConfig(epochs=2), schedule=ScheduleConfig())
+    make_trainer(recipe, build=lambda **_: nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 10)), quiet=quiet).fit()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  top1")[0] for line in lines] == (
+        [] if quiet else ["eval   step 22/44  epoch 1", "eval   step 44/44  epoch 2"]
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quiet_report_is_silent(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Report(quiet=True) as report:
         report.start(0, 10)
         report.record("eval", step=10, epoch=1, top1=0.5)
         report.say("hush")
