@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.distributed.rendezvous import is_first
-from resnet_core.distributed.signals import INTERRUPTED, signal_received
+from resnet_core.distributed.signals import INTERRUPTED, num_signals
 
 FAILED = "failed"  # key in the store: how many ranks have failed
 
@@ -35,10 +35,11 @@ def blame_first_failure(error: Exception, rank: int, store: dist.Store) -> None:
 
     if not is_first_failure:
         deadline = time.monotonic() + SECONDS_TO_BE_ENDED
-        while time.monotonic() < deadline:
-            if signal_received():
-                exit_rank(INTERRUPTED)
+        received = num_signals()  # before: from the person who stops the run
+        while num_signals() == received and time.monotonic() < deadline:
             time.sleep(0.05)
+        if num_signals():
+            exit_rank(INTERRUPTED)
         raise PeerError(
             "another process has failed or is gone; its own output says why. The same command continues a run from "
             "its last checkpoint"

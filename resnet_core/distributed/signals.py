@@ -21,6 +21,7 @@ class StoppedError(Exception):
     """The run was asked to stop, and its state is saved."""
 
     on_every_rank = True
+    """False where only this rank knows of it."""
 
 
 SECONDS_FOR_DATA = 10  # that a request to stop waits for the batch of the current step
@@ -32,6 +33,11 @@ _waiting = False  # whether the main thread waits for a batch
 def signal_received() -> bool:
     """Whether a signal came inside `stop_on_signals`."""
     return bool(_received)
+
+
+def num_signals() -> int:
+    """How many came."""
+    return len(_received)
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def batches_or_stop(batches: Iterator[T]) -> Iterator[T]:
             return
         except _WaitEndedError:
             raise StoppedError(
-                "stopped while it waited for data that did not come; the same command continues the run from its last "
+                "stopped while it waited for data that did not come; the same command continues a run from its last "
                 "checkpoint"
             ) from None
         finally:

@@ -7,6 +7,7 @@ import inspect
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,11 +141,25 @@ class World:
 
     def any_rank_stops(self, mine: bool) -> bool:
         """Whether this rank was asked to stop, or any other that has passed True here."""
-        if self.store is None:
-            return mine
         if mine:
-            self.store.set("stop", "asked")
-        return mine or self.store.check(["stop"])
+            self.announce("stop")
+        return mine or self.announced("stop")
+
+    def announce(self, word: str) -> None:
+        """Makes `announced(word)` True on every rank."""
+        if self.store is not None:
+            self.store.set(word, "")
+
+    def announced(self, word: str, *, within_seconds: float = 0.0) -> bool:
+        """Whether any rank has announced this word, or does so within this time. It is no collective operation."""
+        if self.store is None:
+            return False
+        deadline = time.monotonic() + within_seconds
+        while not self.store.check([word]):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        return True
 
     def compare(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Raises ReplicaError on every rank when the ranks' tensors are not equal to the bit."""

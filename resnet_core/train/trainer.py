@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -66,6 +65,11 @@ class Step:
     lr: float
     gradient_norm: float
     """Over all parameters, before clipping."""
+
+
+# What rank 0 announces where data do not come, and how long the other ranks wait for that.
+SAVING, SAVED = "saving", "saved"
+SECONDS_FOR_RANK_0, SECONDS_TO_SAVE = 5.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -214,13 +218,10 @@ class Trainer:
                 yield step
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The next batch. Where a stop was asked for and none comes, a single process saves what it has done."""
         try:
             return next(batches)
         except StoppedError:
-            if self.world.size == 1:
-                self._stop()
-            raise
+            self._stop_without_data()
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
         """Forward, backward and update with this rank's part of the global batch."""
@@ -318,13 +319,36 @@ class Trainer:
 
     def _stop(self) -> NoReturn:
         self.save()
+        raise StoppedError(self._stopped_message())
+
+    def _stopped_message(self) -> str:
+        where = f"stopped after step {self.step} of {self.num_steps}"
         if self.writer is None:
-            raise StoppedError(
-                f"stopped after step {self.step} of {self.num_steps}; nothing was saved because no folder was given"
+            return f"{where}; nothing was saved because no folder was given"
+        return f"{where}, saved; the same command continues the run"
+
+    def _stop_without_data(self) -> NoReturn:
+        """Ends the run on a rank that waits for data in vain, where the ranks need not be at the same place.
+
+        Rank 0 has all that a checkpoint holds. Where it waits for data, too, it saves the last finished step. Else it
+        waits inside the next step for this rank's gradients, and its buffers have seen that step's batch.
+        """
+        if self.world.is_main:
+            self.world.announce(SAVING)
+            if self.writer and self.step != self.saved_step:
+                self._write()
+                self.writer.wait()
+            self.world.announce(SAVED)
+        elif self.world.announced(SAVING, within_seconds=SECONDS_FOR_RANK_0):
+            self.world.announced(SAVED, within_seconds=SECONDS_TO_SAVE)
+        else:
+            start = f"continues from step {self.saved_step}" if self.saved_step >= 0 else "starts the run again"
+            error = StoppedError(
+                f"stopped in step {self.step + 1} of {self.num_steps}: its data did not come; the same command {start}"
             )
-        raise StoppedError(
-            f"stopped after step {self.step} of {self.num_steps}, saved; the same command continues the run"
-        )
+            error.on_every_rank = False
+            raise error
+        raise StoppedError(self._stopped_message())
 
     def weights(self) -> dict[str, Tensor]:
         """The weights and buffers to use: their average, where there is one."""
@@ -364,10 +388,15 @@ class Trainer:
         if self.step != self.saved_step:
             if self.run.compare_replicas_every_steps:
                 self.compare_replicas()
-            self.world.run_on_rank_0(partial(self.writer.save, self.step, self._learned().tensors(), self._state()))
+            self.world.run_on_rank_0(self._write)
             self.saved_step = self.step
         if wait:
             self.world.run_on_rank_0(self.writer.wait)
+
+    def _write(self) -> None:
+        """Starts to write a checkpoint of the current step, on rank 0."""
+        assert self.writer is not None
+        self.writer.save(self.step, self._learned().tensors(), self._state())
 
     def _learned(self) -> Learned:
         return Learned(self.model, self.optimizer, self.average)

@@ -26,7 +26,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.context import ForkServerProcess
@@ -39,8 +39,8 @@ from torch.optim import SGD
 from torch.utils.data import get_worker_info
 
 from resnet_core.cli.main import main
-from resnet_core.data.loaders import AugmentedBatches, PlainBatches
-from resnet_core.distributed import world
+from resnet_core.data.loaders import AugmentedBatches, Batch, PlainBatches, TrainLoader
+from resnet_core.distributed import signals, world
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.runs import training as runs
 from resnet_core.train import checkpoint, trainer
@@ -371,6 +371,21 @@ def lose_the_loss(rank: int, step: int) -> None:
         return loss * float("nan") if self.step + 1 == step and self.world.rank == rank else loss
 
     trainer.Trainer._compute_gradients = losing  # type: ignore[method-assign]
+
+
+def hold_data_back(step: int, ranks: Collection[int]) -> None:
+    """A plan: on these ranks the batch of that step does not come."""
+    signals.SECONDS_FOR_DATA, trainer.SECONDS_FOR_RANK_0 = 1, 2
+    whole = TrainLoader.epoch
+
+    def epoch(self: TrainLoader, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(whole(self, epoch, start), epoch * len(self) + start + 1):
+            if number == step and int(os.environ.get("RANK", 0)) in ranks:
+                print("waiting for data", flush=True)
+                time.sleep(SECONDS)
+            yield batch
+
+    TrainLoader.epoch = epoch  # type: ignore[method-assign]
 
 
 def signal_while_starting() -> None:

@@ -27,6 +27,7 @@ from tests.faults.harness import (
     Training,
     by_hand,
     flip_a_bit,
+    hold_data_back,
     limit_file_size,
     lose_the_loss,
     signal_while_starting,
@@ -89,6 +90,25 @@ def test_a_signal_stops_at_a_step_and_the_run_continues_to_the_same_bits(
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step-{int(stopped[1]):08}"
     assert f"continuing from step {stopped[1]}/{STEPS}" in training.finish()
     assert training.digest() == undisturbed[processes]
+
+
+@pytest.mark.parametrize(("ranks", "start"), [((0, 1), 9), ((0,), 9), ((1,), 8)])
+def test_a_signal_while_data_do_not_come_ends_the_run_and_says_where_it_continues(
+    images, undisturbed, tmp_path, ranks, start
+):
+    """Rank 0 saves the last step, unless it waits inside the next one for the gradients of a rank without data."""
+    training = Training(tmp_path / "run", images, processes=2)
+    started = training.start(partial(hold_data_back, 10, ranks))
+    started.wait_for("waiting for data")
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(20) == STOPPED, started.said()
+    said = f"stopped after step 9 of {STEPS}, saved; the same command continues the run"
+    if start == 8:
+        said = f"stopped in step 10 of {STEPS}: its data did not come; the same command continues from step 8 (rank 1)"
+    assert [line for line in started.said().splitlines() if "resnet-core:" in line] == [f"resnet-core: {said}"]
+
+    assert f"continuing from step {start}/{STEPS}" in training.finish()
+    assert training.digest() == undisturbed[2]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
