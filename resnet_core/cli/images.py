@@ -64,9 +64,10 @@ class OverImages(FromFile):
                 files.append((argument, error))
         return files
 
-    def network(self) -> tuple[nn.Module, ImageTransform, Sequence[str] | None]:
+    def network(self, **options: bool) -> tuple[nn.Module, ImageTransform, Sequence[str] | None]:
         """The network, how to prepare an image for it, and its classes' names where they are known."""
-        model, info = load_network(self.weights, model=self.model, **self.choice(), progress=is_main_process())
+        options["progress"] = is_main_process()
+        model, info = load_network(self.weights, model=self.model, **self.choice(), **options)
         if info.transform is None:
             remedy = (
                 "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"
@@ -152,6 +153,10 @@ class Embed(InBatches):
         super().__post_init__()
         check_new_file(self.out, ".npy")
         check_new_file(self.out.with_suffix(".csv"), ".csv")
+
+    def network(self, **options: bool) -> tuple[nn.Module, ImageTransform, Sequence[str] | None]:
+        """The same, also of a body, since features need no head."""
+        return super().network(new_head=True)
 
     def __call__(self) -> int:
         results = self.results(

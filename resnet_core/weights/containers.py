@@ -6,11 +6,15 @@ A file that holds no weights is refused by what it is: a Git LFS pointer, a web 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +23,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from resnet_core.foundation.errors import first_line, shortened
-from resnet_core.weights.folders import weights_in
+from resnet_core.weights.folders import WEIGHTS, weights_in
 from resnet_core.weights.header import (
     DIGEST,
     INDEX_LIMIT,
@@ -66,8 +70,11 @@ def read_container(path: str | Path) -> Container:
     Nothing in it is executed, and memory stays in proportion to its size.
     """
     path = Path(path)
-    file = weights_in(path)[0] if path.is_dir() and weights_in(path) else path
+    file = file_of(path)
     kind = recognise(file)
+    if file != path and file.name not in WEIGHTS:
+        warnings.warn(f"{path} is a folder, of which the weights file {file.relative_to(path)} is taken", stacklevel=2)
+        path = file
     try:
         content, metadata = READERS[kind](file)
     except WeightsError:
@@ -79,6 +86,62 @@ def read_container(path: str | Path) -> Container:
     beside = {value.kind for _, value in walk(content) if isinstance(value, Inert)}
     beside = set() if kind == "TorchScript archive" else beside  # its layers
     return Container(path, kind, content, metadata, tuple(sorted(beside)))
+
+
+# Which file it is.
+
+
+def file_of(path: Path) -> Path:
+    """The file that a folder stands for; a file, and a folder that is read as a whole, as they are.
+
+    Raises WeightsError for a folder with several files, or none.
+    """
+    if not path.is_dir():
+        return path
+    if weights_in(path):
+        return weights_in(path)[0]
+    if any((path / name).exists() for name in (".metadata", "saved_model.pb")) or index_in(path) is not None:
+        return path
+
+    files = files_in(path)
+    if len(files) == 1 or (files and re.fullmatch(PART_OF_DEEPSPEED, files[0].name)):
+        return files[0]
+    if files:
+        names = shortened([str(file.relative_to(path)) for file in files])
+        raise WeightsError(
+            f"{path} has {len(files)} weights files ({names}); give one of them, as in `resnet-core inspect "
+            f"{shlex.quote(str(files[0]))}`"
+        )
+    names = shortened(sorted(each.name for each in path.iterdir())) or "it is empty"
+    raise WeightsError(
+        f"{path} has no model.safetensors: its run is not finished, or it is not a folder of weights ({names}); finish "
+        "the run, or give a weights file"
+    )
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The weights files in a folder and the folders in it, by their endings; of DeepSpeed's steps those of the last."""
+    files: list[Path] = []
+    for place, folders, names in islice(os.walk(folder), MOST_FOLDERS):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        if "checkpoint.json" in names:  # of a run of this package, which saves its weights at its end
+            folders.clear()
+        elif weights_in(Path(place)):
+            files.append(weights_in(Path(place))[0])
+        else:
+            weights = [each for each in names if re.search(WEIGHTS_ENDING, each) and not re.search(BESIDE, each)]
+            files += [Path(place, each) for each in sorted(weights)]
+
+    files = sorted({file.resolve(): file for file in reversed(files)}.values())  # a link to one is not another
+    latest = folder / "latest"
+    step = latest.read_bytes()[:100].decode("utf-8", "replace").strip() if latest.is_file() else ""
+    return [file for file in files if file.parent.name == step] or files
+
+
+MOST_FOLDERS = 1000  # that are looked through for a weights file
+WEIGHTS_ENDING = r"(?i)\.(safetensors|pt|pth|th|bin|ckpt|pkl|pth\.tar|pt2?\.tar)$"
+BESIDE = r"(?i)optim|sched|scaler|rng_state|random_states|sampler|training_args"  # what trainers save beside weights
+PART_OF_DEEPSPEED = r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt"
 
 
 # What a file is.
@@ -93,6 +156,12 @@ def recognise(path: Path) -> str:
         raise WeightsError(
             f"{path} is a part of a torch distributed checkpoint, which its .metadata describes; give the folder "
             f"{path.parent}, with both in it"
+        )
+    if re.fullmatch(PART_OF_DEEPSPEED, path.name):
+        root = shlex.quote(str(path.parent.parent))
+        raise WeightsError(
+            f"{path} is one of DeepSpeed's parts (ZeRO stage 3), none of which has whole tensors; if you trust that "
+            f"folder, `python {root}/zero_to_fp32.py {root} {root}/whole` joins them: give {root}/whole"
         )
     with path.open("rb") as file:
         head = file.read(4096)
@@ -127,11 +196,7 @@ def recognise_folder(path: Path) -> str:
             f"{path} is a TensorFlow SavedModel, which is not read; load it in Keras, save it there with "
             "model.save_weights('NAME.weights.h5') and convert that file"
         )
-    files = sorted(each.name for each in path.iterdir() if each.is_file())
-    raise WeightsError(
-        f"{path} is a folder that is neither a distributed checkpoint nor sharded weights; name the weights file in it "
-        f"({shortened(files) or 'it has none'})"
-    )
+    raise WeightsError(f"{path} is not a file; name the weights file itself")
 
 
 def shards_of(index: Path) -> str:

@@ -19,8 +19,9 @@ from resnet_core.weights.containers import Container, recognise
 from resnet_core.weights.files import check_unknown, load_weights, write_weights
 from resnet_core.weights.folders import read_description
 from resnet_core.weights.header import WeightsError
+from resnet_core.weights.identify import FoundNetwork
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import FoundNetwork, Inspection, inspect_container, inspect_weights
+from resnet_core.weights.inspect import Inspection, inspect_container, inspect_weights
 from resnet_core.weights.libraries import (
     IMAGE_SIZE,
     LIBRARIES,

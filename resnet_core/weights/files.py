@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from resnet_core.foundation.atomic import replacing
 from resnet_core.foundation.errors import shortened
+from resnet_core.weights.arguments import as_options
 from resnet_core.weights.containers import read_container, recognise
 from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
+from resnet_core.weights.identify import FoundNetwork
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import FoundNetwork, as_options, inspect_container, named_tensors, patterns_of
+from resnet_core.weights.inspect import inspect_container, named_tensors, patterns_of
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -68,6 +70,8 @@ class Found:
     """Where there is no network: why."""
     command: str = ""
     """The command that uses the network."""
+    options: tuple[str, ...] = ()
+    """Its words that choose the network."""
     foreign: str = ""
     """Why the network is not one of ours, although its tensors are, where the file names it."""
 
@@ -108,7 +112,7 @@ def read_file(
         raise WeightsError(inspection.holds_int8)
 
     # A network of this package, under our names.
-    if inspection.networks or key is not None or prefix is not None:
+    if inspection.networks:
         network, note = inspection.choose(key=key, prefix=prefix)
         if note:
             warnings.warn(note, stacklevel=2)
@@ -120,10 +124,11 @@ def read_file(
             network=network,
             refusal="",
             command=inspection.command(network),
+            options=tuple(as_options(inspection.needed(network))),
             foreign=inspection.foreign,
         )
 
-    # Another network's weights: the one dict of tensors, or the one in its usual place.
+    # Another network's weights: those that are chosen, the one dict of tensors, or the one in its usual place.
     found = list(named_tensors(container))
     if not found and container.content != {}:
         held = container.content if isinstance(container.content, dict) else [type(container.content).__name__]
@@ -131,18 +136,18 @@ def read_file(
             f"{path} holds other things than named tensors: {shortened([str(each) for each in held])}; save "
             "model.state_dict(), with torch.save or, better, write_weights"
         )
-
-    found = found or [("", {})]
-    usual = [(place, tensors) for place, tensors in found if place in USUAL_KEYS]
-    found = usual if len(usual) == 1 else found
-    if len(found) != 1:
-        keys = shortened([place or "the file itself" for place, _ in found])
+    keys = [place for place, _ in found]
+    usual = [place for place in keys if place in USUAL_KEYS] if key is None else [key]
+    taken = usual[0] if len(usual) == 1 else "".join(keys) if len(keys) < 2 else None
+    if taken is None or (found and taken not in keys):
+        choices = " or ".join(f"key={place!r}" for place in keys[:3])
         raise WeightsError(
-            f"{path} holds {len(found)} dicts of tensors ({keys}), and none is a ResNet's of this package. "
-            f"{inspection.nearest}"
+            f"{path} holds {len(found)} dicts of tensors, and none is a ResNet's of this package: choose one with "
+            f"{choices}. {inspection.nearest}"
         )
-
-    raw = plain(found[0][1])
+    start = prefix or ""
+    named = dict(found).get(taken, {})
+    raw = plain({str(name).removeprefix(start): value for name, value in named.items() if str(name).startswith(start)})
     return Found(tensors=raw, raw=raw, info=info, network=None, refusal=inspection.nearest)
 
 
@@ -223,9 +228,11 @@ def match_file(
         return match_weights(model, found.raw, source, strict=strict, new_head=new_head)
 
     if not (network.has_head or new_head) and "fc.weight" in own:
+        chosen = "".join(f" {word}" for word in found.options)
         raise WeightsError(
             f"{source} has no classifier ({network.head.removeprefix('none: ')}): load_weights(..., new_head=True) "
-            f"loads the body and keeps the model's own head, and `{found.command}` trains one"
+            f"loads the body and keeps the model's own head, `{found.command}` trains one, and "
+            f"`resnet-core embed {shlex.quote(source)} IMAGE --out NAME.npy{chosen}` needs none"
         )
     if strict and not new_head:
         check_unknown(network, source)

@@ -5,83 +5,33 @@ from __future__ import annotations
 import glob
 import re
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from resnet_core.foundation.errors import printable, shortened
-from resnet_core.models.cifar import CifarResNet
-from resnet_core.models.registry import MODELS, build_on_meta
-from resnet_core.models.resnet import TABLE_1, Bottleneck
+from resnet_core.weights.arguments import as_options, assigned, in_python
 from resnet_core.weights.containers import Container, index_of, read_container
-from resnet_core.weights.folders import FolderDescription, description_of, timm_other
+from resnet_core.weights.folders import FolderDescription, description_of
+from resnet_core.weights.foreign import explain, find_foreign
 from resnet_core.weights.header import WeightsError
+from resnet_core.weights.identify import AVERAGED, FoundNetwork, Nearest, identify, is_bottleneck, is_v1
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.names import (
-    COUNTERS,
-    SCHEMES,
-    Body,
     find_bodies,
     fold_caffe2,
-    our_modules,
     their_module,
 )
 from resnet_core.weights.pickles import Inert, module_strides, module_tensors, walk
 
-AVERAGED = re.compile(r"(^|[._-])(ema|swa|averaged?|shadow)([._-]|$)", re.IGNORECASE)
-# Networks of self-supervised learning, which end in a projection, even where it has a classifier's shape.
-PROJECTED = re.compile(r"encoder_q|encoder_k|momentum|online|target")
 # Files whose own tools move the average into `state_dict`: the key of the last step's weights -> another of their keys.
 LAST_STEP = {"current_model_state": "averaging_state", "ema_state_dict": "message_hub"}  # Lightning's; mmengine's
 QUANTIZATION_AWARE = re.compile(r"activation_post_process|fake_quant")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundNetwork:
-    """One network in a file, under our names."""
-
-    key: str
-    """The keys that lead to its dict of tensors, joined by dots; empty where the file is that dict."""
-    prefix: str
-    """What stands before each of its names."""
-    scheme: str
-    """Whose names they are: a key of SCHEMES."""
-    model: str
-    config: dict[str, Any]
-    """Arguments of the builder that are not its defaults."""
-    tensors: dict[str, Tensor] = field(repr=False)
-    head: str
-    """In words: "linear, 10 classes", or why there is no classifier."""
-    heads: tuple[str, ...]
-    """Patterns of its classifier, and of the layer that is taken for it where that one is left out."""
-    averaged: bool
-    left_out: tuple[str, ...]
-    """The file's names beside those of the network."""
-    unknown: tuple[str, ...]
-    """Those of them that may be part of it: under its own prefix, or layers that fit behind its body or its head."""
-
-    shows_stride: bool = False
-    """Whether it is a pickled module, whose Bottlenecks say where their stride is."""
-
-    @property
-    def has_head(self) -> bool:
-        return "fc.weight" in self.tensors
-
-    def second_head(self) -> str:
-        """The pattern of another layer that may be the classifier; else empty."""
-        second = "".join(self.heads[1:])
-        return second if any(fnmatchcase(name, second) for name in self.unknown) else ""
-
-    def dtypes(self) -> str:
-        counts = Counter(str(value.dtype).removeprefix("torch.") for value in self.tensors.values())
-        return ", ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,12 +280,11 @@ def inspect_weights(path: str | Path, *, ignore: Sequence[str] = (), stride_in_1
     Tensors whose name matches a pattern of `ignore`, such as "*.mask", are left out. `stride_in_1x1` says that its
     networks are v1, which no file shows. Raises WeightsError for what is not a weights file, saying what it is.
     """
-    path = Path(path)
     inspection = inspect_container(read_container(path), ignore=ignore)
     if inspection.foreign:
         raise WeightsError(inspection.foreign)
-    inspection = replace(inspection, path=path, stride_in_1x1=stride_in_1x1)
-    described = description_of(path) if inspection.info is None else None
+    inspection = replace(inspection, stride_in_1x1=stride_in_1x1)
+    described = description_of(Path(path)) if inspection.info is None else None
     return replace(inspection, info=described.info(), described=described) if described else inspection
 
 
@@ -355,9 +304,10 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         )
 
     networks: list[FoundNetwork] = []
-    others: list[tuple[int, str]] = []
-    for key, found in named_tensors(container):
-        tensors = fold_caffe2(plain_tensors(found, container, ignore))
+    others: list[Nearest] = []
+    found = list(named_tensors(container))
+    for key, named in found:
+        tensors = fold_caffe2(plain_tensors(named, container, ignore))
         for body in find_bodies(tensors):
             network = identify(body, key, tensors)
             if isinstance(network, FoundNetwork):
@@ -375,16 +325,13 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         replace(without_names_of(networks, network), averaged=averaged.get(network.key, network.averaged))
         for network in map(partial(with_stride, container), distinct)
     ]
-    nearest = ""
-    if not networks:
-        nearest = min(others)[1] if others else nothing_like_a_resnet(container)
-        nearest += by_order(container)
+    nearest = min(others, key=lambda each: each.faults, default=None)
     return Inspection(
         path=container.path,
         container=container.kind,
         info=WeightsInfo.from_metadata(container.metadata, str(container.path)),
         networks=tuple(networks),
-        nearest=nearest,
+        nearest="" if networks else explain(container.path, found, nearest),
         beside=container.beside,
         foreign=find_foreign(container, networks[0]) if networks else "",
         nameless=find_nameless(container),
@@ -446,36 +393,6 @@ def named_tensors(container: Container) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield ".".join(path), tensors
 
 
-# Layers without tensors that a pickled module and a TorchScript archive name, and those of them that ours have.
-LAYER_KIND = re.compile(r"\bnn\.modules\.(?:activation|pooling)\.(?:___torch_mangle_\d+\.)?(\w+)$")
-OUR_LAYERS = {"ReLU", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d"}
-
-
-def find_foreign(container: Container, network: FoundNetwork) -> str:
-    """Why the network is not one of ours, where something beside its tensors shows that; else empty."""
-    for path, value in walk(container.content):
-        if isinstance(value, Inert) and ".".join(path) == network.key and module_tensors(value):
-            kinds = {each.kind: None for _, each in walk(value) if isinstance(each, Inert)}
-            layers = [found[1] for found in map(LAYER_KIND.search, kinds) if found and found[1] not in OUR_LAYERS]
-            if layers:
-                file = repr(str(container.path))
-                scripted = container.kind == "TorchScript archive"
-                line = f"torch.jit.load({file})" if scripted else f"torch.load({file}, weights_only=False)"
-                return (
-                    f"{container.path} holds a module that computes {shortened(layers)}, which no network of this "
-                    f"package does; if you trust the file, {line} loads it where its own code is installed"
-                )
-        if isinstance(value, str) and path and path[-1] in ("arch", "architecture", "model", "model_name"):
-            name = value.partition(".")[0]
-            if re.fullmatch(r"resnet(aa|blur)\d+", name):
-                made = ", ".join([repr(name), *assigned(network.config), f"checkpoint_path={str(container.path)!r}"])
-                return (
-                    f"{container.path} says at {'.'.join(path)} that its network is {name}, {timm_other(name)}; timm "
-                    f"loads it: timm.create_model({made})"
-                )
-    return ""
-
-
 def find_nameless(container: Container) -> str:
     """The keys that lead to the first list of averaged weights; empty where there is none."""
     for path, value in walk(container.content):
@@ -507,193 +424,12 @@ def plain_tensors(found: Mapping[str, Any], container: Container, ignore: Sequen
     return tensors
 
 
-def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwork | tuple[int, str]:
-    """The network that a body is of, or how many tensors do not fit the nearest one, and the first of these."""
-    # The models of this depth.
-    stem = body.tensors.get("conv1.weight")
-    place, count = f"under prefix {body.prefix!r}, whose names are {body.scheme}'s", len(body.tensors)
-    if stem is None or stem.dim() != 4:
-        return count, f"The convolution of the stem is missing {place}"
-    found = [(name, config_of(name, body.tensors)) for name in models_of_depth(body.tensors)]
-    if not found:
-        blocks = ", ".join(map(str, depths(body.tensors)))
-        return count, f"The stages {place}, have {blocks} blocks, as no model of this package has"
-
-    # The one that fits.
-    own = {module.partition(".")[0] for module in our_modules(body.scheme)}
-    foreign = [f"{name} is unknown" for name in body.beside if name.partition(".")[0] in own]
-    faults = {name: list_faults(body.tensors, name, config) + foreign for name, config in found}
-    model, config = min(found, key=lambda each: len(faults[each[0]]))
-    if faults[model]:
-        more = f" and {len(faults[model]) - 3} more" if len(faults[model]) > 3 else ""
-        remedy = ""
-        if all(re.search(r"\.running_\w+ is missing", each) for each in faults[model]):
-            remedy = (
-                ". Its normalisation has no statistics. If it was saved from named_parameters(), save "
-                "model.state_dict(), which has them; if it is not BatchNorm, it is another network"
-            )
-        return len(faults[model]), f"The nearest is {model}, but {', '.join(faults[model][:3])}{more}{remedy}"
-
-    # Its head, and what else is in the file.
-    shape = list_shapes(model)["fc.weight"]
-    head, words = find_head(body, key, tensors, features=shape[1])
-    if head.used and len(head.tensors["fc.weight"]) != shape[0]:
-        config["num_classes"] = len(head.tensors["fc.weight"])
-    rivals = find_rivals(body, head, tensors)
-    without = {name: value for name, value in tensors.items() if name not in head.used}
-    second = find_head(body, key, without, features=shape[1])[0] if rivals else NO_HEAD
-    taken = head.used | {"n_averaged"} | {name for name in tensors if name.rpartition(".")[2] in COUNTERS}
-    outside = (name for name in tensors if not name.startswith(body.prefix))
-    left_out = [name for name in (*(f"{body.prefix}{name}" for name in body.beside), *outside) if name not in taken]
-
-    return FoundNetwork(
-        key=key,
-        prefix=body.prefix,
-        scheme=body.scheme,
-        model=model,
-        config=config,
-        tensors={**body.tensors, **head.tensors},
-        head=words,
-        heads=tuple(f"{glob.escape(min(each.used).rpartition('.')[0])}.*" for each in (head, second) if each.used),
-        averaged="n_averaged" in tensors or bool(AVERAGED.search(f"{key}.{body.prefix}")),
-        left_out=tuple(left_out),
-        unknown=tuple(name for name in left_out if name.startswith(body.prefix) or name in rivals),
-    )
-
-
-def depths(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The number of blocks of each stage, by the names."""
-    places = [match for name in tensors if (match := re.match(r"layer(\d+)\.(\d+)\.", name))]
-    last = {int(match[1]): 0 for match in places}
-    for match in places:
-        last[int(match[1])] = max(last[int(match[1])], int(match[2]) + 1)
-    return tuple(last[stage] for stage in sorted(last))
-
-
-def models_of_depth(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The models with as many blocks in each stage, of the same kind."""
-    found, bottleneck = depths(tensors), "layer1.0.conv3.weight" in tensors
-    return [name for name in MODELS if depths_of(name) == found and is_bottleneck(name) == bottleneck]
-
-
-def depths_of(model: str) -> tuple[int, ...]:
-    row = MODELS[model]
-    return row.arguments * 3 if row.network is CifarResNet else tuple(row.arguments[1])
-
-
-def is_bottleneck(model: str) -> bool:
-    return MODELS[model].arguments[0] is Bottleneck
-
-
-def config_of(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The builder's arguments that the shapes show."""
-    _, channels, height, _ = tensors["conv1.weight"].shape
-    config: dict[str, Any] = {} if channels == 3 else {"in_channels": channels}
-    if MODELS[model].network is CifarResNet:
-        return config | ({"shortcut": "B"} if any(".downsample." in name for name in tensors) else {})
-    return config | ({"small_images": True} if height == 3 else {})
-
-
-def list_faults(tensors: Mapping[str, Tensor], model: str, config: Mapping[str, Any]) -> list[str]:
-    """What is missing or of another shape, in words, where these tensors are taken for the body of a model."""
-    expected = {name: shape for name, shape in list_shapes(model, **config).items() if not name.startswith("fc.")}
-    required = [name for name in expected if not name.endswith(".num_batches_tracked")]
-    missing = [f"{name} is missing" for name in required if name not in tensors]
-    shapes = [
-        f"{name} has shape {list(value.shape)} instead of {list(expected[name])}"
-        for name, value in tensors.items()
-        if name in expected and value.shape != expected[name]
-    ]
-    return missing + shapes + [f"{name} is unknown" for name in tensors if name not in expected]
-
-
-@cache
-def list_shapes(model: str, **config: Any) -> Mapping[str, torch.Size]:
-    return {name: value.shape for name, value in build_on_meta(model, **config).state_dict().items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A classifier under our names, and the names that it has in the file."""
-
-    tensors: dict[str, Tensor]
-    used: set[str]
-
-
-NO_HEAD = Head(tensors={}, used=set())
-
-
-def find_head(body: Body, key: str, tensors: Mapping[str, Tensor], *, features: int) -> tuple[Head, str]:
-    """The one linear layer after the body, beside it or under a prefix that the whole network has; and in words."""
-    projects = PROJECTED.search(f"{key}.{body.prefix}")
-    for start in head_starts(body):
-        under = {name: value for name, value in tensors.items() if name.startswith(f"{start}.")}
-        matrices = [name for name, value in under.items() if value.dim() == 2]
-        if not matrices:
-            continue
-        weight = matrices[0]
-        bias = f"{weight.removesuffix('weight')}bias"
-        if projects or under.keys() - {weight, bias} or under[weight].shape[1] != features:
-            return NO_HEAD, f"none: {shortened(list(under))} are a projection or several layers, and are left out"
-        values = under.get(bias, torch.zeros(len(under[weight]), dtype=under[weight].dtype))
-        without = "" if bias in under else " without bias"
-        head = Head(tensors={"fc.weight": under[weight], "fc.bias": values}, used={weight, bias})
-        return head, f"linear{without}, {len(under[weight])} classes"
-    return NO_HEAD, "none: a body without a classifier"
-
-
-def find_rivals(body: Body, head: Head, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Names of linear layers outside the body that may follow its head or stand in its place."""
-    if not head.used:
-        return set()
-    sizes = head.tensors["fc.weight"].shape
-    outside = [name for name in tensors if not name.startswith(body.prefix) and name not in head.used]
-    weights = {name for name in outside if tensors[name].dim() == 2 and tensors[name].shape[1] in sizes}
-    return weights | {name for name in outside if f"{name.removesuffix('bias')}weight" in weights}
-
-
-def head_starts(body: Body) -> Iterator[str]:
-    """Where a head's names may start: at the body's prefix, and at each shorter one."""
-    parts = body.prefix.split(".")[:-1]
-    for length in range(len(parts), -1, -1):
-        prefix = "".join(f"{part}." for part in parts[:length])
-        yield from (f"{prefix}{head}" for head in SCHEMES[body.scheme].heads)
-
-
 def distinguishing(network: FoundNetwork, networks: Sequence[FoundNetwork]) -> dict[str, str]:
     """Those of `key` and `prefix` that distinguish a network from the others of its file: one of them if one does."""
     for name in ("key", "prefix"):
         if len({getattr(each, name) for each in networks}) == len(networks):
             return {name: getattr(network, name)}
     return {"key": network.key, "prefix": network.prefix}
-
-
-def as_options(values: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments of `load_model` as words of the command line."""
-    words: list[str] = []
-    for name, value in values.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        for each in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
-            words += [option, quoted(each)]
-    return words
-
-
-def quoted(word: str) -> str:
-    """A word of the command line; one that a terminal would obey, as an escape sequence, in the shell's `$'...'`."""
-    if word.isprintable():
-        return shlex.quote(word)
-    return "$'" + word.encode("unicode_escape").decode().replace("'", r"\'") + "'"
-
-
-def assigned(values: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments, as they are to be typed."""
-    return [f"{name}={value!r}" for name, value in values.items()]
-
-
-def in_python(values: Mapping[str, Any]) -> str:
-    return " and ".join(assigned(values))
 
 
 def patterns_of(network: FoundNetwork) -> list[str]:
@@ -705,38 +441,3 @@ def patterns_of(network: FoundNetwork) -> list[str]:
             module = name.rpartition(".")[0] or name
         modules.setdefault(f"{glob.escape(module)}.*", []).append(name)
     return [glob.escape(names[0]) if len(names) == 1 else pattern for pattern, names in modules.items()]
-
-
-def is_v1(network: FoundNetwork) -> bool:
-    """Whether the library's networks of this kind have their stride on the first 1x1."""
-    return SCHEMES[network.scheme].stride_in_1x1 and is_bottleneck(network.model) and network.model in TABLE_1
-
-
-def by_order(container: Container) -> str:
-    """How to load tensors under unknown names that have the shapes of one of our models, in its order; else empty."""
-    found = list(named_tensors(container))
-    if len(found) != 1:
-        return ""
-    tensors = [value for value in found[0][1].values() if isinstance(value, Tensor) and value.dim()]
-    shapes = [value.shape for value in tensors]
-    if not shapes or len(shapes[0]) != 4 or 0 in shapes[0] or len(shapes[-1]) != 1:  # no stem first, no bias last
-        return ""
-
-    for model, row in MODELS.items():
-        config = config_of(model, {"conv1.weight": tensors[0]}) | {"num_classes": len(tensors[-1])}
-        for form in ({}, {"shortcut": "B"}) if row.network is CifarResNet else ({},):
-            if shapes == [shape for shape in list_shapes(model, **config, **form).values() if shape]:
-                arguments = ", ".join(assigned(config | form))
-                return (
-                    f". In the file's order they have {model}'s shapes; if that is the order of its modules, these "
-                    f"lines load them: network = resnet_core.{model}({arguments}); names = [name for name, value in "
-                    "network.state_dict().items() if value.dim()]; values = [value for value in "
-                    f"resnet_core.weights.read_weights({str(container.path)!r}).values() if value.dim()]; "
-                    "resnet_core.weights.load_weights(network, dict(zip(names, values)))"
-                )
-    return ""
-
-
-def nothing_like_a_resnet(container: Container) -> str:
-    found = [key for _, tensors in named_tensors(container) for key in tensors]
-    return f"Its tensors are {shortened(found)}" if found else "It has no tensors with names"

@@ -21,7 +21,7 @@ from resnet_core.weights.containers import read_container
 from resnet_core.weights.files import load_weights, read_file
 from resnet_core.weights.folders import NETWORKS, FolderDescription
 from resnet_core.weights.header import WeightsError
-from resnet_core.weights.inspect import FoundNetwork
+from resnet_core.weights.identify import FoundNetwork
 from resnet_core.weights.names import EPSILON, KERAS_VARIABLES
 
 IMAGE_SIZE = 64  # of the random images by which two networks are compared

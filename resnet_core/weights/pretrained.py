@@ -25,13 +25,13 @@ from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, build
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
-from resnet_core.weights.containers import index_in
+from resnet_core.weights.containers import file_of
 from resnet_core.weights.download import fetch
 from resnet_core.weights.files import SUFFIXES, Found, match_file, read_file
-from resnet_core.weights.folders import FolderDescription, description_of, weights_in
+from resnet_core.weights.folders import FolderDescription, description_of
 from resnet_core.weights.header import WeightsError
+from resnet_core.weights.identify import FoundNetwork
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import FoundNetwork
 from resnet_core.weights.names import SCHEMES
 from resnet_core.weights.rules import FLAG, is_count
 
@@ -86,14 +86,8 @@ def locate(source: str | Path) -> Path | WeightSet:
             "is finished"
         )
     if path.is_dir():
-        if weights_in(path):
-            return weights_in(path)[0]
-        if (path / ".metadata").is_file() or index_in(path) is not None:
-            return path
-        raise ValueError(
-            f"{source} has no model.safetensors: its run is not finished, or it is not a run's folder; name the "
-            "weights file in it, if it has one"
-        )
+        file_of(path)  # which refuses a folder of no weights
+        return path
     if names_a_file(source):
         if not path.exists():
             raise WeightsError(f"{source} does not exist")

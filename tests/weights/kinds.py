@@ -201,6 +201,26 @@ def distributed(folder):
     return folder / "dcp"
 
 
+def lightning_logs(folder):
+    place = folder / "lightning_logs" / "version_0"
+    (place / "checkpoints").mkdir(parents=True)
+    (place / "hparams.yaml").write_text("lr: 0.1\n")
+    content = {"state_dict": prefixed(network().state_dict(), "model."), "epoch": 0}
+    torch.save(content, place / "checkpoints" / "epoch=0-step=9.ckpt")
+    (place / "checkpoints" / "last.ckpt").symlink_to("epoch=0-step=9.ckpt")
+    return folder
+
+
+def deepspeed(folder):
+    """As it saves two steps of training with ZeRO of stage 1 or 2."""
+    for step, state in (("global_step1", shifted(network().state_dict())), ("global_step2", network().state_dict())):
+        (folder / step).mkdir()
+        torch.save({"module": state, "ds_version": "0.15"}, folder / step / "mp_rank_00_model_states.pt")
+        torch.save({"ds_version": "0.15"}, folder / step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    (folder / "latest").write_text("global_step2")
+    return folder
+
+
 def scripted(folder):
     torch.jit.script(network()).save(folder / "file.pt")
     return folder / "file.pt"
@@ -387,6 +407,7 @@ KINDS = [
     Kind("channels_last, views of one buffer, Parameters", pth(in_one_buffer)),
     Kind("Lightning .ckpt", pth(lambda s: {
         "state_dict": prefixed(s, "model."), "epoch": 3, "hyper_parameters": Anything(), "callbacks": {}}, "x.ckpt")),
+    Kind("Lightning's root folder", lightning_logs, said="weights file .*epoch=0-step=9.ckpt is taken"),
     Kind("own wrapper with a criterion", pth(
         lambda s: {"state_dict": prefixed(s, "net.") | extra(("criterion.weight", 5)), "hyper_parameters": {}})),
     Kind("timm's folder", folder_of(lambda: network(**LARGE).state_dict(), TIMM), LARGE),
@@ -426,6 +447,9 @@ KINDS = [
     Kind("TorchScript archive", scripted),
     Kind("fc = Sequential(Dropout, Linear)", pth(
         lambda s: body(s) | {"fc.1.weight": s["fc.weight"], "fc.1.bias": s["fc.bias"]})),
+    Kind("a head under a name of its own", pth(lambda s: prefixed(body(s), "backbone.") | extra(("mean", 3))
+         | {"my_classes.weight": s["fc.weight"], "my_classes.bias": s["fc.bias"]}),
+         said="5 classes: my_classes, the only layer outside the body, is taken for it"),
     Kind("1 input channel", pth(lambda s: s, of={"in_channels": 1}), {"in_channels": 1}),
     Kind("kuangliu's ckpt.pth", lambda folder: pth(lambda _: kuangliu_checkpoint(foreign(kuangliu)))(folder),
          of=lambda: foreign(kuangliu)),
@@ -439,6 +463,7 @@ KINDS = [
     Kind("fastai's learn.save", pth(
         lambda s: prefixed(renamed(body(s), "sequential"), "0.") | extra(("1.8.weight", 5, 9))), body=True),
     Kind("DeepSpeed", pth(lambda s: {"module": s, "ds_version": "0.15"}, "mp_rank_00_model_states.pt")),
+    Kind("DeepSpeed's root folder", deepspeed, said="weights file global_step2/mp_rank.* is taken"),
     Kind("torch distributed checkpoint", distributed),
     Kind("accelerate's save_model folder", folder_of(lambda: network().state_dict(), {})),
     Kind("sharded folder with an index", sharded),
@@ -498,7 +523,9 @@ def try_kind(kind, folder):
 
     assert kind.said or kind.remedy or not warned, warned
     if kind.said:
-        shown = [*(str(each.message) for each in warned), *str(inspect_weights(path)).splitlines()]
+        with warnings.catch_warnings(action="ignore"):
+            inspected = str(inspect_weights(path))
+        shown = [*(str(each.message) for each in warned), *inspected.splitlines()]
         assert any(re.search(kind.said, line) for line in shown), shown
         words += "; said"
     return words, difference(ours.eval(), expected) if isinstance(ours, nn.Module) else ours

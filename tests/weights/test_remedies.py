@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -21,7 +22,15 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import resnet_core
 from resnet_core.foundation.precision import same_bits
-from resnet_core.weights import WeightsInfo, inspect_weights, load_model, load_weights, read_info, write_weights
+from resnet_core.weights import (
+    WeightsInfo,
+    inspect_weights,
+    load_model,
+    load_weights,
+    read_info,
+    read_weights,
+    write_weights,
+)
 from resnet_core.weights.convert import convert
 from resnet_core.weights.names import their_names
 from resnet_core.weights.pretrained import names_a_file
@@ -247,6 +256,99 @@ def test_names_that_a_terminal_would_obey_are_printed_as_text(network, cli):
     assert said.stdout == "a\x1b[31m'"
 
 
+def spectral():
+    network = resnet_core.cifar_resnet20()
+    for layer in (each for each in network.modules() if isinstance(each, nn.Conv2d)):
+        nn.utils.spectral_norm(layer)
+    return network
+
+
+def with_layers(**layers):
+    """A ResNet with other layers."""
+    network = resnet_core.resnet18(num_classes=2)
+    for name, layer in layers.items():
+        network.set_submodule(name.replace("__", "."), layer)
+    return network
+
+
+FOREIGN = {
+    "transformer": (lambda: torchvision.models.VisionTransformer(32, 16, 1, 1, 16, 16), "It is a transformer"),
+    "5x5 stem": (lambda: with_layers(conv1=nn.Conv2d(3, 64, 5, 2, 2, bias=False)), r"\[64, 3, 5, 5\] instead of"),
+    "bias": (lambda: with_layers(layer1__0__conv1=nn.Conv2d(64, 64, 3, padding=1)), "convolutions have biases"),
+    "deep stem": (
+        lambda: with_layers(conv1=nn.Sequential(*[nn.Conv2d(3, 3, 3) for _ in range(3)], nn.Conv2d(3, 64, 3))),
+        "stem has several convolutions, as that of timm's resnet50d",
+    ),
+    "parametrised": (spectral, "weights lie in parts, as spectral_norm"),
+    "a gain": (lambda: with_layers(layer1__0__gain=nn.PReLU()), "layer1.0.gain.weight is unknown"),
+    "other depths": (
+        lambda: torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 2, 1, 1], num_classes=2),
+        "have 1, 2, 1, 1 blocks",
+    ),
+    "not a ResNet": (lambda: nn.Linear(2, 3), "Its tensors are module.weight, module.bias"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_another_network_says_what_differs_and_the_line_that_loads_it(kind, tmp_path, recwarn):
+    make, difference = FOREIGN[kind]
+    saved, network = make(), make()
+    content = {"state_dict": {f"module.{name}": value for name, value in saved.state_dict().items()}, "epoch": 1}
+    torch.save(content, "f.pth")
+    message = refused(load_model, "f.pth")
+    assert re.search(difference, message)
+    assert message.removeprefix("f.pth holds no ResNet that this package has. ") in str(inspect_weights("f.pth"))
+
+    names = {"resnet_core": resnet_core, "network": network}
+    line = re.search(r"these lines load them: (.*)|loads it: (.*\)\))\. Of", message)
+    exec(line[1] or line[2], names)
+    loaded = names["network"].state_dict()
+    assert all(same_bits(loaded[name], value) for name, value in saved.state_dict().items())
+    if kind == "parametrised":
+        for layer in (each for each in saved.modules() if isinstance(each, nn.Conv2d)):
+            nn.utils.remove_spectral_norm(layer)
+        torch.save(saved.state_dict(), "merged.pth")
+        load_model("merged.pth")
+
+
+def test_the_comparison_that_a_foreign_file_names_says_what_differs(tmp_path, cli):
+    (tmp_path / "FILE.py").write_text(
+        "import resnet_core\nfrom torch import nn\n\n\ndef build():\n    network = resnet_core.resnet18()\n"
+        "    network.conv1 = nn.Conv2d(3, 64, 5, 2, 2, bias=False)\n    return network\n"
+    )
+    torch.save({"weight": torch.ones(1)}, "f.pth")
+    command = re.search(r"`resnet-core (compare [^`]*)`", refused(load_model, "f.pth"))[1]
+    done = cli(*command.split(), "--fast")
+    assert "conv1" in done.stdout, done.stderr
+
+
+def test_a_file_of_several_other_networks_is_a_choice(tmp_path):
+    networks = {"a": nn.Linear(2, 3), "b": nn.Linear(2, 2)}
+    torch.save({key: prefixed(network.state_dict(), "net.") for key, network in networks.items()}, "f.pth")
+    assert "choose one with key='a' or key='b'" in refused(load_model, "f.pth")
+    read = read_weights("f.pth", key="b", prefix="net.")
+    assert same_bits(read["weight"], networks["b"].weight)
+    assert "choose one with key='a'" in refused(read_weights, "f.pth", key="c")
+
+
+def test_a_layer_between_body_and_head_is_not_left_out_in_silence(network):
+    neck = {f"neck.{name}": torch.ones(64) for name in ("weight", "bias", "running_mean", "running_var")}
+    state = network.state_dict()
+    head = {f"classifier.{name}": state[f"fc.{name}"] for name in ("weight", "bias")}
+    torch.save(prefixed(body(state), "base.") | neck | head, "f.pth")
+    assert "not cifar_resnet20's: neck.weight" in refused(load_model, "f.pth")
+    assert load_model("f.pth", ignore=["neck.*"])[0].fc.weight.equal(state["fc.weight"])
+
+
+def test_a_projection_or_an_embedding_is_not_taken_for_a_head(network):
+    state = body(network.state_dict())
+    for name, matrix in (("embedding", (3, 64)), ("my_classes", (3, 32))):
+        torch.save(state | {f"{name}.weight": torch.ones(matrix), f"{name}.bias": torch.ones(3)}, "f.pth")
+        assert "has no classifier" in refused(load_model, "f.pth")
+    torch.save(state | {"my_classes.weight": torch.ones(3, 64)}, "f.pth")
+    assert "has no classifier" in refused(load_model, "f.pth")
+
+
 def test_two_layers_that_may_be_the_classifier(network, follow):
     state = network.state_dict()
     torch.save(
@@ -416,12 +518,26 @@ def test_a_keras_file_is_refused_with_the_command_that_converts_it(cli, tmp_path
     assert "unrecognized" not in cli(*shlex.split(command)).stderr.lower()  # needs the library; `make interop` has it
 
 
-def test_a_folder_without_weights_names_the_file_in_it(network, tmp_path):
-    (tmp_path / "folder").mkdir()
-    torch.save(network.state_dict(), "folder/last.pth")
-    assert "last.pth" in refused(inspect_weights, "folder")
-    assert "name the weights file in it" in refused(load_model, "folder")
-    load_model("folder/last.pth")
+def test_a_folder_of_several_weights_files_names_the_command(network, tmp_path, follow):
+    (tmp_path / "folder" / "a run").mkdir(parents=True)
+    for name, state in (("folder/last.pth", {}), ("folder/a run/best.ckpt", network.state_dict())):
+        torch.save(state, name)
+    torch.save({}, "folder/optimizer.pt")
+    (message,) = {refused(call, "folder") for call in (inspect_weights, load_model)}
+    assert "folder has 2 weights files (a run/best.ckpt, last.pth); give one of them" in message
+    follow(message)
+    (tmp_path / "folder" / "last.pth").unlink()
+    with pytest.warns(UserWarning, match="the weights file a run/best.ckpt is taken"):
+        load_model("folder")
+
+
+def test_parts_of_deepspeed_are_joined_by_its_own_script(network, tmp_path):
+    part = tmp_path / "step" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    part.parent.mkdir()
+    torch.save({"module": {name: value[..., :0] for name, value in network.state_dict().items() if value.dim()}}, part)
+    (tmp_path / "step" / "zero_pp_rank_1_mp_rank_00_model_states.pt").write_bytes(part.read_bytes())
+    for given in (tmp_path, part):
+        assert f"`python {tmp_path}/zero_to_fp32.py {tmp_path} {tmp_path}/whole`" in refused(load_model, given)
 
 
 def test_a_file_of_a_published_set_s_name_does_not_take_its_place(network):
