@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: help demo test quick test-slow faults gpu interop check parity doctor-sweep report docs docs-output site-test dist clean
+.PHONY: help demo test quick test-slow faults gpu bench interop check parity doctor-sweep report docs docs-output site-test dist clean
 
 help:
 	@echo 'make demo      train a ResNet-20 on handwritten digits with two processes, and draw its curves'
@@ -24,6 +24,7 @@ help:
 	@echo 'make faults    kill trainings 500 times (N=500) and compare how they end; under an hour'
 	@echo 'make gpu       prove and time everything on an NVIDIA GPU, in at most 8 minutes'
 	@echo 'make dist      build the source archive and the wheel in dist/'
+	@echo 'make bench     time ours beside onnxruntime, OpenVINO, timm and torch on this machine (1 GB in .venv-bench)'
 	@echo 'make clean     remove .venv and caches; your runs/ stay'
 
 demo: .venv/installed
@@ -45,6 +46,14 @@ faults: .venv/installed
 
 gpu: .venv/installed
 	$(BIN)/python -m parity.gpu
+
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m parity.benchmarks.speed inference --batch 1 16 --out docs/results/speed-inference.json
+	.venv-bench/bin/python -m parity.benchmarks.speed inference --models resnet18 resnet101 resnext50_32x4d \
+		--without compiled timm --rounds 5 --out docs/results/speed-models.json
+	.venv-bench/bin/python -m parity.benchmarks.speed training --out docs/results/speed-training.json
+	.venv-bench/bin/python -m parity.benchmarks.speed startup --out docs/results/speed-startup.json
+	.venv-bench/bin/python -m parity.benchmarks.speed page
 
 interop: .venv-interop/installed
 	.venv-interop/bin/python -m pytest -m interop
@@ -79,7 +88,7 @@ site-test: docs
 	.venv-docs/bin/python -m pytest tests/site -n 2
 
 clean:
-	rm -rf docs/_build .venv .venv-docs .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build .venv .venv-bench .venv-docs .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml $(CONSTRAINTS)
@@ -89,12 +98,18 @@ clean:
 	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-# A second environment on top of the first, so that `make test` never sees these libraries. Composer comes without its
-# dependencies, which would hold torch back; those that it imports are named.
-.venv-interop/installed: .venv/installed
-	$(BIN)/python -m venv .venv-interop
+# Environments on top of the first, so that `make test` never sees these libraries and torch is installed once.
+.venv-bench .venv-interop: .venv/installed
+	$(BIN)/python -m venv $@
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+		> "$$($@/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+
+.venv-bench/installed: .venv/installed | .venv-bench
+	.venv-bench/bin/python -m pip install --constraint $(CONSTRAINTS) 'resnet-core[bench]'
+	@touch $@
+
+# Composer comes without its dependencies, which would hold torch back; those that it imports are named.
+.venv-interop/installed: .venv/installed | .venv-interop
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) \
 		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS) $(CHECKPOINT_WRITERS)
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) --no-deps mosaicml mosaicml-cli

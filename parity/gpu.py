@@ -24,7 +24,8 @@ import torchvision
 
 import resnet_core
 
-TINY = ("--batch", "2", "--image-size", "32", "--model", "resnet18", "--rounds", "1")
+TINY = ("--batch", "4", "--image-size", "32", "--models", "resnet18", "--rounds", "1")
+COMPILED = ("compiled", "all of these")
 CPU_PATIENCE = 10  # the limits are those of a GPU
 SHORT = ("--train.epochs", "3", "--schedule.warmup-epochs", "1")
 
@@ -67,7 +68,7 @@ def run_result(printed: str, folder: Path) -> tuple[str, Any]:
 
 
 def rates(printed: str, folder: Path) -> tuple[str, Any]:
-    record = json.loads((folder / "rates.json").read_text())
+    (record,) = json.loads((folder / "rates.json").read_text())["records"]
     known = [rate for rate in record["rates"] if rate["images_per_second"]]
     if not known:
         return f"not run: {record['rates'][0]['reason']}", record
@@ -76,12 +77,13 @@ def rates(printed: str, folder: Path) -> tuple[str, Any]:
     return f"{best['images_per_second']:,.0f} images/s ({best['form']}{ratio})", record
 
 
-def throughput(*words: str, seconds: float) -> Part:
+def speed(what: str, *words: str, batch: int = 256, seconds: float) -> Part:
     return Part(
         seconds=seconds,
         command=lambda device, tiny, folder: [
-            *("-m", "parity.benchmarks.throughput", *words, "--device", device, "--out", str(folder / "rates.json")),
-            *(TINY if tiny else ()),
+            *("-m", "parity.benchmarks.speed", what, "--device", device, *words),
+            *(TINY if tiny else ("--batch", str(batch))),
+            *("--out", str(folder / "rates.json")),
         ],
         summary=rates,
     )
@@ -110,11 +112,11 @@ PARTS: dict[str, Part] = {
         ],
         summary=run_result,
     ),
-    "training": throughput("training", "--forms", "eager", seconds=40),
-    "training-compiled": throughput("training", "--forms", "compiled", seconds=125),
-    "inference": throughput("inference", "--forms", "eager", seconds=30),
-    "inference-compiled": throughput("inference", "--forms", "compiled", seconds=45),
-    "largest": throughput("largest", seconds=50),
+    "training": speed("training", "--without", *COMPILED, seconds=40),
+    "training-compiled": speed("training", "--against", *COMPILED, seconds=125),
+    "inference": speed("inference", "--without", *COMPILED, seconds=30),
+    "inference-compiled": speed("inference", "--against", *COMPILED, seconds=45),
+    "largest": speed("training", "--against", "all of these", batch=0, seconds=50),
 }
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import resnet_core
 from docs.by_hand import train
-from parity.benchmarks.speed import Medians, compare, print_heading, seconds
+from parity.benchmarks.turns import Medians, compare, print_heading, seconds
 from resnet_core.train import TrainConfig, Trainer, World, join_world, launch
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.schedules import Schedule, ScheduleConfig

@@ -5,7 +5,7 @@ from itertools import islice
 import torch
 
 from parity.benchmarks.overhead import by_hand, by_trainer, in_memory, tiny
-from parity.benchmarks.speed import compare
+from parity.benchmarks.turns import compare
 
 
 def test_both_sides_take_the_same_steps_to_the_bit():
