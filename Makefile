@@ -99,7 +99,7 @@ clean:
 	@touch $@
 
 # Environments on top of the first, so that `make test` never sees these libraries and torch is installed once.
-.venv-bench .venv-interop: .venv/installed
+.venv-bench .venv-docs .venv-interop: .venv/installed
 	$(BIN)/python -m venv $@
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
 		> "$$($@/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
@@ -116,10 +116,7 @@ clean:
 	@touch $@
 
 # What builds the site and opens it in a browser; torch and the package come from the first environment.
-.venv-docs/installed: .venv/installed
-	$(BIN)/python -m venv .venv-docs
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(\"%s\")" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+.venv-docs/installed: .venv/installed | .venv-docs
 	.venv-docs/bin/python -m pip install --constraint $(CONSTRAINTS) 'resnet-core[docs]'
 	@touch $@
 
