@@ -254,7 +254,7 @@ def test_all_ten_models_pass_the_rungs_that_readme_counts():
     assert {status for found in statuses for status in found} == {"equal", "rounding"}
     assert {len(found) for found in statuses} == {16}
     assert {found.count("equal") for found in statuses} == {14}
-    assert "passes all 16 rungs" in (ROOT / "README.md").read_text()
+    assert "in 16 steps, called rungs" in (ROOT / "README.md").read_text()
     assert "On 14 rungs" in (ROOT / "README.md").read_text()
 
 

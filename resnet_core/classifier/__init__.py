@@ -1,1 +1,1 @@
-"""The model card's API: a network with its loss, its metrics and its initializers."""
+"""The API of Composer's ResNet model card: a network with its loss, metrics and initializers."""

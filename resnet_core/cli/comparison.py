@@ -32,35 +32,43 @@ class Compare:
 
     A network is a name of `resnet-core models`, torchvision:NAME, timm:NAME, or yours: ./mine.py for the only network
     of a file, ./mine.py:NAME, or package.module:NAME. Arguments are literals, in quotes: './mine.py:net(classes=10)'.
-    Your file is imported and its function called, so your own code runs.
+    Your file is imported and its function called, so your own code runs. A rung is one comparison, such as that of
+    the logits.
+
+    Example: `resnet-core compare ./mine.py:net torchvision:resnet18`
     """
 
     a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")]
     """The network in question."""
-    b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REFERENCE")] = ""
+    b: Annotated[tyro.conf.Positional[str], unset("[REFERENCE]")] = ""
     """The network to compare it with. By default the one of our models that is nearest to the first network."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, unset("PIXELS")] = None
     """Height and width of the random images in pixels. By default 64, or what both networks take."""
-    channels: int | None = None
+    channels: Annotated[int | None, unset("INT")] = None
     """Channels of the random images. By default those that the network takes."""
     batch: int = 2
     """How many random images, at least 2."""
     fast: bool = False
-    """Climb a few rungs only: shapes, logits and gradients."""
+    """Compare on a few rungs only: shapes, logits and gradients."""
     all: bool = False
-    """Climb the slow rungs too: torch.compile, torch.export and ONNX."""
-    skip: tuple[str, ...] = ()
+    """Compare on the slow rungs too: torch.compile, torch.export and ONNX."""
+    skip: Annotated[tuple[str, ...], unset("RUNG ...")] = ()
     """Names of rungs to skip, such as "seeded initialisation"."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device on which both networks run."""
     diagnosis_seconds: float = 60.0
-    """How long to look for the mistake; 0 does not look."""
+    """Seconds in which to search for the mistakes; 0 skips the search."""
     json: bool = False
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        if min(self.image_size or 1, self.channels or 1, self.batch - 1) < 1 or 0 in (self.image_size, self.channels):
-            raise ValueError("--image-size and --channels must be at least 1, --batch at least 2")
+        for flag, value, least in (
+            ("--image-size", self.image_size, 1),
+            ("--channels", self.channels, 1),
+            ("--batch", self.batch, 2),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{flag} must be at least {least}, got {value}")
         if self.fast and self.all:
             raise ValueError("--fast climbs a few rungs and --all all of them; leave one of the two out")
 
@@ -123,10 +131,13 @@ def show_progress(text: str) -> None:
 
 @dataclass(frozen=True)
 class Exercise:
-    """List the broken ResNets with their symptoms, the easiest first. With a NUMBER, write that exercise to a file."""
+    """List the broken ResNets with their symptoms, the easiest first. With a NUMBER, write that exercise to a file.
 
-    number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")] = 0
-    """The exercise to write; 0 lists all of them."""
+    Example: `resnet-core exercise 7`
+    """
+
+    number: Annotated[tyro.conf.Positional[int], unset("[NUMBER]")] = 0
+    """The exercise to write. By default all are listed."""
     out: Annotated[Path | None, unset("FILE")] = None
     """The file to write. By default exercise_07.py for number 7."""
 
@@ -156,6 +167,8 @@ class Grade:
     """Say whether an exercise is fixed and, if not, where its networks first differ from ours.
 
     This runs the file.
+
+    Example: `resnet-core grade exercise_07.py`
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]

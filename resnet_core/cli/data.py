@@ -22,7 +22,12 @@ from resnet_core.data.resize import resize_images
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Decode every image of a folder, and list those that cannot be used and those that are in two parts."""
+    """Decode every image of a folder; list unusable images, and those both in training and in validation data.
+
+    It also writes DIR/.resnet-core-hashes.csv, by which a run that is continued knows its images again.
+
+    Example: `resnet-core data check photos --write-exclude bad.txt`
+    """
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """A folder of images in any layout, or a CSV list."""
@@ -54,6 +59,8 @@ class DataResize:
 
     Each image becomes an upright JPEG file. Images that are smaller keep their size. Run the same command again to
     continue an interrupted copy.
+
+    Example: `resnet-core data resize photos photos-256 --shorter-side 256`
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]

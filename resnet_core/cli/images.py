@@ -108,7 +108,10 @@ class InBatches(OverImages):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(InBatches):
-    """Classify images: print the most likely classes and their probabilities, or write them to a CSV file."""
+    """Classify images: print the most likely classes and their probabilities, or write them to a CSV file.
+
+    Example: `resnet-core predict resnet50:IMAGENET1K_V2 photo.jpg --top 3`
+    """
 
     top: int = 5
     """How many classes to give for each image."""
@@ -143,7 +146,10 @@ class Predict(InBatches):
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(InBatches):
-    """Write the features of images: what the network gives to its head, a row of numbers for each image."""
+    """Write the features of images, the input of the network's classifier: a row of numbers for each image.
+
+    Example: `resnet-core embed resnet50:IMAGENET1K_V2 photos --out features.npy`
+    """
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
     """The NumPy file to write, float32. The names of the images, in the order of its rows, are written beside it, to a
@@ -173,7 +179,10 @@ class Embed(InBatches):
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(OverImages):
-    """Draw where in images the network sees a class: Grad-CAM heat maps, a picture for each image."""
+    """Draw where in images the network sees a class: Grad-CAM heat maps, a picture for each image.
+
+    Example: `resnet-core explain resnet50:IMAGENET1K_V2 photo.jpg --out heatmaps`
+    """
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """A new folder for the pictures."""

@@ -75,7 +75,10 @@ class OnLabels(FromFile):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnLabels):
-    """Evaluate a finished run again on its test data, or any weights on your own data."""
+    """Evaluate a finished run again on its test data, or any weights on your own data.
+
+    Example: `resnet-core evaluate resnet50:IMAGENET1K_V2 --data photos --per-class`
+    """
 
     split: Annotated[str, unset("NAME")] = ""
     """The part of the data: train, val or test. By default the one that training evaluates."""
@@ -135,7 +138,10 @@ def class_lines(classes: Sequence[ClassScore]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(OnLabels):
-    """Write a network in int8, a quarter of the size and fast on a CPU, if it stays as accurate on your labels."""
+    """Write a network in int8, a quarter of the size and fast on a CPU, if it stays as accurate on your labels.
+
+    Example: `resnet-core quantize runs/digits digits-int8.safetensors`
+    """
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write, which ends in .safetensors. predict, evaluate and embed take it."""
@@ -186,7 +192,10 @@ def calibration_batches(data: DataConfig, info: WeightsInfo, count: int, batch: 
 
 @dataclass(frozen=True)
 class Export(FromFile):
-    """Export a model to run without this package, after comparing the file's outputs with the model's."""
+    """Export a model to run without this package, after comparing the file's outputs with the model's.
+
+    Example: `resnet-core export runs/digits digits.onnx`
+    """
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""

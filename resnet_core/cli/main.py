@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import re
@@ -10,10 +11,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
+import docstring_parser
 import tyro
 
 from resnet_core.cli.comparison import Compare, Exercise, Grade
@@ -59,7 +62,7 @@ COMMANDS: dict[str, type] = {
 
 TRAIN_USAGE = (
     "resnet-core train RECIPE | DIR [--out DIR] [--processes N] [--epochs N] [--lr X] [--batch N] "
-    "[--section.field VALUE ...] | train RECIPE --help"
+    "[--config FILE] [--dry-run] [--section.field VALUE ...]"
 )
 SHORT_NAMES = {"--epochs": "--train.epochs", "--lr": "--optimizer.lr", "--batch": "--data.global-batch"}
 OWN_IMAGES = "finetune"  # the recipe of `train DIR`
@@ -70,11 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
 
-    # What the program says of itself.
-    if not words or words[0] in ("-h", "--help"):
-        print("usage: resnet-core COMMAND ...\n")
-        for name, command in COMMANDS.items():
-            print(f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}")
+    # What the program says of itself. `data` is the first word of several commands.
+    group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
+    if not words or words[0] in ("-h", "--help", "help") or (group and words[1:] in ([], ["-h"], ["--help"])):
+        print(f"usage: resnet-core {words[0] + ' ' if group else ''}COMMAND ...\n")
+        for name in group or COMMANDS:
+            print(f"  {name:<13}{(COMMANDS[name].__doc__ or '').splitlines()[0]}")
         print("\n`resnet-core COMMAND --help` explains a command.")
         return 0
     if words[0] == "--version":
@@ -88,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
-        return Recipes()() or 0
+        Recipes()()
+        print("\n`resnet-core train RECIPE --help` explains all options, with that recipe's values.")
+        return 0
     call: Callable[[], int | None]
     call = parse_train(rest) if name == "train" else parse(COMMANDS[name], rest, prog=f"resnet-core {name}")
     with warnings.catch_warnings():
@@ -132,7 +138,10 @@ def parse_train(words: list[str]) -> Train:
     recipe = recipe_of(name)
     file = last_value_of("--config", options)
     defaults = Train(overlay(recipe, file) if file else recipe, out=Path("runs") / Path(name).resolve().name)
-    train = parse(Train, options, prog=f"resnet-core train {name}", default=defaults)
+    try:
+        train = parse(Train, options, prog=f"resnet-core train {name}", default=defaults)
+    except ValueError as error:
+        raise ValueError(with_flags(str(error), words)) from None
     return replace(train, advice=scaling_advice(recipe, train.recipe))
 
 
@@ -162,11 +171,26 @@ def in_full(options: Sequence[str]) -> list[str]:
     return full
 
 
+def with_flags(message: str, words: Sequence[str]) -> str:
+    """The message with each setting, such as `optimizer.lr`, as the flag that sets it: a short name if it was typed."""
+    typed = {word.partition("=")[0] for word in words}
+    short_names = {full: short for short, full in SHORT_NAMES.items() if short in typed}
+    for section, settings in asdict(get_recipe("digits")).items():
+        for setting in settings if isinstance(settings, dict) else ():
+            flag = f"--{section}.{setting.replace('_', '-')}"
+            message = re.sub(rf"(?<![\w.-]){section}\.{setting}\b", short_names.get(flag, flag), message)
+    return message
+
+
 def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> Any:
     """The command with its options. Raises ValueError, in one line, for a mistake in them; rank 0 prints their help."""
     errors = io.StringIO()
     try:
-        with redirect_stderr(errors), nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
+        with (
+            redirect_stderr(errors),
+            nullcontext() if is_main_process() else redirect_stdout(io.StringIO()),
+            patch("docstring_parser.parse_from_object", docstrings_in_one_line),
+        ):
             return tyro.cli(command, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
     except SystemExit as stop:
         if not stop.code:
@@ -177,12 +201,24 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
         ) from None
 
 
+def docstrings_in_one_line(command: Any, read: Callable[[Any], Any] = docstring_parser.parse_from_object) -> Any:
+    """What the help says of each option, without the line breaks of the source, which tyro would keep."""
+    docstring = read(command)
+    for option in docstring.params:
+        option.description = option.description and " ".join(option.description.split())
+    return docstring
+
+
 # What Python and tyro say of a wrong value -> what a user can use.
 IN_PLAIN_WORDS = {
     r"^Error parsing (\S+): could not convert string to float: (.*)$": r"\1 must be a number, got \2",
     r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$": r"\1 must be a whole number, got \2",
+    r"^Error parsing (\S+): no type matching .*INT could be instantiated from \['(.*?)'\].*": (
+        r"\1 must be a whole number, got '\2'"
+    ),
     r"^Error parsing (?!--)\S+: ": "",  # a sentence of this package follows
     r"^Missing value for argument '(\S+)'. Expected 1 values": r"\1 needs a value",
+    r"^Unrecognized options: (?!-)(\S+).*": r"'\1' is one argument too many",
 }
 
 
@@ -196,11 +232,13 @@ def in_one_line(framed: str) -> str:
     mistake = " ".join(blocks[1].split()).removesuffix(".")
     for python, plain in IN_PLAIN_WORDS.items():
         mistake = re.sub(python, plain, mistake)
-    if missing := re.fullmatch(r"Missing from resnet-core (\w+): (.*)\(required\)", mistake):
+    if missing := re.fullmatch(r"Missing from resnet-core ([\w ]+): (.*)\(required\)", mistake):
         command, arguments = missing.groups()
         mistake = f"{command} needs {' and '.join(part.split()[0] for part in arguments.split('(required)'))}"
     suggestions = "".join(block for block in blocks[2:] if block.startswith("Perhaps you meant"))
     nearest = re.findall(r"^ *(--[\w.-]+)", suggestions, flags=re.MULTILINE)
+    if nearest:  # tyro does not know the short names
+        nearest[:0] = difflib.get_close_matches(mistake.split()[2].rstrip(","), SHORT_NAMES, n=1, cutoff=0.8)
     return f"{mistake}; did you mean {' or '.join(nearest[:3])}?" if nearest else mistake
 
 

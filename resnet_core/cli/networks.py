@@ -14,9 +14,12 @@ from resnet_core.models.registry import build_on_meta, list_models
 
 @dataclass(frozen=True)
 class Models:
-    """List the models."""
+    """List the models and their numbers of parameters.
 
-    pattern: tyro.conf.Positional[str] = "*"
+    Example: `resnet-core models 'wide_*'`
+    """
+
+    pattern: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PATTERN]")] = "*"
     """A shell pattern that the names must match, such as "resnet*"."""
 
     def __call__(self) -> None:
@@ -30,7 +33,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Describe:
-    """Show a model as the paper's Table 1: shapes, parameters, multiply-adds, receptive fields."""
+    """Show a model as the paper's Table 1: shapes, parameters, multiply-adds, receptive fields.
+
+    Example: `resnet-core describe resnet50 --image-size 288`
+    """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A model's name, as `resnet-core models` lists it."""

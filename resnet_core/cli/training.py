@@ -54,9 +54,11 @@ class Show:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe, or continue its run. A folder of images in place of a recipe's name is trained on by `finetune`.
+    """Train a recipe, or continue its run. Give a folder of images instead of a recipe to fine-tune on it.
 
     Short names: --epochs (--train.epochs), --lr (--optimizer.lr) and --batch (--data.global-batch: of all processes).
+
+    Example: `resnet-core train digits --processes 2 --out runs/digits`
     """
 
     # True and False are spelled out: a switch could only turn on what a recipe has off, or the other way round.
@@ -138,9 +140,12 @@ def print_ending(folder: RunFolder, was_finished: bool) -> None:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw loss, accuracy and learning rate of one run, or of several in one picture."""
+    """Draw loss, accuracy and learning rate of one run, or of several in one picture.
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    Example: `resnet-core plot runs/digits`
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], unset("RUN ...")]
     """Folders of runs."""
     out: Annotated[Path | None, unset("FILE")] = None
     """The .png, .pdf or .svg file to write. The default is curves.png: in the run's folder for one run, in the current
@@ -154,7 +159,10 @@ class Plot:
 
 @dataclass(frozen=True)
 class WriteReport:
-    """Write a page to look into a finished run: curves, time, confusions, classes, mistakes with heat maps."""
+    """Write an HTML report of a finished run: curves, time, confusions, classes, mistakes with heat maps.
+
+    Example: `resnet-core report runs/digits`
+    """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a finished run. Its network is evaluated again on its data."""

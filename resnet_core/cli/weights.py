@@ -41,7 +41,10 @@ class FromFile:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show what is in a weights file: networks, where they lie, and the command that loads them."""
+    """Show what is in a weights file: the networks, their keys and prefixes, and the command that loads them.
+
+    Example: `resnet-core inspect checkpoint.pth.tar`
+    """
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """A weights file of any library, or a folder that a library saved."""
@@ -59,7 +62,10 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Convert(FromFile):
-    """Convert another library's weights to ours, after comparing the outputs with another implementation's."""
+    """Convert another library's weights to ours, after comparing the outputs with another implementation's.
+
+    Example: `resnet-core convert pytorch_model.bin resnet50.safetensors --source timm`
+    """
 
     src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
     """A weights file of any library, or a folder that a library saved."""

@@ -13,5 +13,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     spelled = {each.lower(): each for each in known}
     written = str(name).lower()
     longer = [each for each in spelled if each.endswith(f"_{written}")]
-    nearest = [spelled[each] for each in longer or difflib.get_close_matches(written, spelled, n=3, cutoff=0.5)]
+    nearest = [spelled[each] for each in longer or difflib.get_close_matches(written, spelled)]
     return f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {shortened(spelled.values(), most=20)}"

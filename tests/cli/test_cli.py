@@ -18,16 +18,26 @@ def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +[A-Z]", printed, flags=re.MULTILINE) for name in COMMANDS)
+    assert main(["data", "--help"]) == 0
+    assert re.findall("^  (data [a-z]+)", capsys.readouterr().out, flags=re.MULTILINE) == ["data check", "data resize"]
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "train digits"])
-def test_every_command_has_help(name, capsys):
+def test_every_command_has_help_with_an_example(name, capsys):
     try:
         status = main([*name.split(), "--help"])
     except SystemExit as stop:
         status = stop.code
     assert status == 0
-    assert "usage: resnet-core " + name in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage: resnet-core " + name in printed
+    if name not in ("recipes", "show"):
+        assert f"Example: `resnet-core {name}" in printed
+
+
+def test_help_does_not_keep_the_line_breaks_of_the_source(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert "Empty or none starts from random weights." in cli("train", "digits", "--help").stdout
 
 
 def test_version(capsys):
@@ -74,11 +84,17 @@ def test_recipes_are_listed_and_shown(capsys):
         ("describe resnet50 --image-size 0", "image_size must be at least 1 pixel and at most 32768, got 0"),
         ("export", "export needs WEIGHTS and OUT; `resnet-core export --help` explains"),
         ("describe", "describe needs MODEL; "),
+        ("data check", "data check needs DIR; "),
+        ("export a b --image-size abc", "--image-size must be a whole number, got 'abc'; "),
+        ("compare resnet18 --batch 1", "--batch must be at least 2, got 1"),
         ("describe resnet50 --image-size", "--image-size needs a value; "),
         ("models vgg*", "no model matches 'vgg\\*'"),
         ("evaluate nowhere", "'nowhere' is neither a run's folder, nor a weights file"),
         ("plot nowhere", "nowhere is not a run's folder"),
-        ("train digits --schedule.warmup-epochs 30", r"warmup_epochs \(30\) must be less than train.epochs \(30\)"),
+        (
+            "train digits --schedule.warmup-epochs 30",
+            r"--schedule.warmup-epochs \(30\) must be less than --train.epochs \(30\)",
+        ),
         ("train digits --processes 3", "64 cannot be split equally over 3 processes; use 1 or 2 or 4"),
         ("train digits --processes 128", "64 cannot be split equally over 128 processes"),
         ("train digits --data.global-batch 2000", "2000 is larger than the 1437 samples"),
@@ -104,8 +120,8 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
         ("--optimizer.lr -1", "optimizer.lr must be positive and finite, got -1.0"),
         ("--optimizer.lr nan", "optimizer.lr must be positive and finite, got nan"),
         ("--optimizer.momentum 1", r"optimizer.momentum must be in \[0, 1\), got 1.0"),
-        ("--optimizer.weight-decay -1", "optimizer.weight_decay must be at least 0 and finite, got -1.0"),
-        ("--optimizer.momentum 0", "optimizer.nesterov needs a positive optimizer.momentum"),
+        ("--optimizer.weight-decay -1", "--optimizer.weight-decay must be at least 0 and finite, got -1.0"),
+        ("--optimizer.momentum 0", "--optimizer.nesterov needs a positive --optimizer.momentum"),
         (
             "--train.precision fp16",
             "must be float32 or bf16, got 'fp16'; fp16 is not offered: its gradients need a loss",
@@ -118,10 +134,10 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
             "--run.device cuda",
             "needs a GPU of its own, and torch finds 0 for 1; start fewer processes, or use the device",
         ),
-        ("--data.train-size-epochs 5", "data.train_size_epochs 5 changes nothing"),
+        ("--data.train-size-epochs 5", "--data.train-size-epochs 5 changes nothing"),
         (
             "--data.train-size 16 --data.train-size-start 8 --data.train-size-epochs 31",
-            "data.train_size_epochs 31 is more than train.epochs 30, so images would never reach data.train_size",
+            "--data.train-size-epochs 31 is more than --train.epochs 30, so images would never reach --data.train-size",
         ),
         (
             "--data.train-size-start 8 --data.train-size 16 --data.train-size-epochs 1",
@@ -135,12 +151,16 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
         ("--model.weights nowhere", "'nowhere' is neither a run's folder, nor a weights file"),
         ("--model.weights resnet18", "model.weights resnet18 belong to resnet18, and model.name is cifar_resnet20"),
         ("--train.epochs 0", "train.epochs must be at least 1, got 0"),
-        ("--schedule.warmup-epochs -1", "schedule.warmup_epochs must be at least 0"),
+        ("--schedule.warmup-epochs -1", "--schedule.warmup-epochs must be at least 0"),
         ("--data.name digit", "unknown dataset 'digit'; did you mean digits"),
-        ("--data.global-batch 0", "data.global_batch must be at least 1, got 0"),
+        ("--data.global-batch 0", "--data.global-batch must be at least 1, got 0"),
         ("--data.workers -1", "data.workers must be at least 0, got -1"),
-        ("--data.train-size-start 8", "data.train_size_start needs data.train_size, the size to which images grow"),
+        ("--data.train-size-start 8", "--data.train-size-start needs --data.train-size, the size to which images grow"),
         ("--model.name resnet5", "unknown model 'resnet5'; did you mean resnet50"),
+        ("--batch 0", "--batch must be at least 1, got 0"),
+        ("--epoch 3", "Unrecognized options: --epoch, 3; did you mean --epochs or"),
+        ("--optimizer.name adam", "unknown optimizer 'adam'; known are sgd, decoupled_sgd, lamb;"),
+        ("30", "'30' is one argument too many"),
         ("--processes 0", "--processes must be at least 1, got 0"),
     ],
 )
@@ -254,7 +274,7 @@ def test_short_names_stand_for_the_settings_that_people_change_most():
 def test_a_first_try_that_does_not_fit_is_refused_with_the_option_to_change(cli):
     shorter = cli("train", "finetune", "--epochs", 1)
     assert (
-        "warmup_epochs (1) must be less than train.epochs (1); lower it with --schedule.warmup-epochs 0.1"
+        "--schedule.warmup-epochs (1) must be less than --epochs (1); lower it with --schedule.warmup-epochs 0.1"
         in shorter.stderr
     )
     larger = cli("train", "digits", "--batch", 2000, "--dry-run")

@@ -82,7 +82,7 @@ def test_the_default_is_the_most_accurate_set():
         ("resnet50", ResNet18_Weights.IMAGENET1K_V1, "ResNet18_Weights.IMAGENET1K_V1 does not belong to resnet50"),
         ("resnet50", "ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1 does not belong to resnet50"),
         ("resnet5", "DEFAULT", "no weights are published for 'resnet5'; did you mean resnet50"),
-        ("cifar_resnet20", "IMAGENET1K_V1", "cifar_resnet20 has no weights 'IMAGENET1K_V1'; did you mean CIFAR10_V1?"),
+        ("cifar_resnet20", "IMAGENET1K_V1", "cifar_resnet20 has no weights 'IMAGENET1K_V1'; known are CIFAR10_V1"),
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_reported_with_the_nearest(model, name, message):
