@@ -16,7 +16,6 @@ from resnet_core.cli.weights import unset
 from resnet_core.distributed.rendezvous import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES, SOURCES, Recipe, get_recipe
-from resnet_core.recipes.checks import check
 from resnet_core.recipes.experiment import load
 from resnet_core.recipes.plan import make_plan
 from resnet_core.runs.curves import plot
@@ -90,8 +89,9 @@ class Train:
         note = f"note: {self.advice}" if self.advice else None
 
         if self.dry_run:
-            experiment = load(recipe)
-            check(experiment, processes)
+            experiment, folder = load(recipe), RunFolder(self.out)
+            folder.check_before(experiment, processes)
+            folder.check_same_run(experiment, allow_changes=self.allow_changes)
             if is_main_process():
                 print(make_plan(experiment, processes), *[note] if note else [], sep="\n")
             return 0

@@ -60,6 +60,24 @@ class RunFolder:
         other files, or a run of another recipe or on other data; `allow_changes` continues such a run unless it is
         finished. Raises OSError if the folder cannot be written, or another job is at work there.
         """
+        self.check_before(experiment, processes)
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(owning(self.path))
+        for half_written in self.path.glob(".*.part"):
+            half_written.unlink()
+
+        self.check_same_run(experiment, allow_changes=allow_changes)
+        # With changes the recipe is written later, when the checkpoint has been found to fit.
+        if not self.has_begun or not allow_changes:
+            self.write_recipe(experiment.recipe)
+
+    @property
+    def has_begun(self) -> bool:
+        return self.is_finished or bool(list_checkpoints(self.checkpoints))
+
+    def check_before(self, experiment: Experiment, processes: int) -> None:
+        """What `claim` refuses before it touches the folder."""
         if not self.is_finished:
             check(experiment, processes)
         if self.path.exists() and not self.path.is_dir():
@@ -67,18 +85,10 @@ class RunFolder:
         if not list_checkpoints(self.checkpoints) and not self._recipe.exists() and self.foreign_files():
             raise ValueError(f"{self.path} holds other files and no run; choose another folder with --out")
 
-        with write_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(owning(self.path))
-        for half_written in self.path.glob(".*.part"):
-            half_written.unlink()
-
-        has_begun = self.is_finished or bool(list_checkpoints(self.checkpoints))
-        if self.is_finished or (has_begun and not allow_changes):
+    def check_same_run(self, experiment: Experiment, *, allow_changes: bool) -> None:
+        """What `claim` refuses of a run that has begun: another recipe or other data."""
+        if self.is_finished or (self.has_begun and not allow_changes):
             self._refuse_changes(experiment)
-        # With changes the recipe is written later, when the checkpoint has been found to fit.
-        if not has_begun or not allow_changes:
-            self.write_recipe(experiment.recipe)
 
     def foreign_files(self) -> list[Path]:
         """What lies in the folder that no run begins with."""

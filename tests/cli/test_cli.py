@@ -191,14 +191,17 @@ def test_a_folder_that_cannot_hold_the_run_is_refused_before_any_work(capsys, tm
         assert main(["train", "digits", "--out", str(out), "--processes", "2"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(message, line), line
+    assert main(["train", "digits", "--out", str(tmp_path / "mine"), "--dry-run"]) == 2
+    assert "holds other files and no run" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
 
 
-def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(capsys, tmp_path):
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(dry, capsys, tmp_path):
     out = tmp_path / "run"
     (out / "checkpoints" / "step-00000022").mkdir(parents=True)
     (out / "recipe.toml").write_text(to_toml(RECIPES["digits"]))
-    assert main(["train", "digits", "--out", str(out), "--optimizer.lr", "0.2", "--seed", "1"]) == 2
+    assert main(["train", "digits", "--out", str(out), "--optimizer.lr", "0.2", "--seed", "1", *dry]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (
         "holds the run of another recipe (optimizer.lr is 0.1 there and 0.2 here; seed is 0 there and 1 here)" in line
