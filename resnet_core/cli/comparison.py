@@ -14,7 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from resnet_core.cli.errors import DIFFERENT
+from resnet_core.cli.errors import DIFFERENT, check_at_least
 from resnet_core.cli.weights import unset
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, FAST_RUNGS, Network, compare
 from resnet_core.comparison.imports import with_place
@@ -62,13 +62,8 @@ class Compare:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        for flag, value, least in (
-            ("--image-size", self.image_size, 1),
-            ("--channels", self.channels, 1),
-            ("--batch", self.batch, 2),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{flag} must be at least {least}, got {value}")
+        check_at_least(1, image_size=self.image_size, channels=self.channels)
+        check_at_least(2, batch=self.batch)
         if self.fast and self.all:
             raise ValueError("--fast climbs a few rungs and --all all of them; leave one of the two out")
 

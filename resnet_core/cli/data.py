@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from resnet_core.cli.errors import SOME_FAILED
+from resnet_core.cli.errors import SOME_FAILED, check_at_least
 from resnet_core.cli.weights import unset
 from resnet_core.data.check import CheckReport, check_images, write_exclude
 from resnet_core.data.resize import resize_images
@@ -39,6 +39,9 @@ class DataCheck:
     """Number of processes that decode. By default one for each core; 0 decodes in this process."""
     json: bool = False
     """Print JSON."""
+
+    def __post_init__(self) -> None:
+        check_at_least(0, bits=self.bits, workers=self.workers)
 
     def __call__(self) -> int:
         with bar_of_images() as advance:
@@ -73,6 +76,10 @@ class DataResize:
     """Quality of the JPEG files, 1 to 100."""
     workers: int = os.cpu_count() or 1
     """Number of processes that resize. By default one for each core; 0 resizes in this process."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, shorter_side=self.shorter_side)
+        check_at_least(0, workers=self.workers)
 
     def __call__(self) -> int:
         with bar_of_images() as advance:

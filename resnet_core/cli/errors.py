@@ -51,6 +51,13 @@ def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
     return wrapper
 
 
+def check_at_least(least: float, **options: float | None) -> None:
+    """Raises ValueError naming the first of these options that is less; None is an option that was not given."""
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least:g}, got {value:g}")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Python's own, CUDA's, the CPU's, which torch gives no type, and a loader worker's, which Linux kills."""
     return isinstance(error, MemoryError) or any(

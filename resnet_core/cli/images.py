@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from resnet_core.cli.errors import SOME_FAILED, print_error
+from resnet_core.cli.errors import SOME_FAILED, check_at_least, print_error
 from resnet_core.cli.weights import FromFile, unset
 from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
@@ -92,8 +92,8 @@ class InBatches(OverImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch < 1 or self.workers < 0:
-            raise ValueError(f"--batch must be at least 1 and --workers at least 0, got {self.batch}, {self.workers}")
+        check_at_least(1, batch=self.batch)
+        check_at_least(0, workers=self.workers)
 
     def results(self, over_files: Callable[..., list[Any]]) -> Results:
         """`over_files(model, transform, files, class_names, ...)` over all image files, by all processes."""
@@ -122,8 +122,7 @@ class Predict(InBatches):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top < 1:
-            raise ValueError(f"--top must be at least 1, got {self.top}")
+        check_at_least(1, top=self.top)
         if self.out:
             check_new_file(self.out, ".csv")
 

@@ -14,6 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from resnet_core.cli.errors import check_at_least
 from resnet_core.cli.images import check_new_file
 from resnet_core.cli.training import describe_scores
 from resnet_core.cli.weights import FromFile, unset
@@ -152,10 +153,8 @@ class Quantize(OnLabels):
 
     def __post_init__(self) -> None:
         check_new_file(self.out, ".safetensors")
-        if self.calibration < 1 or self.max_loss < 0:
-            raise ValueError(
-                f"--calibration must be at least 1 and --max-loss at least 0, got {self.calibration}, {self.max_loss}"
-            )
+        check_at_least(1, calibration=self.calibration)
+        check_at_least(0, max_loss=self.max_loss)
 
     def __call__(self) -> None:
         recipe = self.recipe()

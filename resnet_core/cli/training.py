@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from resnet_core.cli.errors import as_exit_status
+from resnet_core.cli.errors import as_exit_status, check_at_least
 from resnet_core.cli.weights import unset
 from resnet_core.distributed.rendezvous import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
@@ -76,8 +76,7 @@ class Train:
     """A note to print before training starts."""
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ValueError(f"--processes must be at least 1, got {self.processes}")
+        check_at_least(1, processes=self.processes)
 
     def __call__(self) -> int:
         under_torchrun = "RANK" in os.environ or "WORLD_SIZE" in os.environ

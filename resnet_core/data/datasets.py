@@ -189,10 +189,10 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
     if not path:
         raise ValueError(f"{name} is read from a folder; name it with --data.path DIR")
     if not Path(path).exists():
-        raise ValueError(f"{path} does not exist; name the folder that holds {name}")
+        raise ValueError(f"{path} does not exist; name the folder of the images")
     is_list = name == IMAGE_FOLDER and path.endswith(".csv")
     if not Path(path).is_dir() and not is_list:
-        raise ValueError(f"{path} is a file; name the folder that holds {name}")
+        raise ValueError(f"{path} is a file; name the folder of the images")
     try:
         return load(Path(path))
     except OSError as error:

@@ -31,8 +31,8 @@ def describe(dataset: Dataset, *, global_batch: int, repeats: int = 1) -> list[t
         lines.append(
             (
                 "left over",
-                f"{len(train) - shown:,} of the {len(train):,} images in each epoch, others each time: an epoch has "
-                "only full batches",
+                f"{len(train) - shown:,} of the {len(train):,} images in each epoch, different ones each time: "
+                "an epoch has only full batches",
             )
         )
     return lines

@@ -183,7 +183,7 @@ class OwnImages:
         self._require("train")
         raise ValueError(
             f"{self.path} has no folder val or test to evaluate on; put some images as {self.path}/val/CLASS/IMAGE, or "
-            "hold back a fifth of the training images with --data.val-share 0.2"
+            "train with --data.val-share 0.2, which holds back a fifth of the training images"
         )
 
     def part(self, name: str) -> Part:

@@ -55,10 +55,10 @@ def resize_images(
     source, destination = Path(source), Path(destination)
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder; name the folder that holds the images")
-    if shorter_side < 1 or not 1 <= quality <= 100:
-        raise ValueError(
-            f"the shorter side must be at least 1 and the quality 1..100, got {shorter_side} and {quality}"
-        )
+    if shorter_side < 1:
+        raise ValueError(f"the shorter side must be at least 1 pixel, got {shorter_side}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"the quality must be at least 1 and at most 100, got {quality}")
     listing = list_folder(source)
     copies = names_of_copies(listing.images)
     start_copy(destination, source, {"source": str(source.resolve()), "shorter_side": shorter_side, "quality": quality})

@@ -83,8 +83,8 @@ class ImageTransform:
     def __post_init__(self) -> None:
         if not 1 <= self.crop_size <= self.resize_size <= LARGEST_SIZE:
             raise ValueError(
-                f"sizes must be 1 <= crop_size <= resize_size <= {LARGEST_SIZE}, "
-                f"got crop_size {self.crop_size} and resize_size {self.resize_size}"
+                f"the crop must be at least 1 pixel and at most as large as the resized image, which is at most "
+                f"{LARGEST_SIZE} pixels; got crop_size {self.crop_size} and resize_size {self.resize_size}"
             )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be above 0, got {self.std}")

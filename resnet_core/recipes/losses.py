@@ -28,9 +28,9 @@ class LossConfig:
         if self.name not in NAMES:
             raise ValueError(f"loss.name: unknown loss {self.name!r}; {did_you_mean(self.name, NAMES)}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+            raise ValueError(f"loss.label_smoothing must be at least 0 and less than 1, got {self.label_smoothing}")
         if not 0 <= self.target_threshold < 1:
-            raise ValueError(f"loss.target_threshold must be in [0, 1), got {self.target_threshold}")
+            raise ValueError(f"loss.target_threshold must be at least 0 and less than 1, got {self.target_threshold}")
         if self.target_threshold and self.name != "binary_cross_entropy":
             raise ValueError(f"loss.target_threshold is binary_cross_entropy's; leave it 0 for {self.name}")
 

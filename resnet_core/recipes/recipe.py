@@ -66,7 +66,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
+            raise ValueError(f"seed must be at least 0 and less than 2**63, got {self.seed}")
         growing = self.data.train_size_epochs
         if growing > self.train.epochs:
             raise ValueError(

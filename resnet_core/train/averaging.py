@@ -21,7 +21,9 @@ class AveragingConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"averaging.ema_decay must be in [0, 1), got {self.ema_decay}; 0 turns averaging off")
+            raise ValueError(
+                f"averaging.ema_decay must be at least 0 and less than 1, got {self.ema_decay}; 0 turns averaging off"
+            )
         if self.ema_every_steps < 1:
             raise ValueError(f"averaging.ema_every_steps must be at least 1, got {self.ema_every_steps}")
 

@@ -54,7 +54,7 @@ class OptimizerConfig:
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"optimizer.{key} must be positive and finite, got {getattr(self, key)}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+            raise ValueError(f"optimizer.momentum must be at least 0 and less than 1, got {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"optimizer.weight_decay must be at least 0 and finite, got {self.weight_decay}")
 

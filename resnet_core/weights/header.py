@@ -99,7 +99,7 @@ def are_counts(values: Any) -> bool:
 def check_file(path: Path) -> int:
     """The bytes of a file of tensors. Raises WeightsError for anything but a regular file, before it is opened."""
     if not path.exists():
-        raise WeightsError(f"{path} does not exist")
+        raise WeightsError(f"{path} does not exist; check the path")
     if not path.is_file():
         raise WeightsError(f"{path} is not a file; name the weights file itself")
     return path.stat().st_size

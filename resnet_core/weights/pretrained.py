@@ -90,7 +90,9 @@ def locate(source: str | Path) -> Path | WeightSet:
         return path
     if names_a_file(source):
         if not path.exists():
-            raise WeightsError(f"{source} does not exist")
+            raise WeightsError(
+                f"{source} does not exist; check the path, or name a published set such as resnet50:IMAGENET1K_V2"
+            )
         return path
 
     name, _, chosen = str(source).partition(":")

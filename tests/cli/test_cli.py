@@ -119,7 +119,7 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
         ("--optimizer.lr fast", "--optimizer.lr must be a number, got 'fast'"),
         ("--optimizer.lr -1", "optimizer.lr must be positive and finite, got -1.0"),
         ("--optimizer.lr nan", "optimizer.lr must be positive and finite, got nan"),
-        ("--optimizer.momentum 1", r"optimizer.momentum must be in \[0, 1\), got 1.0"),
+        ("--optimizer.momentum 1", r"optimizer.momentum must be at least 0 and less than 1, got 1.0"),
         ("--optimizer.weight-decay -1", "--optimizer.weight-decay must be at least 0 and finite, got -1.0"),
         ("--optimizer.momentum 0", "--optimizer.nesterov needs a positive --optimizer.momentum"),
         (

@@ -276,7 +276,7 @@ def test_images_in_memory_must_be_of_one_size(tmp_path):
         ("digits", "data", "digits ships with the package; leave out data.path 'data'"),
         ("cifar10", "", "cifar10 is read from a folder; name it with --data.path DIR"),
         ("cifar10", "/nowhere/at/all", "/nowhere/at/all does not exist"),
-        ("cifar10", __file__, r"test_datasets\.py is a file; name the folder that holds"),
+        ("cifar10", __file__, r"test_datasets\.py is a file; name the folder of the images"),
     ],
 )
 def test_a_path_is_needed_where_the_data_does_not_ship(name, path, message):

@@ -89,7 +89,9 @@ def test_a_folder_of_classes_needs_a_share_and_a_folder_with_validation_none(tmp
     write_images(tmp_path, BOTH)
     refuses(tmp_path, r"or split its class folders with --data.val-share 0.2")
     write_images(tmp_path / "parts" / "train", BOTH)
-    refuses(tmp_path / "parts", r"no folder val or test .* or hold back a fifth .* with --data.val-share 0.2")
+    refuses(
+        tmp_path / "parts", r"no folder val or test .* or train with --data.val-share 0.2, which holds back a fifth"
+    )
     write_images(tmp_path / "parts" / "val", BOTH)
     refuses(tmp_path / "parts", "has images for validation; leave out --data.val-share 0.2", val_share=0.2)
 
@@ -195,7 +197,7 @@ def test_what_people_should_know_before_training_is_one_line_each(tmp_path):
     assert list(lines) == ["data", "evaluation", "classes", "left over"]
     assert lines["data"] == "13 images of 2 classes to train on, 1 image of 1 class to evaluate on"
     assert lines["classes"] == "4 to 9 images each to train on: dog has the fewest, cat the most"
-    assert lines["left over"].startswith("3 of the 13 images in each epoch, others each time")
+    assert lines["left over"].startswith("3 of the 13 images in each epoch, different ones each time")
     assert "left over" not in dict(describe(load(tmp_path), global_batch=13))
     repeated = dict(describe(load(tmp_path), global_batch=12, repeats=4))
     assert repeated["left over"].startswith("10 of the 13 images")

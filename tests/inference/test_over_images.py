@@ -131,7 +131,7 @@ def test_in_python_an_image_that_cannot_be_read_is_an_error_in_its_place(weights
         (["embed", "--out", "here.csv"], "here.csv must end in .npy; name it here.npy"),
         (["embed", "--out", "old.npy"], "old.csv exists; remove it or choose another name"),
         (["embed"], "embed needs --out"),
-        (["predict", "--batch", "0"], "--batch must be at least 1 and --workers at least 0, got 0, 2"),
+        (["predict", "--batch", "0"], "--batch must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_any_work(words, message, weights, folder, cli, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_one_rank_speaks_in_plain_lines_where_there_is_no_terminal(digits_run):
         "cifar_resnet20 on digits: 660 steps, 2 processes on cpu",
         "data        1,437 images of 10 classes to train on, 360 images of 10 classes to evaluate on",
         "classes     139 to 146 images each to train on: 8 has the fewest, 1 the most",
-        "left over   29 of the 1,437 images in each epoch, others each time: an epoch has only full batches",
+        "left over   29 of the 1,437 images in each epoch, different ones each time: an epoch has only full batches",
     ]
     assert lines[-2].startswith(f"{folder} is finished: top-1 ")
     assert finished.stderr == ""

@@ -152,8 +152,8 @@ def test_tied_weights_are_averaged_under_both_names():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ema_decay": 1}, r"averaging.ema_decay must be in \[0, 1\), got 1; 0 turns averaging off"),
-        ({"ema_decay": -0.1}, r"averaging.ema_decay must be in \[0, 1\), got -0.1"),
+        ({"ema_decay": 1}, r"averaging.ema_decay must be at least 0 and less than 1, got 1; 0 turns averaging off"),
+        ({"ema_decay": -0.1}, r"averaging.ema_decay must be at least 0 and less than 1, got -0.1"),
         ({"ema_every_steps": 0}, "averaging.ema_every_steps must be at least 1, got 0"),
     ],
 )

@@ -388,7 +388,7 @@ def test_without_a_limit_the_norm_is_returned_and_no_bit_changes():
         ({"lr": 0}, "optimizer.lr must be positive and finite, got 0"),
         ({"lr": math.nan}, "optimizer.lr must be positive and finite, got nan"),
         ({"head_lr_factor": -1}, "optimizer.head_lr_factor must be positive and finite, got -1"),
-        ({"momentum": 1}, r"optimizer.momentum must be in \[0, 1\), got 1"),
+        ({"momentum": 1}, r"optimizer.momentum must be at least 0 and less than 1, got 1"),
         ({"weight_decay": -1}, "optimizer.weight_decay must be at least 0 and finite, got -1"),
         ({"name": "decoupled_sgd", "weight_decay": 1}, "share of a weight that a step removes .* got 1; 5e-4"),
         ({"nesterov": True, "momentum": 0}, "optimizer.nesterov needs a positive optimizer.momentum, got 0"),
