@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from parity.benchmarks.results import markdown_table
-from resnet_core.data.images import ImageError, formats, list_folder, read_image
+from resnet_core.data.check import short_reason
+from resnet_core.data.images import ImageError, list_folder, read_image
 
 WIDTH, HEIGHT = 40, 30
 Make = Callable[[Path], object]
@@ -345,22 +346,15 @@ def result_of(make: Make, folder: Path) -> str:
     try:
         listing = list_folder(inside)
     except ImageError as error:
-        return f"stops: {without_path(error, inside)}"
+        return "stops: " + str(error).replace(f"{inside}/", "")
     if not listing.images:
         return PHOTOGRAPH if listing.photographs else HIDDEN if listing.hidden else OTHER
     (name,) = listing.images
     try:
         image = read_image(inside / name).convert("RGB")
     except ImageError as error:
-        return REFUSED + without_path(error, inside).removeprefix(name).strip()
+        return REFUSED + short_reason(error, inside / name)
     return f"read, {image.width} x {image.height}, brightest {np.asarray(image).max()}"
-
-
-def without_path(error: ImageError, folder: Path) -> str:
-    """The message without where the file lies and without the list of formats."""
-    text = str(error).replace(f"{folder}/", "")
-    _, found, reason = text.partition(f"not a whole image in one of the formats {', '.join(formats())} (")
-    return reason.partition("); ")[0] if found else text
 
 
 def main() -> None:

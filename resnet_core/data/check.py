@@ -11,7 +11,7 @@ import PIL
 from PIL import features
 
 from resnet_core.data.folders import WHOLE, Skipped, part_folders, read_list
-from resnet_core.data.images import ImageError, formats, list_folder, opened, read_image
+from resnet_core.data.images import ImageError, list_folder, opened, read_image
 from resnet_core.data.loaders import KeyedLoader
 from resnet_core.data.manifest import HASHES, FileRecord, hash_of, record_of, to_csv
 from resnet_core.data.splits import Dataset, ImageFiles
@@ -126,9 +126,9 @@ def check_headers(dataset: Dataset) -> None:
 
 
 def short_reason(error: ImageError, path: Path) -> str:
-    """Why an image cannot be used, without its path and without the formats that are read."""
+    """Why an image cannot be used, without its path."""
     text = str(error).removeprefix(f"{path} ")
-    _, is_no_image, reason = text.partition(f"one of the formats {', '.join(formats())} (")
+    _, is_no_image, reason = text.partition("is not a whole image (")
     return reason.partition("); ")[0] if is_no_image else text
 
 

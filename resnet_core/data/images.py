@@ -144,10 +144,7 @@ def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
             f"{path} has more than the {limit:,.0f} million pixels that are read; save it smaller, or leave it out"
         ) from error
     except Exception as error:  # decoders raise errors of any type at what anyone wrote
-        raise ImageError(
-            f"{path} is not a whole image in one of the formats {', '.join(formats())} ({reason_of(path, error)}); "
-            "replace or remove it"
-        ) from error
+        raise ImageError(f"{path} is not a whole image ({reason_of(path, error)}); replace or remove it") from error
 
 
 @contextmanager
@@ -180,7 +177,7 @@ def reason_of(path: str | Path, error: Exception) -> str:
     if not start:
         return "it is empty"
     if not isinstance(error, UnidentifiedImageError):
-        return first_line(error)
+        return first_line(error).partition(" (")[0]  # Pillow adds a wrong number of bytes
     kinds = (name for pattern, name in BEGINNINGS.items() if re.match(pattern, start, re.DOTALL))
     kind = next(kinds, "of no known kind")
     if kind not in NEEDED:

@@ -20,8 +20,8 @@ SOLID: dict[str, Any] = {"linewidth": 1.6}
 # Title, scale of the vertical axis, label -> (event, key) of the records and the line's style.
 Panel = tuple[str, str, dict[str, tuple[str, str, dict[str, Any]]]]
 PANELS: list[Panel] = [
-    ("loss", "log", {"training": ("train", "loss", THIN), "test": ("eval", "loss", SOLID)}),
-    ("accuracy on the test data", "linear", {"top-1": ("eval", "top1", SOLID), "top-5": ("eval", "top5", THIN)}),
+    ("loss", "log", {"training": ("train", "loss", THIN), "evaluation": ("eval", "loss", SOLID)}),
+    ("accuracy in evaluation", "linear", {"top-1": ("eval", "top1", SOLID), "top-5": ("eval", "top5", THIN)}),
     ("learning rate", "linear", {"learning rate": ("train", "lr", SOLID)}),
 ]
 PALETTE = 10  # distinct colours; more runs take colours from a rainbow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import os
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from resnet_core.foundation.atomic import replace_file
 from resnet_core.inference.explain import captum_attr, denormalized, heat_maps, overlaid
 from resnet_core.inference.predictions import PredictionRecord, Predictions, class_scores
 from resnet_core.recipes.experiment import Experiment, load
-from resnet_core.runs.curves import PANELS, draw, records_of
+from resnet_core.runs.curves import PANELS, Panel, draw, records_of
 from resnet_core.runs.folder import RunFolder
 from resnet_core.runs.training import trained
 from resnet_core.train import Trainer
@@ -46,17 +48,17 @@ def write_report(out: str | Path, path: str | Path | None = None) -> Path:
     experiment = load(folder.read_recipe())
     trainer = trained(folder, experiment)
     scores, predictions = predictions_of(trainer)
-    records = records_of(folder.path)
-    names = experiment.dataset.class_names
+    records, environment = records_of(folder.path), folder.read_environment()
+    names, hidden = experiment.dataset.class_names, scores_to_hide(len(experiment.dataset.class_names))
     confusion = predictions.confusion(len(names))
 
     text = template.render(
         run=folder.path.resolve().name,
         recipe=experiment.recipe,
         scores=scores,
-        hidden=scores_to_hide(len(names)),
+        hidden=hidden,
         result=folder.read_result() or {},
-        curves=[as_picture(draw({"": records}, panels=[panel]), "svg") for panel in PANELS],
+        curves=[as_picture(draw({"": records}, panels=[panel]), "svg") for panel in panels_without(hidden)],
         times=times(records, experiment, folder.read_result() or {}),
         names=names,
         confusion=confusion.tolist() if len(names) <= MOST_CLASSES_IN_A_TABLE else None,
@@ -65,10 +67,20 @@ def write_report(out: str | Path, path: str | Path | None = None) -> Path:
         classes=class_scores(confusion, names),
         mistakes=mistakes(predictions, trainer, experiment),
         num_mistakes=len(predictions.mistakes()),
-        environment=folder.read_environment(),
+        data_lines=experiment.data_lines,
+        environment=environment,
+        command=shlex.join(environment.get("command", [])),
     )
     replace_file(page, text.encode(errors="surrogateescape"))
     return page
+
+
+def panels_without(hidden: Collection[str]) -> list[Panel]:
+    """The panels of the curves without the lines of these scores."""
+    return [
+        (title, scale, {label: line for label, line in lines.items() if line[1] not in hidden})
+        for title, scale, lines in PANELS
+    ]
 
 
 def check_page(page: Path) -> None:
@@ -106,18 +118,27 @@ def predictions_of(trainer: Trainer) -> tuple[dict[str, float], Predictions]:
 def times(
     records: Sequence[Mapping[str, Any]], experiment: Experiment, result: Mapping[str, float]
 ) -> list[tuple[str, float, float]]:
-    """What the run spent its time on: name, seconds, share."""
+    """What the run spent its time on: name, seconds, share.
+
+    A record's speed is that of the steps since the last record or evaluation. The steps in between that no record
+    covers are taken to be as fast.
+    """
     spent = {"computing": 0.0, "waiting for data": 0.0, "waiting for other processes": 0.0}
-    before = 0
-    for record in (record for record in records if record["event"] == "train"):
-        samples = (record["step"] - before) * experiment.recipe.data.global_batch
-        seconds, before = samples / record["samples_per_second"], record["step"]
+    before = measured = 0
+    for record in records:
+        steps, before = record["step"] - before, record["step"]
+        if record["event"] != "train":
+            continue
+        measured += steps
+        seconds = steps * experiment.recipe.data.global_batch / record["samples_per_second"]
         waits = {"waiting for data": record["data_wait"], "waiting for other processes": record["communication_wait"]}
         for name, share in (waits | {"computing": 1 - sum(waits.values())}).items():
             spent[name] += seconds * share
-    spent["evaluation, checkpoints and the rest"] = max(0.0, result["seconds"] - sum(spent.values()))
-    total = sum(spent.values())
-    return [(name, seconds, seconds / total) for name, seconds in spent.items()]
+
+    scale = min(before / max(measured, 1), result["seconds"] / (sum(spent.values()) or 1))
+    spent = {name: seconds * scale for name, seconds in spent.items()}
+    spent["evaluation, checkpoints and the rest"] = result["seconds"] - sum(spent.values())
+    return [(name, seconds, seconds / result["seconds"]) for name, seconds in spent.items()]
 
 
 def confusions(confusion: Tensor, names: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -144,7 +165,7 @@ def mistakes(predictions: Predictions, trainer: Trainer, experiment: Experiment)
                 "seen": dataset.class_names[seen],
                 "probability": float(predictions.probabilities[index]),
                 "label": dataset.class_names[int(predictions.labels[index])],
-                "file": str(dataset.test.path(index))
+                "file": os.fsdecode(dataset.test.names[index])
                 if isinstance(dataset.test, ImageFiles)
                 else f"test image {index}",
             }

@@ -187,7 +187,7 @@ def damaged(tmp_path) -> ImageFiles:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_stops_training_with_one_line_that_names_it(damaged, workers):
-    with pytest.raises(ImageError, match=r"dog/2\.png is not a whole image .* BMP") as error:
+    with pytest.raises(ImageError, match=r"dog/2\.png is not a whole image ") as error:
         list(loader(samples=damaged, workers=workers).epoch(0))
     assert "\n" not in str(error.value)
 

@@ -13,7 +13,7 @@ from resnet_core.data import DataConfig
 from resnet_core.recipes import RECIPES
 from resnet_core.recipes.experiment import load
 from resnet_core.runs import load_run, read_recipe, run, write_report
-from resnet_core.runs.report import confusions, picture_of, predictions_of, times
+from resnet_core.runs.report import confusions, panels_without, picture_of, predictions_of, times
 from resnet_core.train import TrainConfig
 from resnet_core.train.schedules import ScheduleConfig
 
@@ -76,6 +76,8 @@ def test_the_page_has_the_runs_own_numbers(page, hostile_run):
     result = json.loads((hostile_run / "result.json").read_text())
     assert f"{100 * result['top1']:.2f}%" in page.text
     assert "top-5" not in page.text  # of three classes
+    assert [list(lines) for _, _, lines in panels_without(("top5",))][1] == ["top-1"]
+    assert "9 images of 3 classes to evaluate on" in page.text
     mistakes = round(9 * (1 - result["top1"]))
     assert sum(attributes.get("alt") == "its heat map" for _, attributes in page.tags) == mistakes
     assert sum(attributes.get("alt", "").startswith("curve") for _, attributes in page.tags) == 3
@@ -103,6 +105,11 @@ def test_the_parts_of_the_time_sum_to_the_runs_seconds(hostile_run):
     ]
     found = {name: seconds for name, seconds, _ in times(records, experiment, {"seconds": 10})}
     assert list(found.values()) == [0.25 * 2 + 4, 0.25 * 2, 0.5 * 2, 4]
+
+    # Step 4 is in no record; and no more time than the run took.
+    unrecorded = [*records, {"event": "eval", "step": 4}]
+    assert [seconds for _, seconds, _ in times(unrecorded, experiment, {"seconds": 10})] == [6, 2 / 3, 4 / 3, 2]
+    assert sum(seconds for _, seconds, _ in times(unrecorded, experiment, {"seconds": 5})) == 5
 
 
 def test_a_thousand_classes_are_a_picture():
