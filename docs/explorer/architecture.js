@@ -14,15 +14,29 @@ const Architecture = (() => {
   const flow = (shape, field, step) => ({ shape, field, step });
 
   // How a number comes about: what it counts, the factors in words, the number.
-  const times = (what, factors, result) => [what, factors.map((factor) => factor.toLocaleString("en-US")).join(" × "), result];
-  const seen = (before, kernel, field) => ["pixels seen along one side", `${before.field} + (${kernel} − 1) × ${before.step}`, field];
+  const times = (what, factors, result) => [
+    what,
+    factors.map((factor) => factor.toLocaleString("en-US")).join(" × "),
+    result,
+  ];
+  const seen = (before, kernel, field) => [
+    "pixels seen along one side",
+    `${before.field} + (${kernel} − 1) × ${before.step}`,
+    field,
+  ];
 
   const product = (numbers) => numbers.reduce((result, number) => result * number, 1);
   const total = (nodes, key) => nodes.reduce((sum, node) => sum + node[key], 0);
   const outputSide = (side, kernel, stride) => Math.floor((side + 2 * Math.floor(kernel / 2) - kernel) / stride) + 1;
 
   // A layer whose output is described by `after`: a flow, or the node before it where nothing changes.
-  function leaf(path, kind, layers, { shape, field, step }, { parameters = 0, multiplyAdds = 0, kept = 0, formula = [], source = [] }) {
+  function leaf(
+    path,
+    kind,
+    layers,
+    { shape, field, step },
+    { parameters = 0, multiplyAdds = 0, kept = 0, formula = [], source = [] },
+  ) {
     return { path, kind, layers, shape, field, step, parameters, multiplyAdds, kept, formula, source, children: [] };
   }
 
@@ -30,7 +44,19 @@ const Architecture = (() => {
   function group(path, kind, layers, children, source = [], more = {}) {
     const { shape, field, step } = children[children.length - 1];
     const sums = ["parameters", "multiplyAdds", "kept"].map((key) => [key, total(children, key)]);
-    return { path, kind, layers, shape, field, step, ...Object.fromEntries(sums), formula: [], source, children, ...more };
+    return {
+      path,
+      kind,
+      layers,
+      shape,
+      field,
+      step,
+      ...Object.fromEntries(sums),
+      formula: [],
+      source,
+      children,
+      ...more,
+    };
   }
 
   function conv(path, before, outChannels, kernel, stride, groups, source) {
@@ -82,14 +108,22 @@ const Architecture = (() => {
   function projection(path, before, outChannels, stride) {
     const source = [["make_shortcut", "conv1x1"]];
     const reduced = conv(`${path}.0`, before, outChannels, 1, stride, 1, source);
-    return group(path, "shortcut", `projection: ${reduced.layers}`, [reduced, norm(`${path}.1`, reduced, source)], source);
+    return group(
+      path,
+      "shortcut",
+      `projection: ${reduced.layers}`,
+      [reduced, norm(`${path}.1`, reduced, source)],
+      source,
+    );
   }
 
   function padding(path, before, outChannels) {
     const [channels, height, width] = before.shape;
     const shape = [outChannels, Math.ceil(height / 2), Math.ceil(width / 2)];
     const layers = `every second pixel, ${outChannels - channels} channels of zeros`;
-    return leaf(path, "shortcut", layers, flow(shape, before.field, before.step * 2), { source: [["PadShortcut", "F.pad"]] });
+    return leaf(path, "shortcut", layers, flow(shape, before.field, before.step * 2), {
+      source: [["PadShortcut", "F.pad"]],
+    });
   }
 
   // Identity where the shapes agree, as in resnet.py and cifar.py.
@@ -102,10 +136,18 @@ const Architecture = (() => {
 
   // The block's convolutions as [kernel, channels, stride, groups].
   function branchOf(config, planes, stride) {
-    if (config.block === "BasicBlock") return [[3, planes, stride, 1], [3, planes, 1, 1]];
+    if (config.block === "BasicBlock")
+      return [
+        [3, planes, stride, 1],
+        [3, planes, 1, 1],
+      ];
     const width = Math.trunc(planes * (config.width / 64)) * config.groups;
     const [first, second] = config.v1 ? [stride, 1] : [1, stride];
-    return [[1, width, first, 1], [3, width, second, config.groups], [1, planes * 4, 1, 1]];
+    return [
+      [1, width, first, 1],
+      [3, width, second, config.groups],
+      [1, planes * 4, 1, 1],
+    ];
   }
 
   function block(path, before, config, planes, stride) {
@@ -128,8 +170,13 @@ const Architecture = (() => {
     children.push(shortcut(`${path}.downsample`, before, outChannels, stride, config.shortcut));
     children.push(leaf(`${path}.add`, "add", "branch + shortcut", x, { source: of("out +=") }));
     children.push(relu(`${path}.relu`, x, of("self.relu(out)")));
-    const layers = branch.map(([kernel, channels, , groups]) => `${kernel}x${kernel}, ${channels}${groups > 1 ? `, C=${groups}` : ""}`);
-    return group(path, "block", layers.join(" | "), children, [[config.block, "def forward"]], { input: before.shape, stride });
+    const layers = branch.map(
+      ([kernel, channels, , groups]) => `${kernel}x${kernel}, ${channels}${groups > 1 ? `, C=${groups}` : ""}`,
+    );
+    return group(path, "block", layers.join(" | "), children, [[config.block, "def forward"]], {
+      input: before.shape,
+      stride,
+    });
   }
 
   function stage(path, before, config, planes, count, stride) {
@@ -140,7 +187,10 @@ const Architecture = (() => {
       children.push(x);
     }
     const maker = config.family === "cifar" ? ["make_halving_stage", "def"] : ["make_stage", "def"];
-    return group(path, "stage", `${count} x ${config.block}: ${children[0].layers}`, children, [[config.network, `self.${path}`], maker]);
+    return group(path, "stage", `${count} x ${config.block}: ${children[0].layers}`, children, [
+      [config.network, `self.${path}`],
+      maker,
+    ]);
   }
 
   function stem(before, config) {
@@ -150,7 +200,16 @@ const Architecture = (() => {
     const first = conv("conv1", before, config.stemChannels, small ? 3 : 7, small ? 1 : 2, 1, [[owner, "self.conv1"]]);
     const children = [first, norm("bn1", first, of("bn1")), relu("relu", first, of("relu"))];
     if (!small) children.push(maxPool("maxpool", first, of("maxpool")));
-    return group("stem", "stem", children.filter((each) => each.kind !== "norm" && each.kind !== "relu").map((each) => each.layers).join(" | "), children, first.source);
+    return group(
+      "stem",
+      "stem",
+      children
+        .filter((each) => each.kind !== "norm" && each.kind !== "relu")
+        .map((each) => each.layers)
+        .join(" | "),
+      children,
+      first.source,
+    );
   }
 
   function head(before, config) {
@@ -191,6 +250,14 @@ const Architecture = (() => {
     return group("", "network", row.layers.join(", "), nodes, [], { config });
   }
 
+  // A stage whose blocks from the third on, which all equal the second, are one node.
+  function withRepeatsFolded(node) {
+    if (node.kind !== "stage" || node.children.length < 4) return node;
+    const [first, second, ...others] = node.children;
+    const words = `${others.length} blocks like ${second.path.split(".").pop()}`;
+    return { ...node, children: [first, second, group(`${node.path}.more`, "repeats", words, others)] };
+  }
+
   // All nodes by path, in the order in which data flows.
   function flatten(node, found = new Map()) {
     found.set(node.path, node);
@@ -198,5 +265,5 @@ const Architecture = (() => {
     return found;
   }
 
-  return { describe, flatten, PAPER_NAMES };
+  return { describe, flatten, withRepeatsFolded, PAPER_NAMES };
 })();

@@ -7,14 +7,20 @@ network from `network.safetensors`. `page.html` says where each part goes.
 from __future__ import annotations
 
 import argparse
+import base64
+import html
 import inspect
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from resnet_core.models import backbone, cifar, resnet
 from resnet_core.models.registry import MODELS
+from resnet_core.weights import WeightsInfo, read_info
 
 HERE = Path(__file__).parent
 
@@ -53,21 +59,65 @@ def sources() -> dict[str, Any]:
     return found
 
 
+def live(info: WeightsInfo) -> dict[str, Any]:
+    """The trained network and the test images, each row of the picture a class."""
+    assert info.transform is not None
+    assert info.class_names is not None
+    side = info.image_size
+    sheet = np.asarray(Image.open(HERE / "images.png"))
+    rows, columns = (pixels // side for pixels in sheet.shape)
+    images = sheet.reshape(rows, side, columns, side).swapaxes(1, 2)
+    return {
+        "weights": encoded((HERE / "network.safetensors").read_bytes()),
+        "images": encoded(images.tobytes()),
+        "labels": np.repeat(np.arange(rows), columns).tolist(),
+        "classes": info.class_names,
+        "side": side,
+        "mean": info.transform.mean[0],
+        "deviation": info.transform.std[0],
+    }
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def about(info: WeightsInfo) -> str:
+    """The paragraph on the network, with the figures that network.py measured."""
+    figures = json.loads((HERE / "network.json").read_text())
+    words = {
+        "classes": ", ".join(info.class_names or ()),
+        "top1": f"{figures['top1']:.2%}",
+        "top1_of_run": f"{figures['top1_of_run']:.2%}",
+        "count": f"{figures['count']:,}",
+        "shown_right": str(figures["shown_right"]),
+    }
+    return re.sub(r"\[\[(\w+)\]\]", lambda match: html.escape(words[match[1]]), (HERE / "about.html").read_text())
+
+
 def as_script(data: object) -> str:
     """Data as JSON that no text in it can end the script element with."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def build(out: Path) -> None:
-    """Writes the page."""
-    data = {"MODELS": models(), "SOURCES": sources()}
+def build(out: Path, info: WeightsInfo | None = None) -> None:
+    """Writes the page. `info` says of the network what its file says if it is left out."""
+    info = info or read_info(HERE / "network.safetensors")
+    assert info is not None
+    parts = {
+        "MODELS": as_script(models()),
+        "SOURCES": as_script(sources()),
+        "LIVE": as_script(live(info)),
+        "about.html": about(info),
+    }
 
     def part(match: re.Match[str]) -> str:
         name = match[1]
-        return as_script(data[name]) if name in data else (HERE / name).read_text()
+        return parts[name] if name in parts else (HERE / name).read_text(encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(re.sub(r"\{\{([\w.]+)\}\}", part, (HERE / "page.html").read_text()))
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    out.write_text(re.sub(r"\{\{([\w.]+)\}\}", part, page), encoding="utf-8")
 
 
 if __name__ == "__main__":

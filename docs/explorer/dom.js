@@ -10,12 +10,16 @@ function fill(element, attributes, children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
 const html = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+const div = (className, ...children) => html("div", { class: className }, ...children);
+const span = (className, ...children) => html("span", { class: className }, ...children);
 const byId = (id) => document.getElementById(id);
 
 // Replaces what an element holds. The element with the same data-key has the focus afterwards.
@@ -31,7 +35,10 @@ const asButton = (key, label, action) => ({
   role: "button",
   tabindex: 0,
   "aria-label": label,
-  onclick: (event) => { event.stopPropagation(); action(); },
+  onclick: (event) => {
+    event.stopPropagation();
+    action();
+  },
   onkeydown: (event) => {
     if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
@@ -43,7 +50,11 @@ const asButton = (key, label, action) => ({
 const exact = (number) => number.toLocaleString("en-US");
 
 function rounded(number) {
-  const units = [[1e9, "G"], [1e6, "M"], [1e3, "K"]];
+  const units = [
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "K"],
+  ];
   const [size, unit] = units.find(([size]) => number >= size) ?? [1, ""];
   return `${(number / size).toLocaleString("en-US", { maximumSignificantDigits: 4 })}${unit && ` ${unit}`}`;
 }

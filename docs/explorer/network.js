@@ -24,8 +24,9 @@ const Network = (() => {
     const length = Number(view.getBigUint64(0, true));
     const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
     const tensors = {};
-    for (const [name, { dtype, shape, data_offsets: [begin, end] }] of Object.entries(header)) {
+    for (const [name, { dtype, shape, data_offsets }] of Object.entries(header)) {
       if (dtype !== "F16") continue; // the metadata, and how many batches BatchNorm has seen
+      const [begin, end] = data_offsets;
       const data = new Float32Array((end - begin) / 2);
       for (let index = 0; index < data.length; index++) {
         data[index] = fromHalf(view.getUint16(8 + length + begin + 2 * index, true));
@@ -66,17 +67,31 @@ const Network = (() => {
       sums.fill(0);
       for (let i = 0; i < inChannels; i++) {
         const w = (o * inChannels + i) * 9;
-        const a = weights[w], b = weights[w + 1], c = weights[w + 2];
-        const d = weights[w + 3], e = weights[w + 4], f = weights[w + 5];
-        const g = weights[w + 6], h = weights[w + 7], k = weights[w + 8];
+        const a = weights[w],
+          b = weights[w + 1],
+          c = weights[w + 2];
+        const d = weights[w + 3],
+          e = weights[w + 4],
+          f = weights[w + 5];
+        const g = weights[w + 6],
+          h = weights[w + 7],
+          k = weights[w + 8];
         let out = 0;
         for (let y = 0; y < outHeight; y++) {
           let p = i * plane + y * stride * wide;
           for (let column = 0; column < outWidth; column++, p += stride, out++) {
-            const q = p + wide, r = q + wide;
-            sums[out] += a * source[p] + b * source[p + 1] + c * source[p + 2]
-              + d * source[q] + e * source[q + 1] + f * source[q + 2]
-              + g * source[r] + h * source[r + 1] + k * source[r + 2];
+            const q = p + wide,
+              r = q + wide;
+            sums[out] +=
+              a * source[p] +
+              b * source[p + 1] +
+              c * source[p + 2] +
+              d * source[q] +
+              e * source[q + 1] +
+              f * source[q + 2] +
+              g * source[r] +
+              h * source[r + 1] +
+              k * source[r + 2];
           }
         }
       }
@@ -94,13 +109,17 @@ const Network = (() => {
     for (let channel = 0; channel < shape[0]; channel++) {
       const scale = weight[channel] / Math.sqrt(variance[channel] + EPSILON);
       const shift = bias[channel] - mean[channel] * scale;
-      for (let index = channel * plane; index < (channel + 1) * plane; index++) result.data[index] = data[index] * scale + shift;
+      for (let index = channel * plane; index < (channel + 1) * plane; index++)
+        result.data[index] = data[index] * scale + shift;
     }
     return result;
   }
 
   const relu = ({ shape, data }) => ({ shape, data: data.map((value) => (value > 0 ? value : 0)) });
-  const add = (left, right) => ({ shape: left.shape, data: left.data.map((value, index) => value + right.data[index]) });
+  const add = (left, right) => ({
+    shape: left.shape,
+    data: left.data.map((value, index) => value + right.data[index]),
+  });
 
   // Shortcut A: every second pixel, and zeros before and after as the new channels.
   function padShortcut({ shape: [channels, height, width], data }, outChannels) {
@@ -138,7 +157,10 @@ const Network = (() => {
   }
 
   const blockNames = (tensors) =>
-    Object.keys(tensors).filter((name) => name.endsWith(".conv1.weight")).map((name) => name.replace(".conv1.weight", "")).sort();
+    Object.keys(tensors)
+      .filter((name) => name.endsWith(".conv1.weight"))
+      .map((name) => name.replace(".conv1.weight", ""))
+      .sort();
 
   // From an image {shape, data}, normalised as in training, to all maps, the pooled features and the logits.
   function run(tensors, image, edits = UNCHANGED) {
@@ -155,11 +177,15 @@ const Network = (() => {
 
     const [channels, height, width] = x.shape;
     const plane = height * width;
-    const pooled = Float64Array.from({ length: channels }, (_, channel) =>
-      x.data.subarray(channel * plane, (channel + 1) * plane).reduce((sum, value) => sum + value, 0) / plane);
+    const pooled = Float64Array.from(
+      { length: channels },
+      (_, channel) =>
+        x.data.subarray(channel * plane, (channel + 1) * plane).reduce((sum, value) => sum + value, 0) / plane,
+    );
     const { data: weights } = tensors["fc.weight"];
     const logits = Array.from(tensors["fc.bias"].data, (bias, label) =>
-      pooled.reduce((sum, value, channel) => sum + value * weights[label * channels + channel], bias));
+      pooled.reduce((sum, value, channel) => sum + value * weights[label * channels + channel], bias),
+    );
     return { image, stem, blocks, last: x, pooled, logits };
   }
 

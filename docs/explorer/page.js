@@ -1,7 +1,7 @@
 // The page: which tab is shown, the link that holds everything chosen, and light or dark.
 "use strict";
 
-const VIEWS = { architecture: ArchitectureView };
+const VIEWS = { architecture: ArchitectureView, live: LiveView };
 
 // "#live?image=3" -> ["live", parameters]
 function readLink() {
@@ -10,13 +10,14 @@ function readLink() {
 }
 
 let shown;
+const linkOf = (name) => document.querySelector(`nav a[data-view="${name}"]`);
 
 function show() {
   const [name, parameters] = readLink();
   shown = name;
   for (const key of Object.keys(VIEWS)) {
     byId(key).hidden = key !== name;
-    const link = document.querySelector(`nav a[href="#${key}"]`);
+    const link = linkOf(key);
     if (key === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
@@ -28,7 +29,9 @@ function keepLink() {
   const parameters = new URLSearchParams();
   VIEWS[shown].write(parameters);
   const query = parameters.toString().replaceAll("%2C", ",");
-  history.replaceState(null, "", `#${shown}${query ? `?${query}` : ""}`);
+  const link = `#${shown}${query ? `?${query}` : ""}`;
+  history.replaceState(null, "", link);
+  linkOf(shown).setAttribute("href", link); // the way back from the other tab
 }
 
 // ---- light or dark: the same choice as the site's other pages, which keep it under the same name

@@ -154,6 +154,7 @@ def test_a_reader_picks_resizes_and_unfolds(explorer):
     assert TIMES.join(("1024", "18", "18")) in row(explorer, "layer3").inner_text()
 
     explorer.get_by_role("button", name="Unfold layer3", exact=True).click()
+    assert "21 blocks like 1" in row(explorer, "layer3.more").inner_text()
     explorer.get_by_role("button", name="Unfold layer3.0", exact=True).click()
     row(explorer, "layer3.0.conv2").locator(".pick").click()
     details = explorer.locator("#details")
