@@ -79,7 +79,8 @@ dist: .venv/installed
 
 docs: .venv-docs/installed
 	rm -rf docs/_build/html
-	.venv-docs/bin/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --fresh-env docs docs/_build/html
+	.venv-docs/bin/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --fresh-env \
+		--doctree-dir docs/_build/doctrees docs docs/_build/html
 	$(if $(wildcard docs/explorer/build.py),mkdir -p docs/_build/html/explorer && \
 		.venv-docs/bin/python docs/explorer/build.py docs/_build/html/explorer/index.html)
 	@echo 'docs/_build/html/index.html'

@@ -268,6 +268,8 @@ def draw_layers(drawing: Drawing, x: float, y: float, layers: list[nn.Module], w
 
     convolution = layers[0]
     words = f"{as_text(convolution.kernel_size)}, {convolution.out_channels}"
+    if convolution.groups > 1:
+        words += f", C={convolution.groups}"
     if stride_of(convolution) > 1:
         words += f", stride {stride_of(convolution)}"
         drawing.rectangle(x - 3, y - 19, 2.5, 38, theme.stride)

@@ -17,8 +17,8 @@ html_js_files = ["site.js"]
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
 html_theme_options = {"top_of_page_buttons": []}
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "repository"]
-exclude_patterns = ["_build", "explorer"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "annotated", "repository"]
+exclude_patterns = ["_build", "explorer", "annotated/notes", "figures"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "repository": {"url": "{{path}}"}}
@@ -30,6 +30,7 @@ pygments_dark_style = "a11y-high-contrast-dark"
 
 
 def setup(app):
+    app.connect("autodoc-process-docstring", take_stars_for_text)
     app.connect("html-page-context", give_captions_their_level, priority=900)
 
 
@@ -37,3 +38,11 @@ def give_captions_their_level(app, name, template, context, doctree):
     """The captions of the sidebar are headings to a screen reader, which wants to know their level."""
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
+def take_stars_for_text(app, what, name, module, options, lines):
+    """Outside of code a docstring's `*` is a star, not the start of an emphasis."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [text.replace("*", r"\*") for text in parts[::2]]
+        lines[number] = "`".join(parts)

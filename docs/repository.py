@@ -24,7 +24,7 @@ def redirect_links(app, name, source):
 
     def redirect(found):
         path = (page / found["path"]).resolve()
-        if path.suffix == ".md" or not path.is_relative_to(ROOT):
+        if path.suffix in (".md", ".svg", ".png") or not path.is_relative_to(ROOT):
             return found[0]
         show(app, path)
         up = "../" * name.count("/")

@@ -21,7 +21,8 @@ from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.networks import NetworkName, load
 from resnet_core.comparison.networks import read as read_name
 from resnet_core.comparison.references import classes_and_channels, complete
-from resnet_core.exercises import EXERCISES, LEGEND, grade, handout
+from resnet_core.exercises import EXERCISES, LEGEND, TASKS, grade, handout
+from resnet_core.exercises.tasks import task_of, text_of
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import build
 
@@ -126,7 +127,9 @@ def show_progress(text: str) -> None:
 
 @dataclass(frozen=True)
 class Exercise:
-    """List the broken ResNets with their symptoms, the easiest first. With a NUMBER, write that exercise to a file.
+    """List the broken ResNets with their symptoms, the easiest first, and the tasks of building and explaining.
+
+    With a NUMBER, write that broken ResNet to a file; with --task NAME, that task.
 
     Example: `resnet-core exercise 7`
     """
@@ -134,32 +137,43 @@ class Exercise:
     number: Annotated[tyro.conf.Positional[int], unset("[NUMBER]")] = 0
     """The exercise to write. By default all are listed."""
     out: Annotated[Path | None, unset("FILE")] = None
-    """The file to write. By default exercise_07.py for number 7."""
+    """The file to write. By default exercise_07.py for number 7, and task_block.py for the task block."""
+    task: Annotated[str | None, unset("NAME")] = None
+    """The task to write, in place of a broken ResNet."""
 
     def __call__(self) -> None:
-        if not self.number:
+        if self.task is not None and self.number:
+            raise ValueError(f"exercise takes a number or --task, got {self.number} and {self.task}; leave one out")
+        if not self.number and self.task is None:
             if self.out is not None:
-                raise ValueError(f"--out {self.out} needs the exercise's number before it")
+                raise ValueError(f"--out {self.out} needs the exercise's number before it, or --task")
             print(f"{'':<4}{'block':<12}what one sees")
             for number, exercise in enumerate(EXERCISES.values(), 1):
                 block = exercise.blocks[0] if len(exercise.blocks) == 1 else "both"
                 print(f"{number:>2}  {block:<12}{exercise.symptom}")
             print("\n".join(LEGEND))
+            print("tasks, written by `resnet-core exercise --task NAME`")
+            for name, task in TASKS.items():
+                print(f"    {name:<12}{task.title}")
             return
 
-        out = self.out or Path(f"exercise_{self.number:02}.py")
-        text = handout(self.number, str(out))
+        if self.task is None:
+            out = self.out or Path(f"exercise_{self.number:02}.py")
+            text, goal = handout(self.number, str(out)), "fix its mistake"
+        else:
+            out = self.out or Path(f"task_{self.task}.py")
+            text, goal = text_of(self.task, str(out)), "fill it in"
         try:
             with out.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError as error:
             raise ValueError(f"{out} already exists and may hold your work; choose another file with --out") from error
-        print(f"{out}: fix its mistake, then run `resnet-core grade {out}`")
+        print(f"{out}: {goal}, then run `resnet-core grade {out}`")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """Say whether an exercise is fixed and, if not, where its networks first differ from ours.
+    """Say whether an exercise is fixed and, if not, where its networks first differ from ours; or if a task is right.
 
     This runs the file.
 
@@ -173,6 +187,10 @@ class Grade:
 
     def __call__(self) -> int:
         differences = grade(self.file, tell=self.tell)
+        if task_of(self.file):
+            print(f"{self.file} is {'not right yet' if differences else 'right'}")
+            print(*differences, sep="\n", end="\n" if differences else "")
+            return DIFFERENT if differences else 0
         if not differences:
             print(f"{self.file} is fixed: its networks compute what ours do, and the same seed gives the same weights")
             return 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from resnet_core.comparison.compare import Comparison, compare
 from resnet_core.comparison.diagnosis import diagnose
 from resnet_core.exercises.catalog import BLOCKS
+from resnet_core.exercises.tasks import TASKS, task_of
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models import resnet
 
@@ -43,13 +44,20 @@ class Difference:
 def grade(path: Path, *, tell: bool = False) -> tuple[Difference, ...]:
     """The differences of a student's file, its table and its small networks, from ours; () if it is repaired.
 
-    This runs the file. `tell` searches for the mistake, too. Raises ValueError for a file that lacks one of NAMES and,
-    with the line, for one that does not parse, that raises, or whose networks do not run.
+    Of a task's file, what is wrong in it; () if it is right. This runs the file. `tell` searches for the mistake, too.
+    Raises ValueError for a file that lacks one of NAMES and, with the line, for one that does not parse, that raises,
+    or whose networks do not run.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; `resnet-core exercise NUMBER` writes an exercise")
     with errors_naming_the_line_of(path):
         theirs = runpy.run_path(str(path), run_name=path.stem)
+    if task := task_of(path):
+        if task not in TASKS:
+            raise ValueError(f"{path} names the task {task!r}, which does not exist; {did_you_mean(task, TASKS)}")
+        with errors_naming_the_line_of(path):
+            return tuple(Difference(where=name, evidence=(wrong,)) for name, wrong in TASKS[task].check(theirs))
+
     for name in NAMES:
         if name not in theirs:
             raise ValueError(f"{path} lacks {name}; {did_you_mean(name, [each for each in theirs if each[0] != '_'])}")

@@ -1,0 +1,101 @@
+"""The site's pages are true: their arithmetic, their names, their figures, the notes of the annotated source."""
+
+import json
+import re
+import runpy
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+import resnet_core
+from tests.test_readme import PAGES, ROOT
+
+DOCS = ROOT / "docs"
+SITE = [page for page in PAGES if page.is_relative_to(DOCS)]
+TIMES = "\N{MULTIPLICATION SIGN}"
+READERS = {"tests/test_parity.py"}  # files that the reader of a page writes
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def equations():
+    """Each `a + b = c` of a page."""
+    for page in SITE:
+        for left, right in re.findall(rf"`([\d., {TIMES}+/()-]+) = ([\d.,]+)`", page.read_text()):
+            yield pytest.param(left, right, id=f"{page.name}: {left}")
+
+
+@pytest.mark.parametrize(("left", "right"), list(equations()))
+def test_arithmetic_of_a_page_is_right_to_the_last_digit_that_it_shows(left, right):
+    expression = re.sub(r"(?<=\d),(?=\d{3})", "", left).replace(TIMES, "*")
+    assert re.fullmatch(r"[\d. *+/()-]+", expression)
+    shown = right.replace(",", "")
+    places = len(shown.partition(".")[2])
+    assert abs(eval(expression) - float(shown)) <= 0.5 * 10**-places + 1e-12
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_and_files_that_a_page_mentions_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"\b((?:resnet_core|parity|tests|docs)/[\w/]+\.(?:py|md|svg|json|jsonl))\b", text):
+        assert (ROOT / path).exists() or path in READERS, path
+    for dotted in re.findall(r"\bresnet_core((?:\.[A-Za-z_]\w*)+)", text):
+        place = ROOT / "resnet_core"
+        parts = dotted[1:].split(".")
+        while parts and ((place / parts[0]).is_dir() or (place / f"{parts[0]}.py").exists()):
+            place /= parts.pop(0)
+        if parts:
+            file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            module = resnet_core if place.name == "resnet_core" else None
+            assert re.search(rf"\b{parts[0]}\b", file.read_text()) or hasattr(module, parts[0]), f"resnet_core{dotted}"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    sys.path.insert(0, str(DOCS))  # where one script finds another
+    yield runpy.run_path(str(DOCS / "figures.py"))["files"]()
+    sys.path.remove(str(DOCS))
+
+
+def test_figures_are_what_their_script_draws_and_small(figures):
+    written = {path.name: path.read_text() for path in (DOCS / "figures").iterdir()}
+    assert written == figures
+    for name, text in figures.items():
+        if name.endswith(".svg"):
+            ElementTree.fromstring(text)
+            assert len(text) < 30_000, name
+
+
+def test_figures_are_shown_in_light_and_dark():
+    shown = {
+        (path.rsplit("/", 1)[-1], mode)
+        for page in SITE
+        for path, mode in re.findall(r"\]\(([\w./-]+\.svg)\)\{\.only-(light|dark)\}", page.read_text())
+    }
+    assert {name for name, mode in shown if f"-{mode}.svg" not in name} == set()
+    drawn = {path.name for path in (DOCS / "figures").glob("*.svg")}
+    assert drawn <= {name for name, _ in shown}
+
+
+def test_each_definition_of_the_annotated_files_has_a_note_and_each_note_its_definition():
+    source = (DOCS / "annotated.py").read_text().replace("from docutils", "#").replace("from sphinx", "#")
+    annotated = {"SphinxDirective": object, "__file__": str(DOCS / "annotated.py"), "__name__": "annotated"}
+    exec(source, annotated)
+    for page in ("resnet", "cifar", "trainer"):
+        (path,) = re.findall(r"^```\{annotated\} (.+)$", (DOCS / "annotated" / f"{page}.md").read_text(), re.MULTILINE)
+        assert annotated["problems"](path) == []
+
+
+def test_every_public_name_is_on_the_page_of_its_package():
+    pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    for room in ("", *(f".{room}" for room in json.loads((ROOT / "tests/public_surface.json").read_text())["rooms"])):
+        assert f"automodule:: resnet_core{room}\n" in pages
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"^([\w/]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in SITE}
+    assert {page for page in pages if not page.startswith(("annotated/notes", "index"))} == listed
