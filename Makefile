@@ -85,6 +85,11 @@ docs: .venv-docs/installed
 		.venv-docs/bin/python docs/explorer/build.py docs/_build/html/explorer/index.html)
 	@echo 'docs/_build/html/index.html'
 
+docs-output: .venv/installed
+	$(BIN)/python docs/architecture.py
+	$(BIN)/python docs/figures.py
+	$(BIN)/python -m pytest tests/test_readme.py -n 0 --write-outputs
+
 site-test: docs
 	.venv-docs/bin/python -m pytest tests/site -n 2
 

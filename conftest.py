@@ -37,6 +37,7 @@ PROGRAMS = {"program", "train_once", "digits_run", "short_run"}  # fixtures that
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out what trains, starts programs or compiles")
+    parser.addoption("--write-outputs", action="store_true", help="write what the pages show anew (make docs-output)")
 
 
 def pytest_configure(config):

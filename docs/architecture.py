@@ -273,7 +273,8 @@ def draw_layers(drawing: Drawing, x: float, y: float, layers: list[nn.Module], w
     if stride_of(convolution) > 1:
         words += f", stride {stride_of(convolution)}"
         drawing.rectangle(x - 3, y - 19, 2.5, 38, theme.stride)
-    drawing.text(x + width / 2, y - 3, words, style=f"{CENTERED} {BOLD}")
+    size = 'font-size="10.5"' if len(words) > 16 else ""  # some fonts are wide
+    drawing.text(x + width / 2, y - 3, words, style=f"{CENTERED} {BOLD} {size}")
     drawing.text(x + width / 2, y + 12, names, color=theme.muted, style=f'{CENTERED} font-size="11"')
 
 
