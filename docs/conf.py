@@ -15,6 +15,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
+html_show_search_summary = False  # it would fetch pages, which a browser refuses to a page from a file
 html_theme_options = {"top_of_page_buttons": []}
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "annotated", "repository"]

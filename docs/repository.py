@@ -1,6 +1,7 @@
 """Links that leave docs/ for a file of the repository lead to a page of the site that shows the file."""
 
 import ast
+import html
 import re
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def folder_page(path):
     rows = []
     for file in sorted(path.glob("*.py")):
         docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        line = (docstring.splitlines() or [""])[0].replace("<", "&lt;")
+        line = html.escape((docstring.splitlines() or [""])[0])
         rows.append(f'<li><a href="{path.name}/{file.name}.html"><code>{file.name}</code></a> {line}</li>')
     return f"<ul>{''.join(rows)}</ul>"
 

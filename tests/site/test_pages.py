@@ -31,3 +31,17 @@ def test_page_opens_without_errors_at_every_width_in_light_and_dark(name, page, 
             if violation["impact"] in ("serious", "critical")
         ]
         assert serious == []
+
+
+def test_search_works_without_a_network(page, site):
+    page.goto((site / "search.html").as_uri() + "?q=bottleneck")
+    page.wait_for_selector("ul.search li")
+    assert "The blocks" in page.inner_text("ul.search")
+
+
+def test_a_reader_switches_to_dark_and_sees_the_dark_figures(page, site):
+    page.goto((site / "explained" / "blocks.html").as_uri())
+    assert page.locator("img.only-light").first.is_visible()
+    page.evaluate("document.body.dataset.theme = 'dark'")
+    assert page.locator("img.only-dark").first.is_visible()
+    assert not page.locator("img.only-light").first.is_visible()
