@@ -85,7 +85,7 @@ const Blocks = (() => {
     const isStem = state.block === "stem";
     const maps = isStem ? edited.stem : edited.blocks[state.block];
     const labels = isStem ? STEM_MAPS : BLOCK_MAPS;
-    if (!(state.map in maps)) state.map = "output";
+    if (!Object.hasOwn(maps, state.map)) state.map = "output";
     const map = maps[state.map];
     state.channel = Math.min(Math.max(0, state.channel), map.shape[0] - 1);
     const { channel } = state;

@@ -109,6 +109,7 @@ def build(out: Path, info: WeightsInfo | None = None) -> None:
         "SOURCES": as_script(sources()),
         "LIVE": as_script(live(info)),
         "about.html": about(info),
+        "home": '<a href="../index.html">resnet_core</a>' if (out.parent.parent / "index.html").exists() else "",
     }
 
     def part(match: re.Match[str]) -> str:

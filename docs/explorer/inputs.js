@@ -214,7 +214,6 @@ const Inputs = (() => {
   }
 
   return {
-    SIDE,
     shipped,
     gallery,
     open,

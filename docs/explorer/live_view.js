@@ -54,9 +54,9 @@ const LiveView = (() => {
     onChange();
   }
 
-  const isOn = (on) =>
-    Object.entries(on).every(([key, value]) => JSON.stringify(state.edits[key]) === JSON.stringify(value));
-  const isTrained = (edits) => JSON.stringify(edits) === JSON.stringify(TRAINED);
+  const isOn = (on, edits = state.edits) =>
+    Object.entries(on).every(([key, value]) => JSON.stringify(edits[key]) === JSON.stringify(value));
+  const isTrained = (edits) => isOn(TRAINED, edits);
   const changeEdits = (edits) =>
     change(() => {
       state.edits = { ...state.edits, ...edits };
@@ -187,9 +187,7 @@ const LiveView = (() => {
 
   function wordsOf(edits) {
     const words = Object.values(SWITCHES)
-      .filter(({ on }) =>
-        Object.entries(on).every(([key, value]) => JSON.stringify(edits[key]) === JSON.stringify(value)),
-      )
+      .filter(({ on }) => isOn(on, edits))
       .map((each) => each.words);
     if (edits.cut.length && edits.cut.length < names.length) words.push(`${edits.cut.join(", ")} cut`);
     if (edits.skipped.length) words.push(`${edits.skipped.join(", ")} skipped`);

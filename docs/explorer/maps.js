@@ -102,5 +102,5 @@ const Maps = (() => {
     return result;
   }
 
-  return { palette, colour, scaleOf, channel, grid, mean, grey };
+  return { palette, scaleOf, channel, grid, mean, grey };
 })();

@@ -6,7 +6,7 @@ const VIEWS = { architecture: ArchitectureView, live: LiveView };
 // "#live?image=3" -> ["live", parameters]
 function readLink() {
   const [name, query = ""] = location.hash.slice(1).split("?");
-  return [name in VIEWS ? name : "architecture", new URLSearchParams(query)];
+  return [Object.hasOwn(VIEWS, name) ? name : "architecture", new URLSearchParams(query)];
 }
 
 let shown;

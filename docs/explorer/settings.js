@@ -24,14 +24,20 @@ const Settings = (() => {
     ...MODELS[model].fixed,
   });
 
+  const isBasic = (model) => MODELS[model].block === "BasicBlock";
+  const isFixed = (model) => isBasic(model) || Object.keys(MODELS[model].fixed).length > 0;
+
+  // The settings that a link holds; what it may not hold stays as usual.
   function sideFrom(parameters, prefix, fallback) {
-    const model = parameters.get(`${prefix}model`) ?? fallback;
-    const side = defaultsOf(model in MODELS ? model : DEFAULTS.model);
+    const wanted = parameters.get(`${prefix}model`) ?? fallback;
+    const side = defaultsOf(Object.hasOwn(MODELS, wanted) ? wanted : DEFAULTS.model);
     for (const [key, [least, most]] of Object.entries(LIMITS)) {
       const value = Number(parameters.get(prefix + key));
-      if (Number.isInteger(value) && value >= least && value <= most) side[key] = value;
+      const isOpen = !(isFixed(side.model) && (key === "groups" || key === "width"));
+      if (isOpen && Number.isInteger(value) && value >= least && value <= most) side[key] = value;
     }
-    for (const key of ["v1", "small"]) side[key] = parameters.get(prefix + key) === "1";
+    side.v1 = parameters.get(`${prefix}v1`) === "1" && !isBasic(side.model);
+    side.small = parameters.get(`${prefix}small`) === "1";
     if (parameters.get(`${prefix}shortcut`) === "B") side.shortcut = "B";
     return side;
   }
@@ -59,8 +65,8 @@ const Settings = (() => {
   // The form of one model. `take` gets the settings that a reader chose.
   function form(letter, side, isCompared, take) {
     const row = MODELS[side.model];
-    const isBasic = row.block === "BasicBlock";
-    const isFixed = isBasic || Object.keys(row.fixed).length > 0;
+    const basic = isBasic(side.model);
+    const fixed = isFixed(side.model);
     const set = (key, value) => take({ ...side, [key]: value });
     const number = (key, words, disabled = false) => numberField(`${letter}-${key}`, words, key, side, disabled, set);
     const choose = (key, words, pairs, disabled = false) =>
@@ -72,7 +78,7 @@ const Settings = (() => {
       [true, "small images: 3x3"],
     ];
     const strides = [
-      [false, isBasic ? "the first 3x3" : "the 3x3 (v1.5)"],
+      [false, basic ? "the first 3x3" : "the 3x3 (v1.5)"],
       [true, "the first 1x1 (v1)"],
     ];
     const fields = [
@@ -80,8 +86,8 @@ const Settings = (() => {
       number("size", "Image size, px"),
       number("classes", "Classes"),
       number("channels", "Image channels"),
-      number("groups", "Groups", isFixed),
-      number("width", "Width per group", isFixed),
+      number("groups", "Groups", fixed),
+      number("width", "Width per group", fixed),
       ...(row.family === "cifar"
         ? [
             choose("shortcut", "Shortcut", [
@@ -89,20 +95,20 @@ const Settings = (() => {
               ["B", "B: projection"],
             ]),
           ]
-        : [choose("small", "Stem", stems), choose("v1", "Stride sits on", strides, isBasic)]),
+        : [choose("small", "Stem", stems), choose("v1", "Stride sits on", strides, basic)]),
     ];
     return html(
       "form",
       { class: "settings", "aria-label": `Model ${letter.toUpperCase()}`, onsubmit: (event) => event.preventDefault() },
       isCompared && html("span", { class: `badge ${letter}`, "aria-hidden": "true" }, letter.toUpperCase()),
       fields,
-      html("p", { class: "hint" }, whyFixed(side.model, isBasic, isFixed)),
+      html("p", { class: "hint" }, whyFixed(side.model)),
     );
   }
 
-  function whyFixed(model, isBasic, isFixed) {
-    if (isBasic) return "A BasicBlock has neither groups nor another width, and no 1x1.";
-    if (isFixed)
+  function whyFixed(model) {
+    if (isBasic(model)) return "A BasicBlock has neither groups nor another width, and no 1x1.";
+    if (isFixed(model))
       return `${model} is ResNet with these groups and this width; choose resnet50 or resnet101 to change them.`;
     return "";
   }
@@ -111,7 +117,7 @@ const Settings = (() => {
   function withModel(side, model) {
     if (MODELS[side.model].family !== MODELS[model].family) return defaultsOf(model);
     const { size, classes, channels, small, shortcut } = side;
-    const v1 = side.v1 && MODELS[model].block === "Bottleneck";
+    const v1 = side.v1 && !isBasic(model);
     return { ...defaultsOf(model), size, classes, channels, small, shortcut, v1 };
   }
 

@@ -195,3 +195,25 @@ def test_the_keyboard_suffices(explorer):
     explorer.locator('[data-key="band-layer4"]').focus()
     explorer.keyboard.press("Enter")
     assert explorer.locator("#details h2").inner_text() == "layer4"
+
+
+ODD_LINKS = (
+    "#architecture?model=constructor&size=-3&groups=1e9&open=layer9,x&at=<b>",
+    "#architecture?model=resnext50_32x4d&groups=5&b.model=resnet18&b.v1=1&b.width=7",
+    "#live?image=1e9&cut=toString&at=constructor&map=toString&channel=-7&class=<b>",
+    "#__proto__?model=resnet50",
+)
+
+
+@pytest.mark.parametrize("link", ODD_LINKS)
+def test_a_link_that_nobody_made_shows_what_it_can(link, page):
+    page.goto(EXPLORER + link)
+    assert page.locator("main h2").first.is_visible()
+    assert page.locator("main b").count() == 0
+
+
+def test_a_link_cannot_give_a_model_what_it_does_not_have(explorer):
+    explorer.goto("about:blank")
+    explorer.goto(EXPLORER + ODD_LINKS[1])
+    assert explorer.locator("#a-groups").input_value() == "32"
+    assert explorer.locator("#b-width").input_value() == "64"
