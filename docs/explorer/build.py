@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_core.models import backbone, cifar, resnet
-from resnet_core.models.registry import MODELS
+from resnet_core.models.registry import MODELS, build_on_meta
 from resnet_core.weights import WeightsInfo, read_info
 
 HERE = Path(__file__).parent
@@ -85,7 +85,10 @@ def encoded(data: bytes) -> str:
 def about(info: WeightsInfo) -> str:
     """The paragraph on the network, with the figures that network.py measured."""
     figures = json.loads((HERE / "network.json").read_text())
+    network = build_on_meta(info.model, **info.config)
     words = {
+        "model": info.model,
+        "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
         "classes": ", ".join(info.class_names or ()),
         "top1": f"{figures['top1']:.2%}",
         "top1_of_run": f"{figures['top1_of_run']:.2%}",
