@@ -130,9 +130,9 @@ def files_in(folder: Path) -> list[Path]:
             files.append(weights_in(Path(place))[0])
         else:
             weights = [each for each in names if re.search(WEIGHTS_ENDING, each) and not re.search(BESIDE, each)]
-            files += [Path(place, each) for each in sorted(weights)]
+            files += [Path(place, each) for each in weights if Path(place, each).is_file()]
 
-    files = sorted({file.resolve(): file for file in reversed(files)}.values())  # a link to one is not another
+    files = sorted({file.resolve(): file for file in sorted(files)[::-1]}.values())  # a link to one is not another
     latest = folder / "latest"
     step = latest.read_bytes()[:100].decode("utf-8", "replace").strip() if latest.is_file() else ""
     return [file for file in files if file.parent.name == step] or files

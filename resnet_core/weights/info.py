@@ -60,7 +60,10 @@ class WeightsInfo:
             if transform is not None:
                 transform = ImageTransform(**{key: frozen(value) for key, value in transform.items()})
             ranges = {name: (float(step), int(zero)) for name, (step, zero) in values.pop("ranges", {}).items()}
-            return cls(**values, transform=transform, class_names=frozen(names), ranges=ranges)
+            info = cls(**values, transform=transform, class_names=frozen(names), ranges=ranges)
+            if not (isinstance(info.model, str) and isinstance(info.config, dict) and isinstance(info.origin, str)):
+                raise TypeError("model and origin must be text, and config an object")
+            return info
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = first_line(error)
             raise WeightsError(

@@ -305,7 +305,10 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
 
     networks: list[FoundNetwork] = []
     others: list[Nearest] = []
-    found = list(named_tensors(container))
+    try:
+        found = list(named_tensors(container))
+    except ValueError as error:
+        raise WeightsError(f"{container.path} is malformed: {error}; fetch or write it again") from error
     for key, named in found:
         tensors = fold_caffe2(plain_tensors(named, container, ignore))
         for body in find_bodies(tensors):

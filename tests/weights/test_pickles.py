@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from resnet_core.weights import WeightsError, inspect_weights
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.pickles import DTYPES, Budget, Inert, Unpickler, module_tensors, walk
 from tests.weights import hostile
@@ -194,6 +195,14 @@ def test_a_whole_pickled_module_has_its_state_dict_and_is_not_built(tmp_path, le
     assert "torch.nn.modules.batchnorm.BatchNorm2d" in container.beside
 
 
+def test_modules_that_hold_each_other_are_refused_by_the_name_of_the_file(tmp_path):
+    itself = hostile.short(b"_modules") + b"}" + hostile.short(b"0") + b"h\x00s"
+    module = b"\x80\x02ctorch.nn.modules.container\nSequential\n)Rq\x00}" + itself + b"sb."
+    (tmp_path / "a.pkl").write_bytes(module)
+    with pytest.raises(WeightsError, match=r"a.pkl is malformed: the pickle has modules that hold each other; fetch"):
+        inspect_weights(tmp_path / "a.pkl")
+
+
 ODD_TENSORS = {
     "sparse": lambda: torch.eye(3).to_sparse(),
     "meta": lambda: torch.ones(2, device="meta"),
@@ -230,6 +239,7 @@ def test_every_dtype_that_torch_names_is_known():
 READ_NEIGHBOURS = """
 import os, resource, sys, time
 from pathlib import Path
+from resnet_core.weights import WeightsError, inspect_weights
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.pickles import walk

@@ -523,6 +523,7 @@ def test_a_folder_of_several_weights_files_names_the_command(network, tmp_path, 
     for name, state in (("folder/last.pth", {}), ("folder/a run/best.ckpt", network.state_dict())):
         torch.save(state, name)
     torch.save({}, "folder/optimizer.pt")
+    (tmp_path / "folder" / "loop.pth").symlink_to("loop.pth")
     (message,) = {refused(call, "folder") for call in (inspect_weights, load_model)}
     assert "folder has 2 weights files (a run/best.ckpt, last.pth); give one of them" in message
     follow(message)
