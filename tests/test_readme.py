@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
@@ -95,11 +96,14 @@ def write_brought_files(folder):
         },
         "moco.pth.tar": {"state_dict": queries | keys},
         "ema.pth": {"model": state, "model_ema": {name: value * 2 for name, value in state.items()}},
+        "lightning_logs/version_0/checkpoints/epoch=9.ckpt": {"state_dict": {f"net.{n}": v for n, v in state.items()}},
+        "other.pth": nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).state_dict(),
         "r50.pth": {
             name: torch.zeros(each.shape, dtype=torch.float16 if each.is_floating_point() else each.dtype)
             for name, each in resnet50.items()
         },
     }
+    (folder / "lightning_logs" / "version_0" / "checkpoints").mkdir(parents=True)
     for name, content in files.items():
         torch.save(content, folder / name)
 

@@ -78,11 +78,16 @@ def lightning(network, folder):
             return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])]
 
     samples = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(INPUTS, LABELS), batch_size=4)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder, **quiet)
     trainer.fit(Module(network), samples)
     trainer.save_checkpoint(folder / "epoch=0.ckpt")
     return folder / "epoch=0.ckpt", network
+
+
+def lightnings_root_folder(network, folder):
+    lightning(network, folder / "root")[0].unlink()
+    return folder / "root", network  # with lightning_logs/version_0/checkpoints/
 
 
 def accelerates_state(network, folder):
@@ -134,7 +139,8 @@ def pruned(network, folder):
 
 
 WRITERS = [
-    timm_with_an_average, timm_without_the_average, lightning, accelerates_state, accelerates_shards,
+    timm_with_an_average, timm_without_the_average, lightning, lightnings_root_folder, accelerates_state,
+    accelerates_shards,
     distributed_checkpoint, averaged_model, counters_of_thop, pruned,
 ]  # fmt: skip
 

@@ -24,14 +24,7 @@ from torch import Tensor
 
 from resnet_core.foundation.errors import first_line, shortened
 from resnet_core.weights.folders import WEIGHTS, weights_in
-from resnet_core.weights.header import (
-    DIGEST,
-    INDEX_LIMIT,
-    WeightsError,
-    check_file,
-    digest,
-    read_header,
-)
+from resnet_core.weights.header import DIGEST, INDEX_LIMIT, WeightsError, check_file, digest, read_header
 from resnet_core.weights.pickles import Inert, walk
 from resnet_core.weights.torch_files import (
     Zip,
@@ -76,7 +69,8 @@ def read_container(path: str | Path) -> Container:
         warnings.warn(f"{path} is a folder, of which the weights file {file.relative_to(path)} is taken", stacklevel=2)
         path = file
     try:
-        content, metadata = READERS[kind](file)
+        content = READERS[kind](file)
+        metadata = read_header(file)[1] if kind == "safetensors" else {}
     except WeightsError:
         raise
     except MALFORMED as error:
@@ -273,8 +267,8 @@ OTHERS = {
 # safetensors: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, verified where the file carries a SHA-256. Raises WeightsError."""
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, verified where the file carries a SHA-256. Raises WeightsError."""
     _, metadata = read_header(path)
     try:
         tensors = load(path.read_bytes())  # not mapped: truncating a mapped file kills its readers
@@ -284,7 +278,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     if DIGEST in metadata and metadata[DIGEST] != digest(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its SHA-256 is not the one written with it; fetch or write it again")
-    return tensors, metadata
+    return tensors
 
 
 # Folders.
@@ -310,7 +304,7 @@ def index_of(file: Path) -> Path | None:
     return None
 
 
-def read_shards(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def read_shards(path: Path) -> dict[str, Any]:
     """The tensors that an index lists, from the files that it names, which lie beside it."""
     index = index_in(path) if path.is_dir() else path
     if index is None or check_file(index) > INDEX_LIMIT:
@@ -332,10 +326,10 @@ def read_shards(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if lacking:
             raise ValueError(f"{name} lacks tensors that {index.name} places in it: {shortened(lacking)}")
         tensors |= {key: content[key] for key in wanted}
-    return {key: tensors[key] for key in places}, {}
+    return {key: tensors[key] for key in places}
 
 
-READERS: dict[str, Callable[[Path], tuple[Any, dict[str, str]]]] = {
+READERS: dict[str, Callable[[Path], Any]] = {
     "torch zip": read_torch_zip,
     "TorchScript archive": read_torchscript,
     "legacy torch file": read_legacy,
@@ -345,6 +339,6 @@ READERS: dict[str, Callable[[Path], tuple[Any, dict[str, str]]]] = {
     "torch distributed checkpoint": read_distributed,
     "sharded safetensors": read_shards,
     "sharded torch files": read_shards,
-    "HDF5": lambda path: (None, {}),  # Keras' files, which h5py reads
-    "Keras archive": lambda path: (None, {}),
+    "HDF5": lambda path: None,  # Keras' files, which h5py reads
+    "Keras archive": lambda path: None,
 }

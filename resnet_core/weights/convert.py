@@ -22,14 +22,7 @@ from resnet_core.weights.header import WeightsError
 from resnet_core.weights.identify import FoundNetwork
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.inspect import Inspection, inspect_container, inspect_weights
-from resnet_core.weights.libraries import (
-    IMAGE_SIZE,
-    LIBRARIES,
-    Library,
-    Network,
-    Original,
-    torchvision_network,
-)
+from resnet_core.weights.libraries import IMAGE_SIZE, LIBRARIES, Library, Network, Original, torchvision_network
 from resnet_core.weights.names import SCHEMES
 from resnet_core.weights.pretrained import assumed, is_small, preparation_of
 

@@ -25,7 +25,7 @@ from resnet_core.weights.containers import read_container, recognise
 from resnet_core.weights.header import DIGEST, DTYPES, WeightsError, check_header, digest, read_header
 from resnet_core.weights.identify import FoundNetwork
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.inspect import inspect_container, named_tensors, patterns_of
+from resnet_core.weights.inspect import Inspection, inspect_container, named_tensors, patterns_of
 
 logger = logging.getLogger("resnet_core")
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -62,18 +62,10 @@ class Found:
     """Under our names where they are of one of our networks, else under the file's."""
     raw: dict[str, Tensor]
     """The same tensors and those beside them, under the file's names."""
-    info: WeightsInfo | None
-    """What the file says of itself."""
     network: FoundNetwork | None
     """What the shapes and names say; None for weights of a network that this package does not have."""
-    refusal: str
-    """Where there is no network: why."""
-    command: str = ""
-    """The command that uses the network."""
-    options: tuple[str, ...] = ()
-    """Its words that choose the network."""
-    foreign: str = ""
-    """Why the network is not one of ours, although its tensors are, where the file names it."""
+    inspection: Inspection
+    """What is in the file."""
 
 
 def read_weights(
@@ -107,7 +99,6 @@ def read_file(
     """One reading of a file, as `read_weights` describes it. Raises WeightsError."""
     container = read_container(path)
     inspection = inspect_container(container, ignore=ignore)
-    info = inspection.info
     if inspection.holds_int8:
         raise WeightsError(inspection.holds_int8)
 
@@ -117,16 +108,7 @@ def read_file(
         if note:
             warnings.warn(note, stacklevel=2)
         raw = plain(next(found for place, found in named_tensors(container) if place == network.key))
-        return Found(
-            tensors=network.tensors,
-            raw=raw,
-            info=info,
-            network=network,
-            refusal="",
-            command=inspection.command(network),
-            options=tuple(as_options(inspection.needed(network))),
-            foreign=inspection.foreign,
-        )
+        return Found(tensors=network.tensors, raw=raw, network=network, inspection=inspection)
 
     # Another network's weights: those that are chosen, the one dict of tensors, or the one in its usual place.
     found = list(named_tensors(container))
@@ -148,7 +130,7 @@ def read_file(
     start = prefix or ""
     named = dict(found).get(taken, {})
     raw = plain({str(name).removeprefix(start): value for name, value in named.items() if str(name).startswith(start)})
-    return Found(tensors=raw, raw=raw, info=info, network=None, refusal=inspection.nearest)
+    return Found(tensors=raw, raw=raw, network=None, inspection=inspection)
 
 
 def plain(found: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -203,13 +185,11 @@ def load_weights(
     as it is. Raises WeightsError, and leaves the model as it was, for wrong names, shapes or kinds, for values that are
     not finite, and where not one name is the model's.
     """
+    source = "the weights" if isinstance(weights, Mapping) else str(weights)
     if isinstance(weights, Mapping):
-        source, matched, report = (
-            "the weights",
-            *match_weights(model, weights, "the weights", strict=strict, new_head=new_head),
-        )
+        matched, report = match_weights(model, weights, source, strict=strict, new_head=new_head)
     else:
-        source, found = str(weights), read_file(weights, key=key, prefix=prefix, ignore=ignore)
+        found = read_file(weights, key=key, prefix=prefix, ignore=ignore)
         matched, report = match_file(model, found, source, strict=strict, new_head=new_head)
     model.load_state_dict(matched, strict=False)
     if report.dropped:
@@ -228,11 +208,11 @@ def match_file(
         return match_weights(model, found.raw, source, strict=strict, new_head=new_head)
 
     if not (network.has_head or new_head) and "fc.weight" in own:
-        chosen = "".join(f" {word}" for word in found.options)
+        options = " ".join(["", *as_options(found.inspection.needed(network))])
         raise WeightsError(
             f"{source} has no classifier ({network.head.removeprefix('none: ')}): load_weights(..., new_head=True) "
-            f"loads the body and keeps the model's own head, `{found.command}` trains one, and "
-            f"`resnet-core embed {shlex.quote(source)} IMAGE --out NAME.npy{chosen}` needs none"
+            f"loads the body and keeps the model's own head, `{found.inspection.command(network)}` trains one, and "
+            f"`resnet-core embed {shlex.quote(source)} IMAGE --out NAME.npy{options}` needs none"
         )
     if strict and not new_head:
         check_unknown(network, source)
@@ -299,8 +279,13 @@ def match_weights(
 def find_faults(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: set[str]) -> Iterator[str]:
     """Why tensors cannot become the model's of the same name: a clause for each kind of fault."""
     foreign = [name for name, value in matched.items() if not is_plain(value)]
-    kinds = [name for name in matched if name not in foreign and not same_kind(matched[name], own[name])]
-    shapes = [name for name in matched if name not in foreign and matched[name].shape != own[name].shape]
+    pairs = {name: (value, own[name]) for name, value in matched.items() if name not in foreign}
+    kinds = [
+        name
+        for name, (a, b) in pairs.items()
+        if (a.is_floating_point(), a.is_complex()) != (b.is_floating_point(), b.is_complex())
+    ]
+    shapes = [name for name, (a, b) in pairs.items() if a.shape != b.shape]
     if foreign:
         yield f"these are not dense tensors: {shortened(foreign)}"
     if kinds:
@@ -315,17 +300,10 @@ def find_faults(matched: Mapping[str, Tensor], own: Mapping[str, Tensor], in_hea
                 "reset_classifier() makes it the weights' size first"
             )
     if not (foreign or kinds or shapes):
-        wild = [name for name, value in matched.items() if not is_finite(value, own[name].dtype)]
+        floats = {name: a.to(b.dtype) for name, (a, b) in pairs.items() if a.is_floating_point()}
+        wild = [name for name, value in floats.items() if not value.isfinite().all()]
         if wild:
             yield f"these are not finite in the model's dtype: {shortened(wild)}"
-
-
-def same_kind(a: Tensor, b: Tensor) -> bool:
-    return a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
-
-
-def is_finite(value: Tensor, dtype: torch.dtype) -> bool:
-    return not value.is_floating_point() or bool(value.to(dtype).isfinite().all())
 
 
 def head_prefix(model: nn.Module) -> str | None:

@@ -39,8 +39,6 @@ class FolderDescription:
     """timm or transformers."""
     architecture: str
     """As the library names it."""
-    weights: tuple[Path, ...]
-    """The weights files in the folder, or the indexes of weights in several files; the first is the one to read."""
     model: str | None = None
     """Our name; None for a network that is not one of ours."""
     refusal: str = ""
@@ -115,7 +113,6 @@ def describe_timm(config: Values) -> FolderDescription:
         values=config.values,
         library="timm",
         architecture=architecture,
-        weights=weights_in(config.path.parent),
         model=None if refusal else model,
         refusal=refusal,
         config=not_default(num_classes=classes, in_channels=channels, **dilation(arguments)),
@@ -224,7 +221,6 @@ def describe_transformers(config: Values) -> FolderDescription:
         values=config.values,
         library="transformers",
         architecture=architecture,
-        weights=weights_in(config.path.parent),
         model=model,
         refusal=refusal,
         config=not_default(num_classes=classes, in_channels=channels, stride_in_1x1=v1),

@@ -22,11 +22,7 @@ from resnet_core.weights.foreign import explain, find_foreign
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.identify import AVERAGED, FoundNetwork, Nearest, identify, is_bottleneck, is_v1
 from resnet_core.weights.info import WeightsInfo
-from resnet_core.weights.names import (
-    find_bodies,
-    fold_caffe2,
-    their_module,
-)
+from resnet_core.weights.names import find_bodies, fold_caffe2, their_module
 from resnet_core.weights.pickles import Inert, module_strides, module_tensors, walk
 
 # Files whose own tools move the average into `state_dict`: the key of the last step's weights -> another of their keys.
@@ -303,32 +299,11 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
             f"{container.path} is one of several files that {index.name} lists; give {index}, or its folder"
         )
 
-    networks: list[FoundNetwork] = []
-    others: list[Nearest] = []
     try:
         found = list(named_tensors(container))
     except ValueError as error:
         raise WeightsError(f"{container.path} is malformed: {error}; fetch or write it again") from error
-    for key, named in found:
-        tensors = fold_caffe2(plain_tensors(named, container, ignore))
-        for body in find_bodies(tensors):
-            network = identify(body, key, tensors)
-            if isinstance(network, FoundNetwork):
-                networks.append(network)
-            else:
-                others.append(network)
-
-    # The same network twice is one network.
-    distinct: list[FoundNetwork] = []
-    for network in networks:
-        if not any(is_same(network, other) for other in distinct):
-            distinct.append(network)
-    averaged = with_average_as_main(container)
-    networks = [
-        replace(without_names_of(networks, network), averaged=averaged.get(network.key, network.averaged))
-        for network in map(partial(with_stride, container), distinct)
-    ]
-    nearest = min(others, key=lambda each: each.faults, default=None)
+    networks, nearest = find_networks(container, found, ignore)
     return Inspection(
         path=container.path,
         container=container.kind,
@@ -339,6 +314,31 @@ def inspect_container(container: Container, *, ignore: Sequence[str] = ()) -> In
         foreign=find_foreign(container, networks[0]) if networks else "",
         nameless=find_nameless(container),
     )
+
+
+def find_networks(
+    container: Container, found: Iterable[tuple[str, dict[str, Any]]], ignore: Sequence[str]
+) -> tuple[list[FoundNetwork], Nearest | None]:
+    """Every network in these dicts of tensors; and what comes nearest among what is none."""
+    every: list[FoundNetwork] = []
+    others: list[Nearest] = []
+    for key, named in found:
+        tensors = fold_caffe2(plain_tensors(named, container, ignore))
+        for body in find_bodies(tensors):
+            network = identify(body, key, tensors)
+            if isinstance(network, Nearest):
+                others.append(network)
+            else:
+                every.append(network)
+
+    # The same network twice is one network.
+    distinct = [one for number, one in enumerate(every) if not any(is_same(one, other) for other in every[:number])]
+    averaged = with_average_as_main(container)
+    networks = [
+        replace(without_names_of(every, network), averaged=averaged.get(network.key, network.averaged))
+        for network in map(partial(with_stride, container), distinct)
+    ]
+    return networks, min(others, key=lambda each: each.faults, default=None)
 
 
 def is_same(network: FoundNetwork, other: FoundNetwork) -> bool:

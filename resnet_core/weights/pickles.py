@@ -12,6 +12,7 @@ import pickletools
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, Any
 
 import numpy
@@ -116,10 +117,6 @@ class Storages:
         return Storage(storage.kind, storage.dtype, size, untyped)
 
 
-def no_storages(reference: Any) -> Any:
-    raise ValueError("the pickle refers to storages, and has none")
-
-
 class Budget:
     """The memory that the pickles of a file of `size` bytes may take."""
 
@@ -147,7 +144,7 @@ class Stream:
 class Unpickler:
     """Runs one pickle after the other from a stream."""
 
-    def __init__(self, stream: Any, budget: Budget, storages: Callable[[Any], Any] = no_storages) -> None:
+    def __init__(self, stream: Any, budget: Budget, storages: Callable[[Any], Any] | None = None) -> None:
         self.stream = stream
         self.storages = storages
         self.charge = budget.charge
@@ -213,16 +210,12 @@ class Unpickler:
                 return self.set_items(operands[0], operands[1:])
 
             # Names, calls and state.
-            case "GLOBAL":
-                return self.named(*value.split(" ", 1))
-            case "STACK_GLOBAL":
-                return self.named(*operands)
+            case "GLOBAL" | "STACK_GLOBAL":
+                return self.named(*(operands or value.split(" ", 1)))
             case "EXT1" | "EXT2" | "EXT4":
                 return self.inert(f"copyreg.extension_{value}")
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
                 return self.call(*operands)
-            case "NEWOBJ_EX":
-                return self.call(operands[0], operands[1], operands[2])
             case "INST":
                 return self.call(self.named(*value.split(" ", 1)), self.charged(tuple(operands)))
             case "OBJ":
@@ -231,20 +224,20 @@ class Unpickler:
                 return self.build(*operands)
             case "BINPERSID":
                 self.charge(ENTRY)
+                if self.storages is None:
+                    raise ValueError("the pickle refers to storages, and has none")
                 return self.storages(operands[0])
             case "PERSID" | "NEXT_BUFFER":
                 raise ValueError("the pickle refers to data outside of the file")
 
             # Plain values.
-            case "NONE":
-                return None
             case "NEWTRUE" | "NEWFALSE":
                 return opcode == "NEWTRUE"
             case "STRING" | "BINSTRING" | "SHORT_BINSTRING":
                 return self.charged(text_of_python2(value))
             case "DUP" | "READONLY_BUFFER" | "STOP":
                 return operands[0]
-            case "POP" | "POP_MARK" | "PROTO" | "FRAME":
+            case "NONE" | "POP" | "POP_MARK" | "PROTO" | "FRAME":
                 return None
             case _:
                 if isinstance(value, int) and value.bit_length() > LARGEST_INTEGER:
@@ -316,8 +309,9 @@ class Unpickler:
         """The target after its state was set, or the tensor that the state makes of it."""
         if isinstance(target, dict):  # an OrderedDict's attributes, such as state_dict's versions
             return target
-        if isinstance(target, Tensor) and (isinstance(state, dict) or (isinstance(state, tuple) and len(state) == 3)):
-            return target  # its attributes, or a Parameter's gradient and hooks
+        attributes = isinstance(state, dict) or (isinstance(state, tuple) and len(state) == 3)
+        if isinstance(target, Tensor) and attributes:  # the last are a Parameter's gradient and hooks
+            return target
         if type(target) is not Inert:
             raise ValueError(f"the pickle sets the state of a {type(target).__name__}")
         target.state = state
@@ -379,22 +373,14 @@ def sizes(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def tensor_v2(
-    unpickler: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any,
-    metadata: Any = None,
+def rebuilt(
+    unpickler: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, gradient: Any, hooks: Any, *rest: Any,
+    typed: bool = False,
 ) -> Any:  # fmt: skip
-    return resolved(tensor(unpickler, storage, offset, shape, stride), metadata)
-
-
-def tensor_v3(
-    unpickler: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any,
-    dtype: Any, metadata: Any = None,
-) -> Any:  # fmt: skip
-    return resolved(tensor(unpickler, storage, offset, shape, stride, DTYPES[dtype.kind]), metadata)
-
-
-def resolved(made: Any, metadata: Any) -> Any:
-    """The tensor with its lazy conjugation and negation."""
+    """A tensor with its lazy conjugation and negation; `rest` is its dtype, where the form has one, and these."""
+    dtype = DTYPES[rest[0].kind] if typed else None
+    made = tensor(unpickler, storage, offset, shape, stride, dtype)
+    metadata = rest[typed] if len(rest) > typed else None
     if isinstance(made, Tensor) and isinstance(metadata, dict):
         made = made.conj() if metadata.get("conj") else made
         made = torch._neg_view(made) if metadata.get("neg") else made
@@ -434,14 +420,6 @@ def plain_dict(unpickler: Unpickler, items: Any = ()) -> dict[Any, Any]:
     return made
 
 
-def default_dict(unpickler: Unpickler, factory: Any = None, items: Any = ()) -> dict[Any, Any]:
-    return plain_dict(unpickler, items)
-
-
-def counter(unpickler: Unpickler, counts: dict[Any, Any]) -> dict[Any, Any]:
-    return plain_dict(unpickler, {**counts})
-
-
 def plain_set(unpickler: Unpickler, items: list[Any] | tuple[Any, ...] = ()) -> Any:
     return unpickler.append(unpickler.inert("builtins.set", ()), [*items])
 
@@ -459,13 +437,9 @@ def plain_bytes(unpickler: Unpickler, data: Any = b"", codec: Any = None) -> Any
     return encode(unpickler, data, codec) if not isinstance(data, bytes) else data
 
 
-def reconstructed(unpickler: Unpickler, type_: Any, *arguments: Any) -> Inert:
+def empty(unpickler: Unpickler, type_: Any, *arguments: Any) -> Inert:
     """An object that gets its state later."""
     return unpickler.inert(type_.kind, ())
-
-
-def new_object(unpickler: Unpickler, type_: Any, *arguments: Any) -> Any:
-    return unpickler.call(type_, arguments)
 
 
 def array_from_buffer(unpickler: Unpickler, data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
@@ -493,8 +467,8 @@ def array(unpickler: Unpickler, dtype: Any, shape: Any, order: Any, data: Any) -
 
 TENSORS: dict[str, Callable[..., Any]] = {
     "_rebuild_tensor": tensor,
-    "_rebuild_tensor_v2": tensor_v2,
-    "_rebuild_tensor_v3": tensor_v3,
+    "_rebuild_tensor_v2": rebuilt,
+    "_rebuild_tensor_v3": partial(rebuilt, typed=True),
     "_rebuild_parameter": parameter,
     "_rebuild_parameter_with_state": parameter,
     "_rebuild_device_tensor_from_numpy": device_tensor,
@@ -509,25 +483,26 @@ TENSORS: dict[str, Callable[..., Any]] = {
 }
 CALLS: dict[str, Callable[..., Any]] = {
     **{f"torch._utils.{name}": function for name, function in TENSORS.items()},
+    **{
+        f"torch.{module}._rebuild_from_type{v2}": tensor_of_type
+        for module in ("_tensor", "tensor")
+        for v2 in ("", "_v2")
+    },
     "torch.nn.parameter.Parameter": parameter,
     "torch.nn.parameter.Buffer": parameter,
     "torch.autograd.variable.Variable": parameter,
-    "torch._tensor._rebuild_from_type": tensor_of_type,
-    "torch._tensor._rebuild_from_type_v2": tensor_of_type,
-    "torch.tensor._rebuild_from_type": tensor_of_type,
-    "torch.tensor._rebuild_from_type_v2": tensor_of_type,
     "collections.OrderedDict": plain_dict,
-    "collections.Counter": counter,
+    "collections.Counter": lambda unpickler, counts: plain_dict(unpickler, {**counts}),
     "builtins.set": plain_set,
     "builtins.frozenset": plain_set,
-    "collections.defaultdict": default_dict,
+    "collections.defaultdict": lambda unpickler, factory=None, items=(): plain_dict(unpickler, items),
     "_codecs.encode": encode,
     "builtins.bytes": plain_bytes,
     "builtins.bytearray": plain_bytes,
-    "copyreg._reconstructor": reconstructed,
-    "copyreg.__newobj__": new_object,
-    "numpy.core.multiarray._reconstruct": reconstructed,
-    "numpy._core.multiarray._reconstruct": reconstructed,
+    "copyreg._reconstructor": empty,
+    "copyreg.__newobj__": lambda unpickler, type_, *arguments: unpickler.call(type_, arguments),
+    "numpy.core.multiarray._reconstruct": empty,
+    "numpy._core.multiarray._reconstruct": empty,
     "numpy.core.numeric._frombuffer": array_from_buffer,
     "numpy._core.numeric._frombuffer": array_from_buffer,
 }

@@ -48,7 +48,7 @@ PUBLISHED_FORMS: dict[type[nn.Module], dict[str, Any]] = {
 def with_weights(name: str, weights: str | Path | Enum, progress: bool, config: Mapping[str, Any]) -> nn.Module:
     """The network that the builder `name` makes with a published set or a file of weights. Raises what it raises."""
     located = Path(weights) if names_a_file(weights) else find_weights(name, weights)  # type: ignore[arg-type]
-    return _open(located, name, CHOICE).build(config, progress=progress)
+    return _open(located, name).build(config, progress=progress)
 
 
 def load_model(
@@ -64,8 +64,7 @@ def load_model(
     `read_weights`. `stride_in_1x1` makes it a v1 network, which a file cannot show. With `new_head`, a body without
     classifier gets one with random weights. Raises ValueError or OSError with the remedy.
     """
-    choice = Choice(key=key, prefix=prefix, ignore=tuple(ignore), stride_in_1x1=stride_in_1x1)
-    weights = _open(locate(source), model, choice)
+    weights = _open(locate(source), model, key=key, prefix=prefix, ignore=ignore, stride_in_1x1=stride_in_1x1)
     return weights.build(new_head=new_head, progress=progress).eval(), weights.info
 
 
@@ -74,7 +73,7 @@ def open_weights(source: str | Path, *, key: str | None = None, prefix: str | No
 
     Raises what `load_model` raises.
     """
-    return _open(locate(source), None, Choice(key=key, prefix=prefix))
+    return _open(locate(source), key=key, prefix=prefix)
 
 
 def locate(source: str | Path) -> Path | WeightSet:
@@ -105,19 +104,6 @@ def locate(source: str | Path) -> Path | WeightSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What a caller chooses that a file leaves open: see `load_model`."""
-
-    key: str | None = None
-    prefix: str | None = None
-    ignore: tuple[str, ...] = ()
-    stride_in_1x1: bool = False
-
-
-CHOICE = Choice()
-
-
-@dataclass(frozen=True, kw_only=True)
 class OpenedWeights:
     """Weights of which it is known what they are, and from which a network can be built."""
 
@@ -142,41 +128,51 @@ class OpenedWeights:
         return network
 
 
-def _open(located: Path | WeightSet, model: str | None, choice: Choice) -> OpenedWeights:
+def _open(
+    located: Path | WeightSet, model: str | None = None, *, key: str | None = None, prefix: str | None = None,
+    ignore: Sequence[str] = (), stride_in_1x1: bool = False,
+) -> OpenedWeights:  # fmt: skip
     """Opens what was located. A set is known before its download, so that what cannot be built is not fetched."""
     if isinstance(located, WeightSet):
         return OpenedWeights(
             origin=f"{located.model}'s {located.name}",
-            info=published_info(located),
+            info=WeightsInfo(
+                model=located.model,
+                transform=located.transform,
+                class_names=located.class_names,
+                origin=", ".join(filter(None, (located.url, located.credit))),
+            ),
             needed={"num_classes": located.num_classes, **PUBLISHED_FORMS[MODELS[located.model].network]},
             # All are published as pickles: this one has the published hash, and only tensors are read from it.
             read=lambda progress: read_file(fetch(located.url, sha256_prefix=located.sha256_prefix, progress=progress)),
         )
 
-    found = read_file(located, key=choice.key, prefix=choice.prefix, ignore=choice.ignore)
-    info = _info_for(model, found, located, choice)
-    origin = str(located)
-    needed = check_config(info.config, origin)
-    return OpenedWeights(origin=origin, info=info, needed=needed, read=lambda progress: found)
+    found = read_file(located, key=key, prefix=prefix, ignore=ignore)
+    info = _info_for(model, found, located)
+    if stride_in_1x1:
+        info = replace(info, config={**info.config, "stride_in_1x1": True})
+    needed = check_config(info.config, str(located))
+    return OpenedWeights(origin=str(located), info=info, needed=needed, read=lambda progress: found)
 
 
-def _info_for(model: str | None, read: Found, path: Path, choice: Choice) -> WeightsInfo:
+def _info_for(model: str | None, read: Found, path: Path) -> WeightsInfo:
     """What a file, or its folder, says of itself; else what its shapes show, with assumptions for the rest.
 
     Raises WeightsError for another network than one of ours, or than the one asked for.
     """
-    described = None if read.info else description_of(path)
-    info = described.info() if described else read.info  # first, since it refuses a network that is not ours by name
-    if read.foreign:
-        raise WeightsError(read.foreign)
+    said = read.inspection.info
+    described = None if said else description_of(path)
+    info = described.info() if described else said  # first, since it refuses a network that is not ours by name
+    if read.inspection.foreign:
+        raise WeightsError(read.inspection.foreign)
     if read.network is None:
-        raise WeightsError(f"{path} holds no ResNet that this package has. {read.refusal}")
+        raise WeightsError(f"{path} holds no ResNet that this package has. {read.inspection.nearest}")
     if described and info:
         info = with_the_rest(info, described, read.network)
     info = info or assumed(read.network)
     if model not in (None, info.model):
         raise WeightsError(f"{path} holds weights of {info.model}, not {model}")
-    return replace(info, config={**info.config, "stride_in_1x1": True}) if choice.stride_in_1x1 else info
+    return info
 
 
 def with_the_rest(info: WeightsInfo, described: FolderDescription, network: FoundNetwork) -> WeightsInfo:
@@ -244,15 +240,6 @@ def skeleton(name: str, arguments: Mapping[str, Any], origin: str) -> nn.Module:
             return build(name, **arguments)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{origin}: {error}") from error
-
-
-def published_info(published: WeightSet) -> WeightsInfo:
-    return WeightsInfo(
-        model=published.model,
-        transform=published.transform,
-        class_names=published.class_names,
-        origin=f"{published.url}, {published.credit}" if published.credit else published.url,
-    )
 
 
 def assumed(network: FoundNetwork) -> WeightsInfo:

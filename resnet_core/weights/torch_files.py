@@ -177,9 +177,9 @@ def wide_numbers(extra: bytes) -> Iterator[int]:
     raise ValueError("the zip's directory lacks the place of a member beyond 4 GiB")
 
 
-def read_torch_zip(path: Path) -> tuple[Any, dict[str, str]]:
+def read_torch_zip(path: Path) -> Any:
     with path.open("rb") as file:
-        return unpickle_zip(file, check_file(path)), {}
+        return unpickle_zip(file, check_file(path))
 
 
 def unpickle_zip(file: IO[bytes], size: int, budget: Budget | None = None) -> Any:
@@ -216,21 +216,21 @@ def memory_of(storage: torch.UntypedStorage) -> memoryview:
     return view.numpy().data
 
 
-def read_torchscript(path: Path) -> tuple[Any, dict[str, str]]:
+def read_torchscript(path: Path) -> Any:
     """A scripted or traced module; its code is not run."""
-    content, _ = read_torch_zip(path)
+    content = read_torch_zip(path)
     if not isinstance(content, Inert) or not module_tensors(content):
         raise WeightsError(
             f"{path} is a TorchScript archive without named weights: torch.jit.freeze makes constants of them; give "
             "the archive, or the checkpoint, from before it was frozen"
         )
-    return content, {}
+    return content
 
 
 # Streams: torch.save's form before torch 1.6, and pickles without storages.
 
 
-def read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
+def read_legacy(path: Path) -> Any:
     """Five pickles: a magic number, a protocol, the machine, the object, and the keys of the storages after them."""
     size = check_file(path)
     with path.open("rb") as file:
@@ -252,7 +252,7 @@ def read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
             raise ValueError("the file claims more bytes than it has: the storages that it uses are not those after it")
         for key in keys:
             fill(storages.found[key], file, size)
-    return content, {}
+    return content
 
 
 def fill(storage: Storage, file: IO[bytes], size: int) -> None:
@@ -266,10 +266,10 @@ def fill(storage: Storage, file: IO[bytes], size: int) -> None:
         file.readinto(memory_of(storage.untyped))  # type: ignore[attr-defined]
 
 
-def read_bare_pickle(path: Path) -> tuple[Any, dict[str, str]]:
+def read_bare_pickle(path: Path) -> Any:
     size = check_file(path)
     with path.open("rb") as file:
-        return Unpickler(Stream(file, size), Budget(size)).load(), {}
+        return Unpickler(Stream(file, size), Budget(size)).load()
 
 
 # torch 0.1: a tar of pickles.
@@ -292,7 +292,7 @@ def members_of_tar(file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
     return members
 
 
-def read_old_tar(path: Path) -> tuple[Any, dict[str, str]]:
+def read_old_tar(path: Path) -> Any:
     """The storages, the tensors that are views of them, and the object that refers to both by number."""
     size = check_file(path)
     with path.open("rb") as file:
@@ -330,13 +330,13 @@ def read_old_tar(path: Path) -> tuple[Any, dict[str, str]]:
 
         unpickler = opened("pickle")
         unpickler.storages = referred
-        return unpickler.load(), {}
+        return unpickler.load()
 
 
 # torch.distributed.checkpoint: `.metadata` says in which file each piece of each tensor lies.
 
 
-def read_distributed(path: Path) -> tuple[dict[Any, Any], dict[str, str]]:
+def read_distributed(path: Path) -> dict[Any, Any]:
     """The state that was saved, its tensors put together from their pieces."""
     size = check_file(path / ".metadata")
     with (path / ".metadata").open("rb") as file:
@@ -357,7 +357,7 @@ def read_distributed(path: Path) -> tuple[dict[Any, Any], dict[str, str]]:
         for key in outer:
             inner = inner.setdefault(as_name(key), {})
         inner[as_name(last)] = value
-    return content, {}
+    return content
 
 
 def as_name(value: Any) -> Any:

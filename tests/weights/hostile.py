@@ -499,9 +499,7 @@ def safetensors_files(mark, written):
         "metadata twice": safetensors(good[:-1] + b', "__metadata__": {}, "__metadata__": {}}', bytes(8)),
         "metadata list": safetensors({"a": tensor(), "__metadata__": []}, bytes(8)),
         "metadata number": safetensors({"a": tensor(), "__metadata__": {"format": 1}}, bytes(8)),
-        "origin number": safetensors(
-            {"a": tensor(), "__metadata__": {"resnet_core": json.dumps(said)}}, bytes(8)
-        ),
+        "origin number": safetensors({"a": tensor(), "__metadata__": {"resnet_core": json.dumps(said)}}, bytes(8)),
         "entry number": safetensors({"a": 1}, bytes(8)),
         "entry without shape": safetensors({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, bytes(8)),
         "entry with more": safetensors({"a": tensor(more=1)}, bytes(8)),

@@ -364,12 +364,3 @@ def test_anything_else_says_what_it_is_and_what_to_do(tmp_path, what):
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
     with pytest.raises(WeightsError, match=rf"^{path} .*{message}"):
         read_container(path)
-
-
-def test_a_numpy_archive_is_read_after_its_remedy(tmp_path):
-    npz(tmp_path / "a.pth")
-    with pytest.raises(WeightsError) as refusal:
-        read_container(tmp_path / "a.pth")
-    remedy = str(refusal.value).split("as safetensors: ")[1].replace("NAME", str(tmp_path / "a"))
-    eval(remedy, {"write_weights": write_weights, "torch": torch, "numpy": np})
-    assert is_state(read_weights(tmp_path / "a.safetensors"))

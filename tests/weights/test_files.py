@@ -170,15 +170,6 @@ def test_broken_info_is_named(tmp_path):
 # Pickles.
 
 
-@pytest.mark.parametrize("name", ["a.pt", "a.pth.tar", "a.ckpt", "a.PKL", "a.safetensors", "a"])
-def test_the_content_of_a_file_decides_and_not_its_ending(tmp_path, weights, name):
-    torch.save(weights, tmp_path / name)
-    assert contents(read_weights(tmp_path / name)) == contents(weights)
-    assert read_info(tmp_path / name) is None
-    save_file(weights, tmp_path / name)
-    assert contents(read_weights(tmp_path / name, allow_pickle=False)) == contents(weights)
-
-
 @pytest.mark.parametrize("legacy", PICKLED.values(), ids=PICKLED)
 def test_pickled_checkpoints_of_every_usual_form_are_read(tmp_path, weights, legacy):
     model = network()

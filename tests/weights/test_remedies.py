@@ -34,6 +34,7 @@ from resnet_core.weights import (
 from resnet_core.weights.convert import convert
 from resnet_core.weights.names import their_names
 from resnet_core.weights.pretrained import names_a_file
+from tests.weights.kinds import body, prefixed
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +78,6 @@ def refused(call, *arguments, **keywords):
 
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def body(state):
-    return {name: value for name, value in state.items() if not name.startswith("fc.")}
-
-
-def prefixed(state, prefix):
-    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def shifted(state, prefix=""):
