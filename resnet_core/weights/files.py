@@ -118,17 +118,17 @@ def read_file(
             f"{path} holds other things than named tensors: {shortened([str(each) for each in held])}; save "
             "model.state_dict(), with torch.save or, better, write_weights"
         )
-    keys = [place for place, _ in found]
-    usual = [place for place in keys if place in USUAL_KEYS] if key is None else [key]
-    taken = usual[0] if len(usual) == 1 else "".join(keys) if len(keys) < 2 else None
-    if taken is None or (found and taken not in keys):
+    keys = [place for place, _ in found] or [""]
+    usual = [place for place in keys if place in USUAL_KEYS]
+    candidates = [key] if key is not None else usual if len(usual) == 1 else keys
+    if len(candidates) > 1 or candidates[0] not in keys:
         choices = " or ".join(f"key={place!r}" for place in keys[:3])
         raise WeightsError(
             f"{path} holds {len(found)} dicts of tensors, and none is a ResNet's of this package: choose one with "
             f"{choices}. {inspection.nearest}"
         )
     start = prefix or ""
-    named = dict(found).get(taken, {})
+    named = dict(found).get(candidates[0], {})
     raw = plain({str(name).removeprefix(start): value for name, value in named.items() if str(name).startswith(start)})
     return Found(tensors=raw, raw=raw, network=None, inspection=inspection)
 

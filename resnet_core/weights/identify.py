@@ -241,9 +241,9 @@ def find_rivals(body: Body, head: Head, tensors: Mapping[str, Tensor]) -> set[st
         return set()
     sizes = head.tensors["fc.weight"].shape
     outside = [name for name in tensors if not name.startswith(body.prefix) and name not in head.used]
-    linear = {name for name in outside if tensors[name].dim() == 2 and tensors[name].shape[1] in sizes}
+    layers = {name for name in outside if tensors[name].dim() == 2 and tensors[name].shape[1] in sizes}
     norms = {name for name in outside if name.endswith(".running_mean") and tensors[name].shape == sizes[1:]}
-    modules = {name.rpartition(".")[0] for name in linear | norms}
+    modules = {name.rpartition(".")[0] for name in layers | norms}
     return {name for name in outside if name.rpartition(".")[0] in modules}
 
 

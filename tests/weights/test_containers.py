@@ -223,6 +223,17 @@ PIECES = {
     "absolute": (None, {"relative_path": "/etc/passwd"}, "does not lie in it"),
     "missing file": (None, {"relative_path": "__9_0.distcp"}, "__9_0.distcp is missing"),
     "longer": (None, {"length": 1 << 50}, "more bytes than its files have"),
+    "copies": (
+        lambda m: m.storage_data.update(
+            {
+                MetadataIndex("w", torch.Size([0, n])): m.storage_data[key]
+                for key in [*m.storage_data]
+                for n in range(1, 9)
+            }
+        ),
+        None,
+        "more bytes than its files have",
+    ),
     "negative": (None, {"offset": -5}, "more bytes than its files have"),
     "compressed": (None, {"transform_descriptors": ["zstd"]}, "format_utils dcp_to_torch .*dcp NAME.pth"),
 }
@@ -353,7 +364,7 @@ OTHERS = {
     "JSON": (b'{\n "epoch": 3}', "a JSON file"),
     "text": (b"lr: 0.1\n", "a text file"),
     "numbers": (bytes(range(180, 256)), "not a weights file of a known format"),
-    "folder": (lambda path: path.mkdir(), "a folder that is neither.*it has none"),
+    "folder": (lambda path: path.mkdir(), r"has no model.safetensors: .*it is empty.*give a weights file"),
 }
 
 

@@ -193,10 +193,16 @@ def test_the_other_weights_beside_averaged_ones(network, follow):
                 follow(f"{command} {options} && {train} NAME.safetensors")
 
 
-@pytest.mark.parametrize("options", [{}, {"key": "teacher"}])
-def test_no_classifier(network, follow, options):
-    state = body(network.state_dict())
-    torch.save({"student": shifted(state), "teacher": prefixed(state, "backbone.")} if options else state, "body.pth")
+@pytest.mark.parametrize(
+    ("options", "content"),
+    [
+        ({}, lambda s: s),
+        ({"key": "teacher"}, lambda s: {"student": shifted(s), "teacher": prefixed(s, "backbone.")}),
+        ({"key": "model"}, lambda s: {"model": s, "model_ema": shifted(s)}),
+    ],
+)
+def test_no_classifier(network, follow, options, content):
+    torch.save(content(body(network.state_dict())), "body.pth")
     message = refused(load_model, "body.pth", **options)
     assert all(f"--model.{name} {value}" in message for name, value in options.items())
     follow(message)
@@ -377,6 +383,10 @@ def test_a_part_of_several_files_names_the_whole(network, tmp_path):
     index.write_text(json.dumps({"weight_map": places}))
     assert f"give {index}, or its folder" in refused(load_model, tmp_path / "model-1.safetensors")
     assert load_model(index)[0].fc.weight.equal(state["fc.weight"])
+
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "whole.safetensors")}))
+    save_file(state, tmp_path / "whole.safetensors")
+    assert load_model(tmp_path / "whole.safetensors")[0].fc.weight.equal(state["fc.weight"])
 
     with warnings.catch_warnings(action="ignore"):
         dcp.save({"model": state}, checkpoint_id=tmp_path / "dcp")
