@@ -148,6 +148,8 @@ def parse_train(words: list[str]) -> Train:
 def recipe_of(name: str) -> Recipe:
     """The recipe of that name or, for a folder of images or a CSV list, the one that trains on your own images."""
     path = Path(name)
+    if name not in RECIPES and not path.exists() and ("/" in name or path.suffix):
+        raise ValueError(f"{name} does not exist; name a recipe, a folder of images or a CSV list")
     if name in RECIPES or not path.exists():
         return get_recipe(name)
     if (path / "recipe.toml").is_file():

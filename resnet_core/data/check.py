@@ -13,7 +13,7 @@ from PIL import features
 from resnet_core.data.folders import WHOLE, Skipped, part_folders, read_list
 from resnet_core.data.images import ImageError, list_folder, opened, read_image
 from resnet_core.data.loaders import KeyedLoader
-from resnet_core.data.manifest import HASHES, FileRecord, hash_of, record_of, to_csv
+from resnet_core.data.manifest import HASHES, OWN_FILES, FileRecord, hash_of, record_of, to_csv
 from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.foundation.atomic import replace_file
 
@@ -170,7 +170,7 @@ def images_of(path: Path) -> tuple[dict[str, list[str]], Skipped]:
         prefix = f"{folder.name}/" if part != WHOLE else ""
         found[part] = [prefix + name for name in listing.images]
         for kind in ("photographs", "hidden", "other"):
-            getattr(skipped, kind).extend(prefix + name for name in getattr(listing, kind) if prefix + name != HASHES)
+            getattr(skipped, kind).extend(prefix + name for name in getattr(listing, kind) if name not in OWN_FILES)
     return found, skipped
 
 

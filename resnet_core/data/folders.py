@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from resnet_core.data.images import (
     list_folder,
     refuse_dangling,
 )
-from resnet_core.data.manifest import HASHES
+from resnet_core.data.manifest import OWN_FILES
 from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.errors import shortened
@@ -122,7 +122,7 @@ def load_image_folder(path: Path, options: FolderOptions | None = None) -> Datas
     if set(evaluated.files) - set(names):
         raise ValueError(
             f"{train.where} and {evaluated.where} must have the same classes; only in one of them: "
-            f"{shortened(sorted(set(names) ^ set(evaluated.files)), most=20)}"
+            f"{shortened(sorted(set(names) ^ set(evaluated.files)), most=20)}; rename or remove them"
         )
 
     notes = own.notes(evaluated)
@@ -166,6 +166,8 @@ class OwnImages:
         self.listed = {} if path.is_dir() else read_list(path)
         self.folders = part_folders(path) if path.is_dir() else {}
         self.names = {*self.listed, *self.folders} or {WHOLE}
+        if self.folders:
+            self._skip_loose(path, folders_in(path), "")
         if options.val_share and "val" in self.names:
             raise ValueError(f"{path} has images for validation; leave out --data.val-share {options.val_share:g}")
 
@@ -201,7 +203,8 @@ class OwnImages:
                 f"{self.path} has no folder train; put the images as {self.path}/train/CLASS/IMAGE and "
                 f"{self.path}/val/CLASS/IMAGE, or split its class folders with --data.val-share 0.2"
             )
-        raise ValueError(f"{self.path} has no folder {name}; it has {', '.join(sorted(self.names)) or 'only classes'}")
+        found = folders_in(self.path) if name == "train" and self.folders else sorted(self.names)
+        raise ValueError(f"{self.path} has no folder {name}; it has {shortened(found)}")
 
     @cached_property
     def _held_back(self) -> dict[str, Part]:
@@ -228,15 +231,7 @@ class OwnImages:
         class_names = class_folders(folder)
         prefix = f"{folder.relative_to(self.path)}/" if folder != self.path else ""
 
-        for entry in sorted(os.listdir(folder)):
-            if entry == HASHES:
-                continue
-            if is_hidden(entry):
-                self.skipped.hidden.append(prefix + entry)
-            elif entry not in class_names:
-                is_image = ending_of(entry) in endings() | PHOTOGRAPHS
-                (self.skipped.outside if is_image else self.skipped.other).append(prefix + entry)
-
+        self._skip_loose(folder, class_names, prefix)
         files = {}
         for class_name in class_names:
             listing = list_folder(folder / class_name)
@@ -252,6 +247,15 @@ class OwnImages:
                 )
             files[class_name] = [f"{class_name}/{each}" for each in listing.images]
         return self._checked(Part(folder, str(folder), files))
+
+    def _skip_loose(self, folder: Path, shown: Collection[str], prefix: str) -> None:
+        """Notes what lies in a folder beside the folders that are `shown`."""
+        for entry in sorted(set(os.listdir(folder)) - {*shown, *OWN_FILES}):
+            if is_hidden(entry):
+                self.skipped.hidden.append(prefix + entry)
+            else:
+                is_image = ending_of(entry) in endings() | PHOTOGRAPHS
+                (self.skipped.outside if is_image else self.skipped.other).append(prefix + entry)
 
     def _checked(self, part: Part) -> Part:
         """Without what is on the exclude list. Raises ValueError for a class of which nothing is left."""
@@ -275,12 +279,14 @@ class OwnImages:
         unread = [f"split {name}" for name, part in sorted(self.listed.items()) if part.where != evaluated.where]
         if self.folders:
             read = {self.folders.get("train"), evaluated.folder}
-            unread = [path.name for path in sorted(self.path.iterdir()) if path.is_dir() and path not in read]
-        unread = [name for name in unread if name != "split train" and not is_hidden(name)]
+            unread = [name for name in folders_in(self.path) if self.path / name not in read]
+        unread = [name for name in unread if name != "split train"]
         if unread:
             notes["evaluation"] += f"; {shortened(unread)} {'is' if len(unread) == 1 else 'are'} not read"
         if skipped := str(self.skipped):
             notes["skipped"] = skipped
+        if absent := sorted(name for name in self.excluded if name[0] == "/" or not (self.root / name).exists()):
+            notes["exclude list"] = f"names {len(absent):,} that are no files inside {self.root}: {shortened(absent)}"
         return notes
 
 
@@ -306,12 +312,16 @@ def part_folders(path: Path) -> dict[str, Path]:
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """The classes: sorted names of the folders inside, without hidden ones. Raises ImageError for a dangling link."""
-    shown = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
-    refuse_dangling(shown)
-    names = tuple(path.name for path in shown if path.is_dir())
+    refuse_dangling(path for path in sorted(folder.iterdir()) if not is_hidden(path.name))
+    names = folders_in(folder)
     if not names:
         raise ValueError(f"{folder} has no class folders; put its images as {folder}/CLASS/IMAGE")
     return names
+
+
+def folders_in(path: Path) -> tuple[str, ...]:
+    """Sorted names of the folders inside, without hidden ones."""
+    return tuple(sorted(each.name for each in path.iterdir() if each.is_dir() and not is_hidden(each.name)))
 
 
 def read_list(path: Path) -> dict[str, Part]:
@@ -323,8 +333,10 @@ def read_list(path: Path) -> dict[str, Part]:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); name a folder of images or a CSV file") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    columns = list(rows.fieldnames or ())
+    if "\0" in text:
+        raise ValueError(f"{path} is not a list in UTF-8; name a folder of images, or save the list as CSV in UTF-8")
+    rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
     if not {"path", "label"} <= set(columns):
         raise ValueError(
             f"{path} has the columns {', '.join(columns)[:80] or 'none'}; it needs path and label, and may have split, "
@@ -335,7 +347,7 @@ def read_list(path: Path) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     seen: dict[str, int] = {}
     for row in rows:
-        line, name, label = rows.line_num, row["path"], row["label"]
+        line, name, label = rows.line_num, row["path"], (row["label"] or "").strip()
         split = (row.get("split") or "").strip().lower()
         part = parts_of_name.get(split, "") if "split" in columns else WHOLE
         if not name or not label:
@@ -345,7 +357,8 @@ def read_list(path: Path) -> dict[str, Part]:
         if name in seen:
             raise ValueError(f"{path}, lines {seen[name]} and {line} both name {name}; remove one of them")
         if not (path.parent / name).is_file():
-            raise ValueError(f"{path}, line {line} names {path.parent / name}, which is not a file; correct the path")
+            remedy = "write / between folders" if "\\" in name else "correct the path"
+            raise ValueError(f"{path}, line {line} names {path.parent / name}, which is not a file; {remedy}")
 
         seen[name] = line
         where = f"{path}, split {part}" if part else str(path)

@@ -21,6 +21,8 @@ from resnet_core.foundation.errors import shortened
 
 HASHED_BELOW = 10**9  # bytes of all files together
 HASHES = ".resnet-core-hashes.csv"  # in the folder of the data, where a hidden name is skipped
+SETTINGS_OF_COPY = ".resnet-core-resize.json"  # in a copy of `data resize`
+OWN_FILES = {HASHES, SETTINGS_OF_COPY}
 LONGEST_PATH = 4096  # characters: a file is named in full
 FILES_AT_A_TIME = 64  # that a thread hashes: a task for each file costs more than a small file
 

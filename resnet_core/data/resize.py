@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_core.data.folders import Skipped
 from resnet_core.data.images import ImageError, list_folder, read_image
 from resnet_core.data.loaders import KeyedLoader
+from resnet_core.data.manifest import SETTINGS_OF_COPY
 from resnet_core.foundation.atomic import replace_file, replacing
 from resnet_core.foundation.errors import shortened
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FILES_AT_A_TIME = 16  # that a worker makes
-RECORD = ".resnet-core-resize.json"  # in the copy, where a hidden name is skipped
 JPEG_ENDINGS = (".jpg", ".jpeg")
 WRITTEN, KEPT = "written", "kept"
 
@@ -98,11 +98,14 @@ def start_copy(destination: Path, source: Path, settings: dict[str, Any]) -> Non
     if ends[0].is_relative_to(ends[1]) or ends[1].is_relative_to(ends[0]):
         raise ValueError(f"{source} and {destination} lie in each other; choose another folder for the copy")
 
-    record = destination / RECORD
+    record = destination / SETTINGS_OF_COPY
     if record.exists():
         before = json.loads(record.read_text())
         if before != settings:
-            raise ValueError(f"{destination} was made with {before}, not {settings}; choose another folder")
+            changed = [
+                f"{key} {before.get(key)}, not {value}" for key, value in settings.items() if before.get(key) != value
+            ]
+            raise ValueError(f"{destination} was made with {' and '.join(changed)}; choose another folder")
     elif destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not an earlier copy; choose a new folder")
 

@@ -49,6 +49,12 @@ def test_a_validation_folder_by_any_of_its_names_is_evaluated_and_test_is_not_re
     assert load_test("image_folder", str(tmp_path), split="train")[0].folder == tmp_path / "Train"
 
 
+def test_folders_of_other_names_are_named_where_train_is_missing(tmp_path):
+    for name in ("training", "val"):
+        write_images(tmp_path / name, BOTH)
+    refuses(tmp_path, "has no folder train; it has training, val")
+
+
 def test_two_folders_of_one_part_are_refused(tmp_path):
     for name in ("train", "val", "valid"):
         write_images(tmp_path / name, BOTH)
@@ -110,8 +116,8 @@ def listed(tmp_path):
 
 def test_a_list_names_paths_labels_and_splits(listed, tmp_path):
     path = listed(
-        "label,path,split\n"
-        'dog,all/a/1.png,Train\n"cat, wild",all/a/2.png,train\ndog,all/a/0.png,dev\n'
+        "Label, path ,SPLIT\n"
+        'dog,all/a/1.png,Train\n"cat, wild",all/a/2.png,train\n dog , all/a/0.png, dev\n'
         f"dog,{tmp_path}/all/a/5.png,test\n"
     )
     dataset = load(path)
@@ -140,6 +146,8 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
             "has the columns path;label; it needs path and label, and may have split, separated by commas",
         ),
         ("", "has the columns none"),
+        ("p\0a\0t\0h", "is not a list in UTF-8; name a folder of images, or save the list as CSV in UTF-8"),
+        ("path,label\nall\\a\\0.png,x\n", "which is not a file; write / between folders"),
         ("path,label\n", "lists no images"),
         ("path,label\nall/a/0.png,\n", "line 2 has no label"),
         ("path,label\nall/a/9.png,x\n", "line 2 names .*all/a/9.png, which is not a file"),
@@ -157,6 +165,7 @@ def test_all_that_is_skipped_is_counted_with_its_reason(tmp_path):
     for name in (
         *("cat/._0.png", "cat/.ipynb_checkpoints/0.png", "dog/__MACOSX/0.png", ".DS_Store"),
         *("cat/a.jp2", "cat/b.JP2", "cat/c.dng", "loose.png", "cat/notes.txt"),
+        *("../top.png", "../__MACOSX/top.png", "../.resnet-core-hashes.csv"),
     ):
         (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "train" / name).touch()
@@ -165,11 +174,12 @@ def test_all_that_is_skipped_is_counted_with_its_reason(tmp_path):
     assert (len(dataset.train), names_of(dataset.test)) == (5, ["cat/0.png", "cat/1.png", "dog/0.png"])
     assert dict(dataset.notes)["skipped"].split("; ") == [
         "photographs that are not read (save them as JPEG or PNG): 3 (2 .jp2, 1 .dng)",
-        "images outside any class folder: 1 (train/loose.png)",
-        "hidden names: 4 (3 no ending, 1 .png)",
-        "other files: 1 (train/cat/notes.txt)",
+        "images outside any class folder: 2 (top.png, train/loose.png)",
+        "hidden names: 5 (4 no ending, 1 .png)",
+        "other files: 2 (exclude.txt, train/cat/notes.txt)",
         "images on the exclude list: 1 (val/dog/1.png)",
     ]
+    assert dict(dataset.notes)["exclude list"] == f"names 1 that are no files inside {tmp_path}: val/cat/9.png"
 
 
 def test_a_class_of_nothing_that_is_read_is_refused_with_what_it_holds(tmp_path):

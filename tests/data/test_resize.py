@@ -7,7 +7,8 @@ from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as V
 
 from resnet_core.data.images import ImageError, read_image
-from resnet_core.data.resize import RECORD, resize_images
+from resnet_core.data.manifest import SETTINGS_OF_COPY
+from resnet_core.data.resize import resize_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")  # Python 3.12, of a fork
 HERE = ("--workers", 0)  # in this process
@@ -54,7 +55,7 @@ def test_a_copy_keeps_the_folders_and_has_upright_jpeg_files_of_that_size(source
     assert "hidden names: 1" in made.stdout
     assert "other files: 1" in made.stdout
 
-    assert files_in(copy) == {*COPIES, RECORD}
+    assert files_in(copy) == {*COPIES, SETTINGS_OF_COPY}
     assert {name: read_image(copy / name).size for name in COPIES} == COPIES
     assert all((copy / name).read_bytes().startswith(b"\xff\xd8\xff") for name in COPIES)
     assert (copy / "train/dog/small.jpeg").read_bytes() == (source / "train/dog/small.jpeg").read_bytes()
@@ -81,7 +82,7 @@ def test_an_interrupted_copy_goes_on_and_a_newer_image_is_copied_again(source, t
     assert "3 were there already" in again.stdout
     assert "holds images that" in again.stdout
     assert "train/cat/mine.jpg" in again.stdout
-    assert files_in(copy) == {*COPIES, RECORD, "train/cat/mine.jpg"}
+    assert files_in(copy) == {*COPIES, SETTINGS_OF_COPY, "train/cat/mine.jpg"}
     assert (copy / "train/dog/b.png.jpg").read_bytes() == before
 
 
@@ -94,7 +95,7 @@ def test_a_copy_that_is_ended_in_the_middle_holds_whole_files_and_goes_on(source
 
     with pytest.raises(KeyboardInterrupt):
         resize_images(source, copy, shorter_side=32, advance=end)
-    made = files_in(copy) - {RECORD}
+    made = files_in(copy) - {SETTINGS_OF_COPY}
     assert made < set(COPIES)
     assert {name: read_image(copy / name).size for name in made} == {name: COPIES[name] for name in made}
 
