@@ -298,4 +298,4 @@ def test_a_folder_in_place_of_a_recipe_is_finetuned_on(tmp_path, monkeypatch, cl
     (tmp_path / "flowers" / "recipe.toml").touch()
     assert "flowers is a run's folder; continue it with" in cli("train", "flowers").stderr
     assert "unknown recipe 'flower'" in cli("train", "flower").stderr
-    assert "flowers/red does not exist; name a recipe, a folder of images or a CSV list" in cli("train", "flowers/red").stderr
+    assert "flowers/red does not exist; name a recipe, a folder" in cli("train", "flowers/red").stderr
