@@ -7,6 +7,7 @@ const LiveView = (() => {
   const TRAINED = Network.UNCHANGED;
   let state;
   let own = null; // the reader's image, which no link holds
+  let latest = null; // what the network made of the image that is shown
   let onChange = () => {};
 
   // ---- the state, and the link that holds it
@@ -248,13 +249,20 @@ const LiveView = (() => {
 
   // ---- all of it
 
-  function render() {
-    const { bytes } = own ?? Inputs.shipped[state.image];
+  // The network runs again when the image or a change of it is new, not when a reader looks at another map.
+  function run(bytes) {
+    if (latest?.bytes === bytes && latest.edits === state.edits) return latest;
     const image = asImage(bytes);
     const trained = Network.run(tensors, image);
     const start = performance.now();
     const edited = Network.run(tensors, image, state.edits);
-    const milliseconds = performance.now() - start;
+    latest = { bytes, edits: state.edits, trained, edited, milliseconds: performance.now() - start };
+    return latest;
+  }
+
+  function render() {
+    const { bytes } = own ?? Inputs.shipped[state.image];
+    const { trained, edited, milliseconds } = run(bytes);
     const colours = Maps.palette();
 
     replace(byId("answer"), answer(bytes, trained, edited, milliseconds));
