@@ -117,7 +117,7 @@ clean:
 # Composer comes without its dependencies, which would hold torch back; those that it imports are named.
 .venv-interop/installed: .venv/installed | .venv-interop
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) \
-		'resnet-core[composer,export,hub,interop,tensorboard]' $(COMPOSER_IMPORTS) $(CHECKPOINT_WRITERS)
+		'resnet-core[composer,export,hub,interop,openvino,tensorboard]' $(COMPOSER_IMPORTS) $(CHECKPOINT_WRITERS)
 	.venv-interop/bin/python -m pip install --constraint $(CONSTRAINTS) --no-deps mosaicml mosaicml-cli
 	@touch $@
 

@@ -24,7 +24,7 @@ from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.inference.explain import as_png, captum_attr, explain
 from resnet_core.inference.files import with_bar
-from resnet_core.inference.optimize import is_quantized, load_network
+from resnet_core.inference.networks import load_network, only_predicts
 from resnet_core.inference.predict import as_npy, embed_files, predict_files
 from resnet_core.train import join_world
 from resnet_core.weights.pretrained import locate
@@ -99,7 +99,7 @@ class InBatches(OverImages):
         """`over_files(model, transform, files, class_names, ...)` over all image files, by all processes."""
         files = self.files()
         to_read = [file for file, error in files if error is None]
-        with join_world("cpu" if is_quantized(self.weights) else "auto") as world:
+        with join_world("cpu" if only_predicts(self.weights) else "auto") as world:
             options = {"batch": self.batch, "workers": self.workers, "world": world}
             model, transform, class_names = self.network()
             results = iter(over_files(model, transform, to_read, class_names, **options))
@@ -190,9 +190,9 @@ class Explain(OverImages):
 
     def __call__(self) -> int:
         captum_attr()  # before any work
-        if is_quantized(self.weights):
+        if only_predicts(self.weights):
             raise ValueError(
-                f"{self.weights} is in int8, which has no gradients; explain the weights that it was made of"
+                f"{self.weights} only predicts, and has no gradients; explain the weights that it was made of"
             )
         files = self.files()
         if self.out.exists():

@@ -22,11 +22,11 @@ from resnet_core.data import DataConfig, dataset_of
 from resnet_core.data.datasets import IN_FOLDERS
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.inference.evaluate import evaluate_weights
-from resnet_core.inference.export import Format, export, find_exporter
+from resnet_core.inference.export import export, find_exporter
+from resnet_core.inference.formats import Format, Precision
+from resnet_core.inference.networks import load_network, num_classes_of, only_predicts
 from resnet_core.inference.optimize import (
     head_of,
-    is_quantized,
-    load_network,
     optimize_for_inference,
     write_quantized,
 )
@@ -91,7 +91,7 @@ class Evaluate(OnLabels):
     def __call__(self) -> None:
         recipe = self.recipe()
         data = self.data_config(recipe)
-        on_cpu = (recipe is not None and recipe.run.device == "cpu") or is_quantized(self.weights)
+        on_cpu = (recipe is not None and recipe.run.device == "cpu") or only_predicts(self.weights)
         with join_world("cpu" if on_cpu else "auto") as world:
             model, info = load_network(self.weights, model=self.model, **self.choice(), progress=world.is_main)
             if world.is_main:
@@ -111,7 +111,7 @@ class Evaluate(OnLabels):
         if not is_main_process():
             return
 
-        num_classes = head_of(model).out_features
+        num_classes = num_classes_of(model)
         classes: list[ClassScore] = []
         if predictions:
             names = info.class_names or list(map(str, range(num_classes)))
@@ -189,19 +189,23 @@ def calibration_batches(data: DataConfig, info: WeightsInfo, count: int, batch: 
     return [info.transform.of_images(images.take(part)) for part in parts]
 
 
-@dataclass(frozen=True)
-class Export(FromFile):
+@dataclass(frozen=True, kw_only=True)
+class Export(OnLabels):
     """Export a model to run without this package, after comparing the file's outputs with the model's.
 
     Example: `resnet-core export runs/digits digits.onnx`
     """
 
-    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """A run's folder, a weights file or folder, or published weights such as resnet50 or resnet50:IMAGENET1K_V1."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """The file to write: .onnx for the format onnx, .pt2 for the other formats."""
+    """The file to write: .onnx for the format onnx, .xml for openvino, .pt2 for the other formats."""
     format: Format = "onnx"
-    """onnx (for any runtime), torch-export (for Python) or aoti (compiled for this machine)."""
+    """onnx (for any runtime), openvino (the fastest on a CPU), torch-export (for Python) or aoti (compiled for this
+    machine)."""
+    precision: Precision = "float32"
+    """float32, bfloat16 (openvino and aoti), or int8 (onnx and openvino), which takes its ranges from the run's
+    training images or from those of --data DIR."""
+    calibration: int = 256
+    """Number of training images from which int8 takes the ranges of the network's values."""
     image_size: Annotated[int | None, unset("PIXELS")] = None
     """Height and width of the input. By default the size at which the weights were evaluated, or else 224, or 32 for
     networks for small images."""
@@ -209,17 +213,19 @@ class Export(FromFile):
     """Accept images of any height and width from 33 pixels, and check the file at two more sizes."""
     opset: Annotated[int | None, unset("11..17")] = None
     """Version of ONNX's operators, for runtimes that lack the one that torch writes by default."""
-    model: Annotated[str | None, unset("NAME")] = None
-    """The model that a weights file must be of. By default it is found from the file."""
 
     def __call__(self) -> None:
-        find_exporter(self.out, self.format, self.opset)
+        find_exporter(self.out, self.format, self.opset, self.precision)
+        int8 = self.precision == "int8"
+        data = self.data_config(self.recipe()) if int8 else None
         model, info = load_model(self.weights, model=self.model, **self.choice())
         channels = info.config.get("in_channels", 3)
         result = export(
             model,
             self.out,
             format=self.format,
+            precision=self.precision,
+            calibration=calibration_batches(data, info, self.calibration) if data else None,
             image_size=info.image_size if self.image_size is None else self.image_size,
             channels=channels,
             opset=self.opset,

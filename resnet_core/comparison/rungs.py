@@ -169,7 +169,7 @@ def half_precision(dtype: torch.dtype, model: nn.Module, inputs: Tensor, labels:
 
 def compiled(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     """Logits of the network as one graph of `torch.compile`."""
-    from resnet_core.inference.export import lacks_aoti
+    from resnet_core.inference.formats import lacks_aoti
 
     if lacking := lacks_aoti():
         raise NotRun(f"needs {lacking}")
@@ -181,7 +181,7 @@ def compiled(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
 
 def from_file(format: Literal["onnx", "torch-export"], model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     """Logits of the network's exported file, run on the CPU."""
-    from resnet_core.inference.export import EXPORTERS, Request
+    from resnet_core.inference.formats import EXPORTERS, Request
 
     exporter = EXPORTERS[format]
     if lacking := exporter.lacks():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resnet_core.data import DataConfig, EvalLoader
 from resnet_core.data.datasets import load_evaluation
 from resnet_core.foundation.errors import shortened
-from resnet_core.inference.optimize import head_of
+from resnet_core.inference.networks import num_classes_of
 from resnet_core.inference.predictions import PredictionRecord
 from resnet_core.train import TrainConfig, World
 from resnet_core.train.evaluate import evaluate
@@ -51,7 +51,7 @@ def evaluate_weights(
     # The data's labels become the weights' class numbers.
     options = replace(data.folder_options, bits=data.bits or info.transform.bits)
     images, names, notes = load_evaluation(data.name, data.path, options, split)
-    num_classes = head_of(model).out_features
+    num_classes = num_classes_of(model)
     numbers = torch.tensor(class_numbers(names, info, num_classes), device=world.device)
     if world.is_main:
         for label, text in notes:

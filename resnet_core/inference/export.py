@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from resnet_core.foundation.atomic import replacing
 from resnet_core.foundation.errors import first_line
-from resnet_core.foundation.precision import FACTOR, float_errors
+from resnet_core.foundation.precision import FACTOR
 from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.inference.formats import EXPORTERS, Exporter, Format, Precision, Request
 from resnet_core.weights.info import KEY, WeightsInfo
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-Format = Literal["onnx", "torch-export", "aoti"]
 
 EXAMPLE_BATCH = 2
 CHECKED_BATCHES = (1, 5)  # not the example's, so that a batch that became a constant shows
+INT8_ERROR = 0.25  # of the largest logit
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EARLIER_OPSETS = range(11, 18)  # of torch's earlier ONNX exporter
 
 
@@ -40,6 +35,7 @@ class Export:
 
     path: Path
     format: str
+    precision: str
     bytes: int
     opset: int | None
     """ONNX's version of its operators; None in the other formats."""
@@ -53,28 +49,16 @@ class Export:
 
     def __str__(self) -> str:
         opset = f" opset {self.opset}" if self.opset else ""
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
         return (
-            f"{self.path}: {self.format}{opset}, {self.bytes / 1e6:.1f} MB; largest difference "
+            f"{self.path}: {self.format}{opset}{precision}, {self.bytes / 1e6:.1f} MB; largest difference "
             f"{self.largest_difference:.1e} at logits up to {self.largest_logit:.3g}"
         )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What an exporter writes: a network in evaluation mode, with images to trace it with."""
-
-    network: nn.Module
-    example: Tensor
-    dynamic_size: bool = False
-    """Whether height and width are free, as the batch is."""
-    opset: int | None = None
-    """One of EARLIER_OPSETS for ONNX; None: the one that this torch writes by default."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Texts by name that the file carries."""
-
-
 def export(
-    model: nn.Module, out: str | Path, *, format: Format, image_size: int = 224, channels: int = 3,
+    model: nn.Module, out: str | Path, *, format: Format, precision: Precision = "float32",
+    calibration: Sequence[Tensor] | None = None, image_size: int = 224, channels: int = 3,
     opset: int | None = None, dynamic_size: bool = False, info: WeightsInfo | None = None,
 ) -> Export:  # fmt: skip
     """Writes the file `out`: `[N, channels, image_size, image_size]` -> logits in float32 on the CPU, for any N.
@@ -83,16 +67,22 @@ def export(
     33 for a ResNet. `opset` is one of ONNX's versions 11 to 17 for runtimes that lack the newer default. `info`, as
     `load_model` returns it, is written into the file. The model is exported in evaluation mode, and is itself not
     changed. The file takes its name only if its error against a float64 run of the model, on random images, is at most
-    FACTOR times the float32 model's own.
+    FACTOR times the model's own in float32 or, with the precision bfloat16, in that. int8 needs `calibration`: batches
+    of images like those to come, on the first of which the error may be at most INT8_ERROR of the largest logit.
     Raises ExportError if it is larger, or if the format cannot be written; ValueError or OSError for arguments that do
     not fit.
     """
     path = Path(out)
-    exporter = find_exporter(path, format, opset)
+    exporter = find_exporter(path, format, opset, precision)
+    check_calibration(precision, calibration, dynamic_size)
     network = copy.deepcopy(model).cpu().float().eval()
     example, *batches = seeded_images(image_size, channels, dynamic_size)
+    if calibration:
+        batches = [calibration[0][:batch] for batch in CHECKED_BATCHES]
     metadata = {KEY: info.to_metadata()[KEY]} if info else {}
-    request = Request(network, example, dynamic_size, opset, metadata)
+    request = Request(
+        network, example, dynamic_size, opset, precision=precision, calibration=calibration or (), metadata=metadata
+    )
 
     with torch.no_grad(), beside(path) as folder:
         logits = run_model(network, batches)
@@ -102,7 +92,8 @@ def export(
         try:
             written_opset = exporter.write(request, file)
             written = torch.cat([exporter.load(file)(images) for images in batches])
-            measured = measure_errors(written, logits, exact)
+            allowed = allowed_error(precision, network, batches, logits, exact)
+            measured = (*measure_errors(written, logits, exact), allowed)
         except OSError:
             raise
         except Exception as error:  # exporters and runtimes have no family of errors in common
@@ -112,14 +103,18 @@ def export(
                 f"{larger if dynamic_size else ''}"
             ) from error
 
-        result = Export(path, format, file.stat().st_size, written_opset, *measured)
+        # The weights of OpenVINO's graph lie beside it, and have to be there when it comes.
+        files = [*Path(folder).glob("*.bin"), file]
+        size = sum(each.stat().st_size for each in files)
+        result = Export(path, format, precision, size, written_opset, *measured)
         check(result)
-        with replacing(path) as aside:
-            file.replace(aside)
+        for each in files:
+            with replacing(path.with_suffix(each.suffix)) as aside:
+                each.replace(aside)
     return result
 
 
-def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter:
+def find_exporter(path: Path, format: str, opset: int | None = None, precision: str = "float32") -> Exporter:
     """The exporter of a format that can be written, here and to `path`. Raises ValueError or OSError if it cannot."""
     if format not in EXPORTERS:
         raise ValueError(f"unknown format {format!r}; {did_you_mean(format, EXPORTERS)}")
@@ -132,14 +127,22 @@ def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter
             "that this torch writes by default"
         )
 
+    if precision not in exporter.precisions:
+        others = [name for name, each in EXPORTERS.items() if precision in each.precisions]
+        remedy = f"for {precision} choose --format {' or '.join(others)}" if others else "choose one of these"
+        raise ValueError(
+            f"format {format} is written in {' or '.join(exporter.precisions)}, got {precision!r}; {remedy}"
+        )
+
     # The file's place.
     if path.suffix != exporter.suffix:
         raise ValueError(
             f"{path} must end in {exporter.suffix} for the format {format}; name it {path.stem}{exporter.suffix}, or "
             f"choose another --format of {', '.join(EXPORTERS)}"
         )
-    if path.exists():
-        raise FileExistsError(f"{path} exists; remove it or choose another name")
+    for each in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
+        if each.exists():
+            raise FileExistsError(f"{each} exists; remove it or choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder; create it, or choose another place for {path.name}")
 
@@ -147,6 +150,14 @@ def find_exporter(path: Path, format: str, opset: int | None = None) -> Exporter
     if lacking:
         raise ExportError(f"format {format} needs {lacking}")
     return exporter
+
+
+def check_calibration(precision: str, calibration: Sequence[Tensor] | None, dynamic_size: bool) -> None:
+    """Raises ValueError where int8 lacks images to calibrate with, or where another precision is given some."""
+    if (precision == "int8") != bool(calibration):
+        raise ValueError("precision int8, and no other, takes calibration: batches of images like those to come")
+    if precision == "int8" and dynamic_size:
+        raise ValueError("int8 is calibrated for one image size; leave dynamic_size out")
 
 
 def beside(path: Path) -> TemporaryDirectory[str]:
@@ -181,24 +192,23 @@ def run_model(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     return logits
 
 
-def capture(request: Request) -> ExportedProgram:
-    """The model as a graph of operators for any batch, without this machine's folders."""
-    from torch.export import Dim, export
-
-    free: dict[int, Any] = {0: Dim("batch", min=1)}
-    if request.dynamic_size:
-        free |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    program = export(request.network, (request.example,), dynamic_shapes=(free,))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
-    return program
-
-
-def measure_errors(written: Tensor, logits: Tensor, exact: Tensor) -> tuple[float, float, float, float]:
-    """Largest difference and logit, error and allowed error, as in `Export`. Raises RuntimeError for unlike shapes."""
+def measure_errors(written: Tensor, logits: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    """Largest difference and logit, and error, as in `Export`. Raises RuntimeError for unlike shapes."""
     written, logits, exact = torch.stack([written.double(), logits.double(), exact])
-    error, model_error = float_errors(written, logits, exact)
-    return (written - logits).abs().max().item(), exact.abs().max().item(), error, FACTOR * model_error
+    return (written - logits).abs().max().item(), exact.abs().max().item(), (written - exact).abs().max().item()
+
+
+def allowed_error(
+    precision: Precision, network: nn.Module, batches: Sequence[Tensor], logits: Tensor, exact: Tensor
+) -> float:
+    """The largest error of a file against float64, of a network whose logits in float32 are these."""
+    largest = exact.abs().max().item()
+    if precision == "int8":
+        return INT8_ERROR * largest
+    if precision == "bfloat16":
+        logits = run_model(copy.deepcopy(network).bfloat16(), [images.bfloat16() for images in batches])
+    model_error = (logits.double() - exact).abs().max().item()
+    return FACTOR * max(model_error, largest * torch.finfo(DTYPES[precision]).eps / 2)
 
 
 def check(result: Export) -> None:
@@ -209,87 +219,3 @@ def check(result: Export) -> None:
             f"{result.largest_logit:.3g} it differs from a float64 run of the model by {result.error:.1e}, and "
             f"{result.allowed_error:.1e} is allowed; choose another format"
         )
-
-
-def write_onnx(request: Request, file: Path) -> int:
-    import onnx
-
-    free = {0: "batch", 2: "height", 3: "width"} if request.dynamic_size else {0: "batch"}
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
-    if request.opset is None:
-        torch.onnx.export(capture(request), f=file, **names, dynamic_shapes=(free,), dynamo=True, external_data=False)
-    else:
-        with warnings.catch_warnings(action="ignore"):  # deprecation, and constants that are not folded
-            torch.onnx.export(
-                request.network, (request.example,), str(file), **names, dynamo=False, opset_version=request.opset,
-                dynamic_axes={"images": free, "logits": {0: "batch"}},
-            )  # fmt: skip
-
-    written = onnx.load(file)
-    if request.metadata:
-        onnx.helper.set_model_props(written, request.metadata)
-        onnx.save(written, file)
-    return next(each.version for each in written.opset_import if not each.domain)
-
-
-def load_onnx(file: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
-def lacks_onnx() -> str:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    return f"{', '.join(missing)}: pip install 'resnet-core[export]'" if missing else ""
-
-
-def write_torch_export(request: Request, file: Path) -> None:
-    from torch.export import save
-
-    save(capture(request), file, extra_files=dict(request.metadata))
-
-
-def load_torch_export(file: Path) -> Callable[[Tensor], Tensor]:
-    from torch.export import load
-
-    return load(file).module()
-
-
-def write_aoti(request: Request, file: Path) -> None:
-    # Without dynamic_threads the file would always use as many threads as the process that exported it.
-    options = {"cpp.dynamic_threads": True, "aot_inductor.metadata": dict(request.metadata)}
-    torch._inductor.aoti_compile_and_package(capture(request), package_path=str(file), inductor_configs=options)
-
-
-def load_aoti(file: Path) -> Callable[[Tensor], Tensor]:
-    return torch._inductor.aoti_load_package(str(file))
-
-
-def lacks_aoti() -> str:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "a C++ compiler: install g++, or name one in the environment variable CXX"
-    return ""
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """How a format is written and run, and what this machine lacks for it: a text with the remedy, or an empty one."""
-
-    suffix: str
-    write: Callable[[Request, Path], int | None]
-    """Returns ONNX's opset."""
-    load: Callable[[Path], Callable[[Tensor], Tensor]]
-    lacks: Callable[[], str]
-
-
-EXPORTERS: dict[str, Exporter] = {
-    "onnx": Exporter(".onnx", write_onnx, load_onnx, lacks_onnx),
-    "torch-export": Exporter(".pt2", write_torch_export, load_torch_export, lambda: ""),
-    "aoti": Exporter(".pt2", write_aoti, load_aoti, lacks_aoti),
-}

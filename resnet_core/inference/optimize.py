@@ -23,7 +23,7 @@ from resnet_core.foundation.errors import last_line
 from resnet_core.inference.fusion import OrderedWeights, fused_graph
 from resnet_core.inference.quantize import Grid, observed_grids, quantized
 from resnet_core.models.registry import build_on_meta
-from resnet_core.weights import WeightsError, WeightsInfo, load_model, read_info, write_weights
+from resnet_core.weights import WeightsError, WeightsInfo, write_weights
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.pretrained import check_config
 
@@ -167,18 +167,6 @@ def read_quantized(path: str | Path) -> tuple[OptimizedNetwork, WeightsInfo]:
             f"{path} does not fit a {info.model} in int8 of this version ({last_line(error)}); quantize it again"
         ) from error
     return OptimizedNetwork(network, "int8", grids), info
-
-
-def load_network(source: str | Path, **options: Any) -> tuple[nn.Module, WeightsInfo]:
-    """What `load_model` returns with these options or, for a file of `write_quantized`, the network in int8."""
-    return read_quantized(source) if is_quantized(source) else load_model(source, **options)
-
-
-def is_quantized(source: str | Path) -> bool:
-    """Whether this is a file of `write_quantized`."""
-    path = Path(source)
-    said = read_info(path) if path.is_file() else None
-    return bool(said and said.ranges)
 
 
 def head_of(model: nn.Module) -> nn.Linear:

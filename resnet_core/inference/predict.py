@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from resnet_core.data.images import ImageError
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.inference.files import results_of_files
+from resnet_core.inference.networks import ExportedNetwork
 from resnet_core.inference.optimize import head_of
 
 
@@ -83,6 +84,8 @@ def embed_files(
 
     Options as in `predict_files`.
     """
+    if isinstance(model, ExportedNetwork):
+        return results_of_files(model.features(), list, transform, images, **options)
     features: list[Tensor] = []
     hook = head_of(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
