@@ -165,11 +165,14 @@ class Quantize(OnLabels):
         train = recipe.train if recipe else TrainConfig()
         before = evaluate_weights(model, info, data, train, World(), say=partial(print, file=sys.stderr))
         batches = calibration_batches(data, info, self.calibration)
+        half = optimize_for_inference(model, batches[0], "bfloat16")
         network = optimize_for_inference(model, batches[0], "int8", batches)
-        after = evaluate_weights(network, info, data, TrainConfig(), World(), say=lambda _: None)
+        between, after = (
+            evaluate_weights(each, info, data, TrainConfig(), World(), say=lambda _: None) for each in (half, network)
+        )
 
-        classes = head_of(model).out_features
-        print(f"before  {describe_scores(before, classes)}\nint8    {describe_scores(after, classes)}")
+        for name, scores in (("before", before), ("bfloat16", between), ("int8", after)):
+            print(f"{name:<10}{describe_scores(scores, head_of(model).out_features)}")
         lost = 100 * (before["top1"] - after["top1"])
         if lost > self.max_loss:
             raise ValueError(

@@ -39,12 +39,12 @@ def test_a_file_gives_the_same_bits_and_is_small(network, tmp_path):
 def test_quantize_shows_the_accuracy_and_the_other_commands_take_the_file(digits_run, cli, tmp_path):
     out = tmp_path / "digits.safetensors"
     finished = cli("quantize", digits_run[0], out, "--calibration", 64)
-    before, after, written = finished.stdout.splitlines()
-    assert re.fullmatch(r"before  top-1 99\.\d+% \(\d+ of 360\), top-5 .*", before)
-    assert re.fullmatch(r"int8    top-1 99\.\d+% \(\d+ of 360\), top-5 .*", after)
+    *scores, written = finished.stdout.splitlines()
+    for name, line in zip(("before", "bfloat16", "int8"), scores, strict=True):
+        assert re.fullmatch(rf"{name} +top-1 99\.\d+% \(\d+ of 360\), top-5 .*", line)
     assert re.fullmatch(rf"{re.escape(str(out))}: 0\.3 MB", written)
 
-    assert cli("evaluate", out, "--dataset", "digits").stdout.strip() == after.removeprefix("int8    ")
+    assert cli("evaluate", out, "--dataset", "digits").stdout.strip() == scores[-1].removeprefix("int8").strip()
     assert "cifar_resnet20 in int8; `predict`, `evaluate` and `embed` take it" in cli("inspect", out).stdout
     for words in (
         ("export", out, tmp_path / "x.pt2", "--format", "torch-export"),
@@ -56,9 +56,7 @@ def test_quantize_shows_the_accuracy_and_the_other_commands_take_the_file(digits
 
 
 def test_a_loss_that_is_too_large_is_refused_and_nothing_is_written(digits_run, cli, tmp_path, monkeypatch):
-    scores = iter(
-        [{"top1": 0.99, "top5": 1.0, "loss": 0.1, "count": 100}, {"top1": 0.98, "top5": 1.0, "loss": 0.1, "count": 100}]
-    )
+    scores = iter({"top1": top1, "top5": 1.0, "loss": 0.1, "count": 100} for top1 in (0.99, 0.99, 0.98))
     monkeypatch.setattr("resnet_core.cli.inference.evaluate_weights", lambda *_, **__: next(scores))
     finished = cli("quantize", digits_run[0], tmp_path / "x.safetensors", "--calibration", 8)
     assert finished.returncode == 2

@@ -1,0 +1,96 @@
+"""Rungs of `optimize_for_inference`: float32 and bfloat16 keep float64's budget, int8 the classes."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import resnet_core
+from parity.benchmarks.speed import case_of
+from parity.test_torchvision import SMALL_FIRST
+from resnet_core.foundation.precision import FACTOR
+from resnet_core.inference.optimize import optimize_for_inference, relative_error
+from resnet_core.models.resnet import BasicBlock, Bottleneck
+
+
+@torch.no_grad()
+def budget(network, images, dtype):
+    """Logits of a float64 run, and the largest error that is allowed in a precision."""
+    exact = copy.deepcopy(network).eval().double()(images.double())
+    plain = copy.deepcopy(network).eval().to(dtype)(images.to(dtype))
+    return exact, FACTOR * max(relative_error(plain, exact), torch.finfo(dtype).eps / 2)
+
+
+def cases():
+    small = [pytest.param("cifar_resnet20", id="cifar_resnet20"), *SMALL_FIRST]
+    return pytest.mark.parametrize("name", small)
+
+
+@cases()
+def test_a_model_keeps_to_the_budget_in_float32_and_bfloat16_and_its_classes_in_int8(name, tmp_path):
+    case = case_of(name, 4, 40, "cpu", tmp_path)  # whose head knows the images apart
+    network, images = case.network, case.images
+    for dtype in (torch.float32, torch.bfloat16):
+        exact, allowed = budget(network, images, dtype)
+        optimized = optimize_for_inference(network, images, str(dtype).removeprefix("torch."))
+        assert relative_error(optimized(images), exact) <= allowed
+        assert torch.equal(optimized(images).argmax(1), exact.argmax(1))
+
+    logits = optimize_for_inference(network, images, "int8", calibration=[images])(images)
+    assert torch.cosine_similarity(logits, exact).min() > 0.5  # few small images have outliers, which are cut
+    assert torch.equal(logits.argmax(1), exact.argmax(1))
+
+
+def trained_statistics(network):
+    """The network with BatchNorm statistics and weights as training leaves them, and not those of a new one."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return network
+
+
+@settings(max_examples=6, deadline=None, database=None)
+@given(
+    block=st.sampled_from([BasicBlock, Bottleneck]), layers=st.tuples(*[st.integers(1, 2)] * 4),
+    groups=st.sampled_from([1, 2, 4]), channels=st.integers(1, 4), classes=st.integers(1, 7),
+    size=st.integers(33, 48), batch=st.integers(1, 3), small_images=st.booleans(), seed=st.integers(0, 2**16),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_any_configuration_and_any_batch_keep_to_the_budget(
+    block, layers, groups, channels, classes, size, batch, small_images, seed, dtype
+):
+    torch.manual_seed(seed)
+    wide = {} if block is BasicBlock else {"groups": groups, "width_per_group": 16}
+    size = size // 2 if small_images else size  # whose stem keeps all pixels
+    network = trained_statistics(
+        resnet_core.Backbone(
+            block, layers, num_classes=classes, in_channels=channels, small_images=small_images, **wide
+        )
+    )
+    example, images = torch.randn(2, channels, size, size), torch.randn(batch, channels, size, size)
+    optimized = optimize_for_inference(network, example, str(dtype).removeprefix("torch."))
+    exact, allowed = budget(network, images, dtype)
+    assert relative_error(optimized(images), exact) <= allowed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchs_compiler_keeps_to_the_same_budget(name, tmp_path):
+    case = case_of(name, 2, 64, "cpu", tmp_path)
+    exact, allowed = budget(case.network, case.images, torch.float32)
+    with torch.no_grad():
+        assert relative_error(torch.compile(case.network)(case.images), exact) <= allowed
+
+
+def test_torchvisions_own_network_is_taken():
+    network = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
+    images = torch.randn(2, 3, 40, 40)
+    exact, allowed = budget(network, images, torch.float32)
+    assert relative_error(optimize_for_inference(network, images, "float32")(images), exact) <= allowed
