@@ -25,13 +25,14 @@ myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "repository": {"url": "{{path}}"}}
 default_role = "code"  # in docstrings
 autodoc_typehints = "none"
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", take_stars_for_text)
+    app.connect("autodoc-process-docstring", read_docstring)
     app.connect("html-page-context", give_captions_their_level, priority=900)
 
 
@@ -41,8 +42,10 @@ def give_captions_their_level(app, name, template, context, doctree):
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
 
 
-def take_stars_for_text(app, what, name, module, options, lines):
-    """Outside of code a docstring's `*` is a star, not the start of an emphasis."""
+def read_docstring(app, what, name, module, options, lines):
+    """Of a folder's docstring only the first line is a text. Outside of code a `*` is a star, not an emphasis."""
+    if what == "module":
+        del lines[1:]
     for number, line in enumerate(lines):
         parts = line.split("`")
         parts[::2] = [text.replace("*", r"\*") for text in parts[::2]]

@@ -1,5 +1,8 @@
 """Every page of the site in a real browser: `make site-test`."""
 
+import re
+from urllib.parse import unquote
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
@@ -7,11 +10,11 @@ from tests.site.conftest import SITE
 
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
 WIDTHS = (400, 900, 1400)
+TALLEST = 4000  # pixels of a page that its picture shows
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_opens_without_errors_at_every_width_in_light_and_dark(name, page, site, screenshots):
-    """Whole pages in light, their first screens in dark."""
     page.goto((site / name).as_uri())
     assert page.title()
     if name.startswith("source/"):
@@ -24,7 +27,8 @@ def test_page_opens_without_errors_at_every_width_in_light_and_dark(name, page, 
             too_wide = page.evaluate("document.documentElement.scrollWidth") - width
             assert too_wide <= 0, f"{name} scrolls sideways by {too_wide} px at {width} px"
             file = screenshots / f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.jpg"
-            page.screenshot(path=file, full_page=scheme == "light" and width != 900, type="jpeg", quality=70)
+            height = min(page.evaluate("document.documentElement.scrollHeight"), TALLEST)
+            page.screenshot(path=file, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": height})
         serious = [
             f"{violation['id']}: {violation['nodes'][0]['html']}"
             for violation in Axe().run(page, options={"preload": False}).response["violations"]
@@ -45,3 +49,22 @@ def test_a_reader_switches_to_dark_and_sees_the_dark_figures(page, site):
     page.evaluate("document.body.dataset.theme = 'dark'")
     assert page.locator("img.only-dark").first.is_visible()
     assert not page.locator("img.only-light").first.is_visible()
+
+
+def test_every_link_of_the_site_leads_to_a_page_and_a_place_on_it(site):
+    texts = {path.resolve(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    places = {path: set(re.findall(r'\b(?:id|name)="([^"]+)"', text)) for path, text in texts.items()}
+    lost = []
+    for path, text in texts.items():
+        if path.parent.name == "explorer":
+            continue  # it builds its links when it runs
+        for link in set(re.findall(r'<(?:a|img|link|script)\b[^>]* (?:href|src)="([^"]+)"', text)):
+            address, _, place = unquote(link).partition("#")
+            if re.match(r"\w+:", address):
+                continue
+            target = (path.parent / address.partition("?")[0]).resolve() if address else path
+            if not target.exists() or (
+                place and target in places and "explorer" not in address and place not in places[target]
+            ):
+                lost.append(f"{path.relative_to(site.resolve())}: {link}")
+    assert lost == []
