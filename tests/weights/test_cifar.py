@@ -135,7 +135,7 @@ def test_akamasters_weights_compute_what_its_network_does(published):
         ({"num_classes": 100}, "needs num_classes=10, got 100; to keep the body under a new head"),
         ({"shortcut": "B"}, "needs shortcut='A', got 'B'"),
         ({"in_channels": 1}, r"conv1\.weight: \[16, 3, 3, 3\], model \[16, 1, 3, 3\]"),
-        ({"pretrained": True}, "cifar_resnet20 has no weights 'IMAGENET1K_V1'; did you mean CIFAR10_V1"),
+        ({"pretrained": True}, "cifar_resnet20 has no weights 'IMAGENET1K_V1'; known are CIFAR10_V1"),
     ],
     ids=str,
 )  # fmt: skip
