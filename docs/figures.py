@@ -7,6 +7,7 @@ A test draws them again and compares. Blocks and colours come from architecture.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -77,6 +78,27 @@ def chart(
         above = min(up(points[-1][1]) + 4, above - 15)
         drawing.text(right + 10, above, label, color=color, style=BOLD)
     return svg(drawing, bottom + 46, title)
+
+
+def degradation_rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DOCS / "results" / "degradation.jsonl").read_text().splitlines()]
+
+
+def degradation(theme: Theme) -> str:
+    lines = []
+    for row in degradation_rows():
+        color = theme.shortcut if row["kind"] == "residual" else theme.stride
+        points = [(row["every"] * (number + 1), error) for number, error in enumerate(row["train_error"])]
+        lines.append((f"{row['kind']}, {row['depth']} layers", points, color, "" if row["depth"] == 56 else DASHES))
+    steps = degradation_rows()[0]["steps"]
+    return chart(
+        theme, "Training error of plain and residual networks", lines,
+        x=("step", 0, steps, range(0, steps + 1, 250)), y=("training error", 0, 0.9, [0, 0.2, 0.4, 0.6, 0.8]),
+        written=lambda value: f"{value:.0%}",
+    )  # fmt: skip
+
+
+DASHES = 'stroke-dasharray="6 4"'
 
 
 def field(theme: Theme) -> str:
@@ -201,6 +223,7 @@ def ranks(theme: Theme) -> str:
 
 
 FIGURES: dict[str, Callable[[Theme], str]] = {
+    "degradation": degradation,
     "basic": stack("A BasicBlock", ("BasicBlock in conv2_x", layer("resnet18", 1, 1), (64, 56, 56), (64, 56, 56))),
     "projection": stack(
         "A BasicBlock with a projection",
@@ -224,10 +247,19 @@ FIGURES: dict[str, Callable[[Theme], str]] = {
 }
 
 
+def degradation_table() -> str:
+    """The errors at the end, as a table of Markdown."""
+    lines = ["| network | training error | test error |", "|---|---|---|"]
+    for row in degradation_rows():
+        errors = f"{row['train_error'][-1]:.1%} | {row['test_error'][-1]:.1%}"
+        lines.append(f"| {row['kind']}, {row['depth']} layers | {errors} |")
+    return "\n".join(lines) + "\n"
+
+
 def files() -> dict[str, str]:
     """Each file's name and text."""
     texts = {f"{name}-{mode}.svg": draw(theme) for name, draw in FIGURES.items() for mode, theme in THEMES.items()}
-    return texts
+    return texts | {"degradation.md": degradation_table()}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 
 import resnet_core
 from tests.test_readme import PAGES, ROOT
@@ -78,6 +79,26 @@ def test_figures_are_shown_in_light_and_dark():
     assert {name for name, mode in shown if f"-{mode}.svg" not in name} == set()
     drawn = {path.name for path in (DOCS / "figures").glob("*.svg")}
     assert drawn <= {name for name, _ in shown}
+
+
+def test_the_degradation_experiment_is_what_the_page_says_of_it():
+    rows = [json.loads(line) for line in (DOCS / "results" / "degradation.jsonl").read_text().splitlines()]
+    script = runpy.run_path(str(DOCS / "degradation.py"))
+    assert [(row["kind"], row["depth"]) for row in rows] == script["NETS"]
+    assert {row["steps"] for row in rows} == {script["STEPS"]}
+    assert {len(row["train_error"]) * row["every"] for row in rows} == {script["STEPS"]}
+    plain_20, residual_20, plain_56, residual_56 = (row["train_error"][-1] for row in rows)
+    assert round(100 * (plain_20 - residual_20), 1) == 1.5
+    assert round(100 * (plain_56 - residual_56)) == 16
+    assert plain_56 > 3 * plain_20
+    assert residual_20 < residual_56 < 0.52 * plain_56
+    assert round(sum(row["cpu_minutes"] for row in rows)) == 13
+
+    images = torch.randn(script["BATCH"], 1, 14, 14), torch.zeros(script["BATCH"], dtype=torch.long)
+    assert script["train"]("plain", 20, [images, images], steps=1)["steps"] == 1
+    plain, residual = (script["network"](kind, 20).state_dict() for kind in ("plain", "residual"))
+    assert plain.keys() == residual.keys()
+    assert all(plain[name].equal(residual[name]) for name in plain)
 
 
 def test_each_definition_of_the_annotated_files_has_a_note_and_each_note_its_definition():
