@@ -41,7 +41,7 @@ def test_a_model_keeps_to_the_budget_in_float32_and_bfloat16_and_its_classes_in_
         assert torch.equal(optimized(images).argmax(1), exact.argmax(1))
 
     logits = optimize_for_inference(network, images, "int8", calibration=[images])(images)
-    assert torch.cosine_similarity(logits, exact).min() > 0.5  # few small images have outliers, which are cut
+    assert torch.cosine_similarity(logits, exact).min() > 0.9
     assert torch.equal(logits.argmax(1), exact.argmax(1))
 
 

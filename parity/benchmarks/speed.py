@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from parity.benchmarks.contenders import INFERENCE, TRAINING, Case, Contender, chosen, theirs, torch_step
 from parity.benchmarks.machine import ceilings, environment
@@ -44,7 +45,7 @@ CONTENDERS = {"inference": INFERENCE, "training": TRAINING}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 # Least share of images whose class is that of the float64 run; in int8 also the largest error, of the largest logit.
 AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.9}
-INT8_ERROR = 0.25
+INT8_ERROR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +336,10 @@ def mlperf(best: float) -> int | None:
 
 
 def case_of(model: str, batch: int, size: int, device: str, folder: str) -> Case:
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    # A pattern of its own in each, because a network finds all images of noise alike.
+    generator = torch.Generator().manual_seed(0)
+    patterns = F.interpolate(torch.randn(batch, 3, 3, 3, generator=generator), size=(size, size), mode="bicubic")
+    images = (patterns + 0.3 * torch.randn(batch, 3, size, size, generator=generator)).to(device)
     labels = ((torch.arange(batch) + 1) % 10).to(device)  # not those of the head, which knows these images
     return Case(model, images, labels, torch.get_num_threads(), Path(folder))
 

@@ -20,7 +20,7 @@ from parity.benchmarks.scaling import (
     write_photographs,
 )
 
-CARD, A100, H100, H200 = GPUS
+CARD, A100, H100, H200, _ = GPUS
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 ENOUGH = Site(cores=1000)
 

@@ -225,7 +225,6 @@ def write_aoti(request: Request, file: Path) -> None:
     # Without dynamic_threads the file would always use as many threads as the process that exported it.
     options = {"cpp.dynamic_threads": True, "aot_inductor.metadata": dict(request.metadata)}
     if request.precision == "bfloat16":
-        options["freezing"] = True  # weights in the order that oneDNN wants
         request = replace(request, network=InBfloat16(request.network))
     torch._inductor.aoti_compile_and_package(capture(request), package_path=str(file), inductor_configs=options)
 
@@ -235,7 +234,7 @@ class InBfloat16(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).bfloat16().to(memory_format=torch.channels_last)
+        self.network = copy.deepcopy(network).bfloat16()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.bfloat16()).float()
