@@ -64,12 +64,10 @@ class Skipped:
 
     def __str__(self) -> str:
         """In one line; empty where nothing is skipped."""
-        heic = {name: None for name in self.photographs if ending_of(name) in HEIC}
+        heic = [name for name in self.photographs if ending_of(name) in HEIC]
         reasons = {
-            f"HEIC photographs ({HEIC_REMEDY})": [*heic],
-            "photographs that are not read (save them as JPEG or PNG)": [
-                each for each in self.photographs if each not in heic
-            ],
+            f"HEIC photographs ({HEIC_REMEDY})": heic,
+            "photographs that are not read (save them as JPEG or PNG)": sorted(set(self.photographs).difference(heic)),
             "images outside any class folder": self.outside,
             "hidden names": self.hidden,
             "other files": self.other,

@@ -30,6 +30,7 @@ MOST_CLASSES_IN_A_TABLE = 20
 MOST_MISTAKES = 12
 MOST_CONFUSIONS = 10
 TEMPLATE = "report.html"
+OTHER = "evaluation, checkpoints, and steps that no record covers"
 MARK = '<meta name="generator" content="resnet-core report">'
 
 
@@ -120,25 +121,22 @@ def times(
 ) -> list[tuple[str, float, float]]:
     """What the run spent its time on: name, seconds, share.
 
-    A record's speed is that of the steps since the last record or evaluation. The steps in between that no record
-    covers are taken to be as fast.
+    A record's speed is that of the steps since the last record or evaluation.
     """
     spent = {"computing": 0.0, "waiting for data": 0.0, "waiting for other processes": 0.0}
-    before = measured = 0
+    before = 0
     for record in records:
         steps, before = record["step"] - before, record["step"]
         if record["event"] != "train":
             continue
-        measured += steps
         seconds = steps * experiment.recipe.data.global_batch / record["samples_per_second"]
         waits = {"waiting for data": record["data_wait"], "waiting for other processes": record["communication_wait"]}
         for name, share in (waits | {"computing": 1 - sum(waits.values())}).items():
             spent[name] += seconds * share
 
-    scale = min(before / max(measured, 1), result["seconds"] / (sum(spent.values()) or 1))
-    spent = {name: seconds * scale for name, seconds in spent.items()}
-    spent["evaluation, checkpoints and the rest"] = result["seconds"] - sum(spent.values())
-    return [(name, seconds, seconds / result["seconds"]) for name, seconds in spent.items()]
+    spent[OTHER] = max(0.0, result["seconds"] - sum(spent.values()))
+    total = sum(spent.values())
+    return [(name, seconds, seconds / total) for name, seconds in spent.items()]
 
 
 def confusions(confusion: Tensor, names: Sequence[str]) -> list[tuple[str, str, int]]:

@@ -131,20 +131,6 @@ def test_an_image_folder_lists_classes_in_order_and_decodes_on_demand(tmp_path, 
     assert torch.equal(dataset.train.take([1, 2])[1], expected)
 
 
-def test_a_photo_is_turned_as_its_camera_says_and_grey_becomes_colour(tmp_path):
-    image_folder(tmp_path)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: a quarter turn
-    Image.new("L", (8, 5), 40).save(tmp_path / "train" / "cat" / "0.png", exif=exif)
-    assert load_image_folder(tmp_path).train[0][0].shape == (3, 8, 5)
-
-
-def test_a_name_in_any_bytes_is_found_again(tmp_path):
-    image_folder(tmp_path)
-    (tmp_path / "train" / "cat" / "0.png").rename(tmp_path / "train" / "cat" / "Kätzchen ☺.png")
-    assert load_image_folder(tmp_path).train[1][0].shape == (3, 6, 7)
-
-
 def test_cifar10_in_class_folders_is_in_memory(tmp_path):
     image_folder(tmp_path, CIFAR10_CLASSES, size=(32, 32))
     dataset = load_dataset("cifar10", str(tmp_path))
@@ -201,7 +187,7 @@ IMAGES = "train-images-idx3-ubyte"
             "image_folder",
             image_folder,
             lambda folder: (folder / "train").rename(folder / "training"),
-            "no folder train;",
+            "no folder train; it has test, training",
         ),
         (
             "image_folder",
@@ -212,12 +198,6 @@ IMAGES = "train-images-idx3-ubyte"
         ("image_folder", image_folder, emptied, r"train has no class folders; put its images as .*/train/CLASS/IMAGE"),
         ("image_folder", image_folder, without("train/dog"), "train/dog is a folder without images; known endings are"),
         ("image_folder", image_folder, one_class, "only one class, cat; a classifier needs at least 2"),
-        (
-            "image_folder",
-            image_folder,
-            lambda folder: (folder / "test" / "dog").rename(folder / "test" / "dogs"),
-            "must have the same classes; only in one of them: dog, dogs",
-        ),
         ("cifar10", image_folder, lambda folder: None, "has the classes cat, dog, not CIFAR-10's .* image_folder"),
         ("cifar10", cifar_binary, without("data_batch_3.bin"), r"data_batch_3\.bin is missing; unpack the whole"),
         ("cifar10", cifar_binary, cut("data_batch_2.bin"), "30,729 bytes, not a multiple of the 3,073 of a record"),

@@ -49,12 +49,6 @@ def test_a_validation_folder_by_any_of_its_names_is_evaluated_and_test_is_not_re
     assert load_test("image_folder", str(tmp_path), split="train")[0].folder == tmp_path / "Train"
 
 
-def test_folders_of_other_names_are_named_where_train_is_missing(tmp_path):
-    for name in ("training", "val"):
-        write_images(tmp_path / name, BOTH)
-    refuses(tmp_path, "has no folder train; it has training, val")
-
-
 def test_two_folders_of_one_part_are_refused(tmp_path):
     for name in ("train", "val", "valid"):
         write_images(tmp_path / name, BOTH)
