@@ -54,7 +54,7 @@ class Difference:
     def __str__(self) -> str:
         line = f"{Path(self.file).name}:{self.line}" if self.file else ""
         where = ", ".join(filter(None, (self.path, line)))
-        more = f" and {self.places - 1} more places" if self.places > 1 else ""
+        more = {1: "", 2: " and 1 more place"}.get(self.places, f" and {self.places - 1} more places")
         return f"{self.name} ({where}{more}): {self.ours}; reference: {self.theirs}; {self.repair}"
 
 
