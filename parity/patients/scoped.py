@@ -227,7 +227,7 @@ CHANGES: dict[str, Change] = {
     "LeakyReLU negative_slope 0.2 instead of ReLU": Change(
         choices={"act": partial(nn.LeakyReLU, 0.2)}, group="act", where="all"
     ),
-    "GELU approximate none instead of ReLU": Change(choices={"act": nn.GELU}, group="act", where="all"),
+    "GELU instead of ReLU": Change(choices={"act": nn.GELU}, group="act", where="all"),
     "SiLU instead of ReLU": Change(choices={"act": nn.SiLU}, group="act", where="all"),
     "ReLU6 instead of ReLU": Change(choices={"act": nn.ReLU6}, group="act", where="all"),
     "biased convolutions": Change(choices={"bias": True}, group="bias", where="all"),

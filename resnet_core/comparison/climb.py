@@ -13,7 +13,7 @@ from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.pair import Pair
 from resnet_core.comparison.rungs import RUNGS, SLOW, NotRun, Outcome, Run, Rung, Status, judge
 from resnet_core.comparison.trace import in_float64, trace
-from resnet_core.comparison.twins import Twins
+from resnet_core.comparison.twins import Twins, agree
 from resnet_core.foundation.precision import same_bits, same_distribution
 
 STARTING_RUNGS = ("names and shapes", "parameters", "seeded initialisation")
@@ -187,7 +187,7 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
 
     if name == "training logits" and rung.passed:
         first, second = twins.in_float64
-        if not first.trained.matches(second.trained):
+        if not agree(first.trained, second.trained):
             return replace(rung, status="differs", detail="in float64")
     return rung
 

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.comparison.edits import Differences, compare_structures
+from resnet_core.comparison.imports import with_place
+from resnet_core.comparison.layers import Layer, count
 from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
 from resnet_core.comparison.references import Reference, on_meta
-from resnet_core.comparison.structure import Block, Layer, Structure, as_code, count, described, structure_of
+from resnet_core.comparison.structure import Block, Structure, structure_of
 from resnet_core.comparison.trace import Operation, Trace, calibrate, fingerprint, in_float64, perturb_constants, trace
+from resnet_core.comparison.words import as_code, described
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS
@@ -146,8 +149,9 @@ class Examined:
         with restored_buffers(self.network):
             torch.manual_seed(1)
             place = first_unfaithful(structure, run, 2 * self.inputs + 1)
+            tracked = {name for each in run.operations if "norm" in each.function for name in each.tensors.values()}
             for name, value in self.network.named_buffers():
-                if value.is_floating_point() and not fingerprint(value).matches(fingerprint(left[name])):
+                if name in tracked and not fingerprint(value).matches(fingerprint(left[name])):
                     return place or f"the statistics {name} after training"
         return place
 
@@ -211,6 +215,8 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
     differences = tuple(map(as_difference, found))
 
     rest = ours.unexplained or theirs.unexplained
+    if isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
+        rest = rest or f"the forward in training ({with_place(ours.trained)})"
     if strange := [each for each in found if any(edit.kind == "other" for edit in each.edits)]:
         known = tuple(as_difference(each) for each in found if each not in strange)
         places = "; ".join(str(as_difference(each)) for each in strange[:3])
@@ -350,6 +356,11 @@ IN_WORDS = {
     ),
     "squeeze-and-excitation": ("a gate on the branch", "no gate", "remove the gate"),
     "normalised input": ("the network normalises the images", "it takes them as they are", "normalise them before it"),
+    "identity shortcut without projection": (
+        "zeros in the new channels",
+        "a projection",
+        "write the projection, a 1x1 convolution and a norm",
+    ),
     "projection on every block": ("a projection", "identity where the shapes agree", "write nn.Identity()"),
 }
 """The beginning of a mistake's name -> what both have and the repair, where one layer does not say it."""

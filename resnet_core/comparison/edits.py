@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from resnet_core.comparison.structure import Block, Layer, Structure
+from resnet_core.comparison.layers import Layer
+from resnet_core.comparison.structure import Block, Structure
 
 Part = Literal["stem", "branch", "shortcut", "join", "after", "head", "block"]
 Item = TypeVar("Item")
@@ -97,7 +98,7 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
 
 def weights(layer: Layer) -> tuple[str, ...]:
     """Names of the weights that a layer uses."""
-    return tuple(name for leaf in layer.tensors.values() for name in leaf.names)
+    return tuple(name for leaf in layer.tensors.values() if not leaf.made for name in leaf.names)
 
 
 def shared_layers(block: Block, other: Block, seen: set[tuple[str, ...]]) -> Iterator[Edit]:
@@ -165,7 +166,7 @@ DIFFERENT_SETTING = {"kernel": 0.4, "type": 0.4, "name": 0.4}
 
 def unlikeness(layer: Layer, other: Layer) -> float:
     """0 for the same layer, below 1 for one with other settings, above two gaps for another kind of layer."""
-    if layer.kind != other.kind or len(layer.arms) != len(other.arms):
+    if layer.kind != other.kind or (layer.kind == "join" and len(layer.arms) != len(other.arms)):
         return 3.0
     if layer.kind == "other" and layer.settings["function"] != other.settings["function"]:
         return 3.0

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resnet_core.comparison.edits import Differences, Edit, Place
-from resnet_core.comparison.structure import Block, Layer, Structure, count, described, number
+from resnet_core.comparison.layers import Layer, count
+from resnet_core.comparison.structure import Block, Structure
+from resnet_core.comparison.words import JOINED, described, name_of, number
 
 # The best known of them, as the exercises and the plants call them.
 MISTAKES: tuple[str, ...] = (
@@ -194,7 +196,7 @@ def strides(left: list[Edit], differences: Differences) -> Iterator[Mistake]:
 # Settings of many layers.
 
 LAYER_SETTINGS = {
-    "conv": ("bias", "padding_mode"),
+    "conv": ("bias", "padding_mode", "weight"),
     "norm": ("type", "eps", "momentum", "affine", "statistics", "tracked", "groups"),
     "act": ("name", "negative_slope", "alpha", "approximate"),
 }
@@ -243,10 +245,12 @@ def setting_name(edit: Edit) -> str:
     ours: dict[str, Any] = dict(edit.layer.settings) if edit.layer else {}
     theirs: dict[str, Any] = dict(edit.reference.settings) if edit.reference else {}
     if edit.kind == "act":
-        return f"{in_full(edit.layer)} instead of {in_full(edit.reference)}"
+        return f"{described(edit.layer)} instead of {described(edit.reference)}"
     if edit.kind == "norm" and ours["type"] != theirs["type"]:
         groups = f" of {ours['groups']} groups" if "groups" in ours else ""
         return f"{ours['type']}{groups} instead of {theirs['type']}"
+    if edit.setting == "weight":
+        return "convolutions with computed weights"
     if edit.setting == "bias":
         return "biased convolutions" if edit.ours else "convolutions without bias"
     if edit.setting == "affine":
@@ -360,6 +364,7 @@ def in_stem(left: list[Edit], ours: Structure) -> Iterator[Mistake]:
         return
     first = next((number for number, layer in enumerate(ours.stem) if layer.kind == "conv"), 0)
     before = [layer for layer in ours.stem[:first] if layer.kind in ("shift", "scale")]
+    before = [layer for layer in before if "random" not in layer.settings.values()]
 
     def is_normalisation(edit: Edit) -> bool:
         return edit.action == "extra" and any(edit.layer is layer for layer in before)
@@ -392,9 +397,14 @@ def in_stem(left: list[Edit], ours: Structure) -> Iterator[Mistake]:
         yield Mistake(stem_pool(pools), tuple(pools))
     for edit in edits:
         name = in_words(edit, "stem")
+        if edit.layer and edit.action == "extra" and edit.kind in ON_IMAGES:
+            name = ON_IMAGES[edit.kind].format(described(edit.layer))
         if edit.action == "missing" and edit.reference and edit.kind == "act":
             name = f"no stem {edit.reference.settings['name']}"
         yield Mistake(name, (edit,))
+
+
+ON_IMAGES = {"channels": "the images' {}", "resize": "images resized", "shift": "{} on the images"}
 
 
 def is_same_padding(edit: Edit, layers: tuple[Layer, ...], before: str) -> bool:
@@ -481,6 +491,8 @@ def in_head(left: list[Edit], ours: Structure) -> Iterator[Mistake]:
             name = f"{settings['name']} in the output"
         elif edit.kind == "linear" and edit.setting == "out":
             name = f"{edit.ours} classes instead of {edit.theirs}"
+        elif edit.kind == "linear" and edit.setting == "weight":
+            name = "head with a computed weight"
         elif edit.kind == "linear" and edit.setting == "bias":
             name = "head with bias" if edit.ours else "head without bias"
         yield Mistake(name, (edit,))
@@ -597,7 +609,8 @@ def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named
         else:
             yield ("no shortcut" if edit.action == "missing" else "a shortcut too many"), "all", [edit]
     for edit in take(edits, [edit for edit in edits if edit.place.part == "join"]):
-        yield f"shortcut joined with {edit.ours}", "all", [edit]
+        by, times = edit.ours["by"], edit.ours.get("times", 1)
+        yield f"shortcut times {times}" if by == "add" else f"{JOINED[by]} instead of the addition", "all", [edit]
 
     mine, other = ours.shortcut or (), theirs.shortcut or ()
     here = take(edits, [edit for edit in edits if edit.place.part == "shortcut"])
@@ -682,14 +695,6 @@ def at_the_end(edits: list[Edit], ours: Block) -> Iterator[Named]:
             yield in_words(edit, "addition"), "all", [edit]
 
 
-def in_full(layer: Layer | None) -> str:
-    return described(layer) if layer else "nothing"
-
-
-def name_of(layer: Layer | None) -> str:
-    return str(layer.settings.get("name", layer.settings.get("type", layer.kind))) if layer else "layer"
-
-
 def in_branch(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
     # The order of norm and activation.
     for edit in [edit for edit in edits if edit.action == "missing" and edit.kind in ("norm", "act")]:
@@ -735,8 +740,8 @@ def branch_name(edit: Edit) -> str:
         if edit.kind == "act":
             return f"{settings['name']} after the {slot} convolution"
         if edit.kind == "scale":
-            learned = settings["factor"] == "learned"
-            return "learned scale on the branch" if learned else f"branch times {number(settings['factor'])}"
+            names = {"learned": "learned scale on the branch", "random": "stochastic depth"}
+            return names.get(settings["factor"], f"branch times {number(settings['factor'])}")
         if edit.kind == "dropout":
             return f"dropout {settings['probability']:g} inside the block"
         if edit.kind == "norm":
@@ -745,18 +750,21 @@ def branch_name(edit: Edit) -> str:
                 if slot
                 else f"{settings['type']} before the first convolution"
             )
-        if is_gate(edit.layer):
+        if is_gate(edit.layer) and is_squeezing(edit.layer):
             return "squeeze-and-excitation"
     return in_words(edit, "block")
 
 
 def is_gate(layer: Layer) -> bool:
-    """Whether a layer multiplies its input with what it makes of the pooled input."""
-    if layer.kind != "join" or layer.settings["by"] != "mul":
-        return False
-    arm = max(layer.arms, key=len)
+    """Whether a layer multiplies its input with something that it makes of it."""
+    return layer.settings.get("by") == "mul" and len(layer.arms) == 2 and () in layer.arms
+
+
+def is_squeezing(gate: Layer) -> bool:
+    """Whether the gate is made of the pooled input by linear layers or convolutions."""
+    arm = max(gate.arms, key=len)
     pooled = any(each.kind == "pool" and each.settings["kernel"] == "global" for each in arm)
-    return min(map(len, layer.arms)) == 0 and pooled and count(arm, "linear") + count(arm, "conv") > 0
+    return pooled and count(arm, "linear") + count(arm, "conv") > 0
 
 
 def branch_convolutions(edits: list[Edit], theirs: Block) -> Iterator[Named]:
@@ -827,5 +835,9 @@ def in_words(edit: Edit, where: str = "") -> str:
     if edit.action == "missing" and edit.reference:
         return f"no {described(edit.reference)} in the {place}"
     if edit.action == "extra" and edit.layer:
-        return f"{described(edit.layer)} too many in the {place}"
+        return (
+            f"{described(edit.layer)} in the {place}"
+            if is_gate(edit.layer)
+            else f"{described(edit.layer)} too many in the {place}"
+        )
     return f"{edit.kind} {edit.setting} {edit.ours} instead of {edit.theirs} in the {place}"

@@ -94,8 +94,10 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
         raise TypeError(f"compare takes networks or functions that build them, got a {type(model).__name__}")
 
     model = getattr(model, "_orig_mod", model)  # the network inside torch.compile's wrapper
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"the {which} network is a TorchScript program; give the network that it was made from")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"its {path} is" if path else "it is"
+            raise TypeError(f"the {which} network cannot be looked into: {what} a TorchScript program; give its source")
     if volume := next((name for name, each in model.named_modules() if isinstance(each, nn.Conv3d)), None):
         raise TypeError(
             f"the {which} network has 3-D convolutions ({volume}), and compare takes networks of images, "

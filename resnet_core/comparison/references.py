@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
@@ -79,7 +80,10 @@ def nearest(network: nn.Module, num_classes: int | None = None) -> Reference:
     """
     convolutions = convolutions_of(network)
     if not convolutions:
-        raise ValueError("the network has no convolution of images, so it is nearest to no ResNet; name a reference")
+        raise ValueError(
+            "the network holds no convolution of images, so it is nearest to no ResNet; put its layers into an "
+            "nn.ModuleList if they are in a plain list, which torch does not look into, or name a reference"
+        )
 
     if num_classes is None:
         heads = [len(parameter) for parameter in network.parameters() if parameter.dim() == 2]
@@ -157,8 +161,14 @@ def of_blocks(block: type[nn.Module], config: Mapping[str, Any], found: list[int
 
 
 def convolutions_of(network: nn.Module) -> list[Shape]:
-    """Shapes of the convolutions' weights."""
-    return [tuple(parameter.shape) for parameter in network.parameters() if parameter.dim() == 4]
+    """Shapes of the convolutions' weights, also of those that a parametrization computes."""
+    shapes = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            shapes.append(tuple(module.weight.shape))
+        elif not isinstance(module, nn.Conv1d | nn.Conv3d | ParametrizationList):
+            shapes += [tuple(each.shape) for each in module.parameters(recurse=False) if each.dim() == 4]
+    return shapes
 
 
 def distance(found: list[Shape], expected: list[Shape]) -> int:

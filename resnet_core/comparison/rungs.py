@@ -104,19 +104,27 @@ def judge(name: str, ours: Outcome, theirs: Outcome, exact: Callable[[], Outcome
     )
 
 
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    output = model(inputs)
+    if not isinstance(output, Tensor):
+        mode = "in training" if model.training else "in evaluation"
+        raise TypeError(f"it returns a {type(output).__name__} {mode}, not a tensor of logits")
+    return output
+
+
 @torch.no_grad()
 def eval_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    return {LOGITS: model.eval()(inputs)}
+    return {LOGITS: logits_of(model.eval(), inputs)}
 
 
 @torch.no_grad()
 def train_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    return {LOGITS: model.train()(inputs)}
+    return {LOGITS: logits_of(model.train(), inputs)}
 
 
 def gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     inputs = inputs.clone().requires_grad_()
-    loss = F.cross_entropy(model.train()(inputs), labels)
+    loss = F.cross_entropy(logits_of(model.train(), inputs), labels)
     loss.backward()
     found = {Quantity("loss"): loss.detach(), Quantity("gradient of the images"): inputs.grad}
     found |= {Quantity("gradient of {}", name): parameter.grad for name, parameter in model.named_parameters()}
@@ -139,7 +147,7 @@ def statistics(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
 def optimizer_steps(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     for _ in range(STEPS):
-        F.cross_entropy(model(inputs), labels).backward()
+        F.cross_entropy(logits_of(model, inputs), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -76,6 +76,8 @@ class Leaf:
     """Whether one of these is a parameter."""
     unregistered: bool = False
     """Whether it is a parameter that the network does not hold: of a layer in a plain list, or made in forward."""
+    made: str = ""
+    """"computed" from weights, a "part" of one, or "random"; empty for a tensor as it is, whatever its shape."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Result:
     """An argument that depends on the images: what the operation of this number wrote."""
 
     number: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +193,11 @@ def trace(
         torch.manual_seed(seed)
     inputs = inputs.double() if exact else inputs.clone()
     recorder.numbers[inputs] = IMAGES
-    with running_modules(recorder.stack), recorder:
+    with torch.compiler.set_stance("force_eager"), running_modules(recorder.stack), recorder:
         logits = model(inputs)
     if not isinstance(logits, Tensor):
-        raise TypeError(f"{type(model).__name__} returns a {type(logits).__name__}, not a tensor")
+        mode = "in training" if model.training else "in evaluation"
+        raise TypeError(f"{type(model).__name__} returns a {type(logits).__name__} {mode}, not a tensor")
     return Trace(
         operations=recorder.operations,
         output=recorder.numbers.get(logits, IMAGES),
@@ -237,7 +241,7 @@ def running_modules(stack: list[nn.Module]) -> Iterator[None]:
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Inside this context torch computes in float64 even where a network asks for float32."""
-    with Recorder(nn.Module(), exact=True, fingerprints=False, record=False):
+    with torch.compiler.set_stance("force_eager"), Recorder(nn.Module(), True, fingerprints=False, record=False):
         yield
 
 
@@ -256,7 +260,7 @@ class Recorder(TorchFunctionMode):
         """A tensor -> its version and fingerprint."""
         self.promoted = WeakTensorKeyDictionary()
         self.sources = WeakTensorKeyDictionary()
-        """A tensor that is made from weights -> their names."""
+        """A tensor that is made from weights, or random -> the weights' names, and how it is made."""
         self.names = {id(value): name for name, value in [*model.named_parameters(), *model.named_buffers()]}
         self.parameters = {name for name, _ in model.named_parameters()}
         self.paths = {id(module): path for path, module in model.named_modules()}
@@ -274,16 +278,14 @@ class Recorder(TorchFunctionMode):
         if self.exact:
             args, kwargs, casting = without_casts(name, args, kwargs)
             args, kwargs = mapped(self.promote, args), mapped(self.promote, kwargs)
-            if casting and name in CASTS and isinstance(args[0], Tensor):
+            if casting and isinstance(args[0], Tensor) and args[0].is_floating_point():
                 self.note_cast(name, args[0])
                 return args[0]
         tensors = [each for each in (*flat(args), *flat(kwargs)) if isinstance(each, Tensor)]
-        depends = self.record and name not in FACTORIES and any(each in self.numbers for each in tensors)
+        depends = self.record and name not in FACTORIES | LIKE and any(each in self.numbers for each in tensors)
         if not depends:
             result = mapped(self.widen, func(*args, **kwargs))
-            names = tuple(dict.fromkeys(name for each in tensors for name in self.leaf(each).names))
-            if names and isinstance(result, Tensor) and id(result) not in self.names:
-                self.sources[result] = names
+            self.note_sources(name, tensors, result)
             return result
 
         first = next(each for each in tensors if each in self.numbers)
@@ -293,12 +295,24 @@ class Recorder(TorchFunctionMode):
 
         # An operation with several results is one operation for each.
         results = [each for each in flat(result) if isinstance(each, Tensor)]
-        for each in results:
+        for index, each in enumerate(results):
             arguments = by_name(func, *stand_ins)
             if len(results) > 1:
-                arguments = {**arguments, "result": len(self.operations)}
+                arguments = {**arguments, "result": index}
             self.append(name, arguments, (func, *stand_ins), (read, shape), each)
         return result
+
+    def note_sources(self, name: str, tensors: list[Tensor], result: Any) -> None:
+        """Remembers which weights a result that does not depend on the images is made from, and how."""
+        leaves = [self.leaf(each) for each in tensors]
+        names = tuple(dict.fromkeys(name for leaf in leaves for name in leaf.names))
+        made = {leaf.made for leaf in leaves}
+        kinds = {"random": RANDOM, "part": PARTS, "": VIEWS | SAME}
+        made.add(next((kind for kind, functions in kinds.items() if name in functions), "computed"))
+        how = next(each for each in ("random", "computed", "part", "") if each in made)
+        for each in flat(result):
+            if isinstance(each, Tensor) and id(each) not in self.names and (names or how == "random"):
+                self.sources[each] = names, how
 
     def append(self, name: str, arguments: dict[str, Any], call: Any, read: Any, result: Tensor) -> None:
         names = [name for leaf in arguments.values() if isinstance(leaf, Leaf) for name in leaf.names]
@@ -343,7 +357,7 @@ class Recorder(TorchFunctionMode):
             if id(value) in self.names or isinstance(value, nn.Parameter):
                 leaf = self.leaf(value)
                 self.used[id(value)] = leaf
-                self.sources[self.promoted[value]] = leaf.names or ("",)
+                self.sources[self.promoted[value]] = leaf.names or ("",), ""
         return self.promoted[value]
 
     def widen(self, value: Any) -> Any:
@@ -353,7 +367,7 @@ class Recorder(TorchFunctionMode):
         if not isinstance(value, Tensor):
             return value
         if value in self.numbers:
-            return Result(self.numbers[value])
+            return Result(self.numbers[value], tuple(value.shape))
         leaf = self.leaf(value)
         self.used.setdefault(leaf.names or id(value), leaf)
         return leaf
@@ -362,9 +376,10 @@ class Recorder(TorchFunctionMode):
         if id(value) in self.names:
             name = self.names[id(value)]
             return Leaf(value, (name,), name in self.parameters)
-        names = self.sources.get(value, ())
+        names, made = self.sources.get(value, ((), ""))
         loose = isinstance(value, nn.Parameter) or "" in names
-        return Leaf(value, tuple(filter(None, names)), loose or not self.parameters.isdisjoint(names), loose)
+        learned = loose or not self.parameters.isdisjoint(names)
+        return Leaf(value, tuple(filter(None, names)), learned, loose, made)
 
     def of(self, tensor: Tensor, fresh: bool = False) -> Fingerprint | None:
         """The tensor's fingerprint, computed again only when the tensor has changed."""
@@ -381,33 +396,31 @@ def is_narrow(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
-CASTS = ("float", "half", "bfloat16", "to", "type", "type_as")
-FACTORIES: tuple[str, ...] = (
-    "new",
-    "new_tensor",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "zeros_like",
-    "ones_like",
+# What torch's functions do, by name: make a tensor, draw numbers, take a part, change the shape, change nothing.
+FACTORIES, RANDOM, PARTS, VIEWS, SAME = (
+    frozenset(names.split())
+    for names in (
+        "new new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like",
+        "rand randn rand_like randn_like randint bernoulli normal uniform dropout",
+        "__getitem__ chunk split narrow select unbind",
+        "view reshape flatten squeeze unsqueeze expand_as unflatten view_as permute transpose t expand",
+        "contiguous clone detach to float double type type_as __get__ requires_grad",
+    )
 )
-FACTORIES = (*FACTORIES, "full_like", "empty_like", "rand_like", "randn_like")
+LIKE = {"rand_like", "randn_like"}
 NARROW = (torch.float32, torch.float16, torch.bfloat16, "torch.FloatTensor", "torch.HalfTensor")
 
 
 def without_casts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], bool]:
     """The arguments without those that ask for less than float64, and whether the call itself asks for it."""
-    if name in ("float", "half", "bfloat16"):
-        return args, kwargs, True
     asked = [each for each in (*args[1:], *kwargs.values()) if isinstance(each, torch.dtype | str) and each in NARROW]
-    if name in ("to", "type") and asked:
+    if name in ("float", "half", "bfloat16") or (name in ("to", "type") and asked):
         return args, kwargs, True
-    args = tuple(torch.float64 if isinstance(each, torch.dtype) and each in NARROW else each for each in args)
-    kwargs = {
-        key: torch.float64 if isinstance(each, torch.dtype) and each in NARROW else each for key, each in kwargs.items()
-    }
-    return args, kwargs, False
+
+    def widened(each: Any) -> Any:
+        return torch.float64 if isinstance(each, torch.dtype) and each in NARROW else each
+
+    return mapped(widened, args), mapped(widened, kwargs), False
 
 
 @cache

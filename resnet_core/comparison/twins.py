@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.pair import Pair, Weights, copy_weights, held, weights_of
-from resnet_core.comparison.structure import described_operation
 from resnet_core.comparison.trace import Fingerprint, Operation, calibrate, light, perturb_constants, trace
+from resnet_core.comparison.words import described_operation
 
 
 class Float64Run(NamedTuple):
@@ -22,8 +23,8 @@ class Float64Run(NamedTuple):
 
     operations: list[Operation]
     logits: Fingerprint
-    trained: Fingerprint
-    """Logits in training."""
+    trained: Fingerprint | None
+    """Logits in training; None where the network returns something else."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,13 @@ def run_in_float64(model: nn.Module, inputs: Tensor) -> Float64Run:
     """Runs a copy of the model in evaluation and in training. Raises RuntimeError for one that only float32 suits."""
     model = copy.deepcopy(model).double().eval()
     try:
-        run = light(trace(model, inputs))
-        trained = trace(model.train(), 2 * inputs.double() + 1, seed=1, every=False)
+        run, trained = light(trace(model, inputs)), None
+        with suppress(TypeError):
+            trained = trace(model.train(), 2 * inputs.double() + 1, seed=1, every=False).logits
     except RuntimeError as error:
         raise RuntimeError(f"a {type(model).__name__} does not run in float64 ({with_place(error)})") from error
     assert run.logits is not None
-    assert trained.logits is not None
-    return Float64Run(run.operations, run.logits, trained.logits)
+    return Float64Run(run.operations, run.logits, trained)
 
 
 def place_of(operation: Operation) -> str:
