@@ -27,13 +27,13 @@ def of_mistake(mistake: str, *, bottleneck: bool = True, size: int = 64) -> Diag
     """The diagnosis of the functional patient with that mistake of its own list."""
     torch.manual_seed(3)
     patient = functional.build(DEPTHS, bottleneck=bottleneck, mistake=mistake, num_classes=CLASSES)
-    return diagnose(patient, reference(bottleneck), images(size=size), seconds=0)
+    return diagnose(patient, reference(bottleneck), images(size=size))
 
 
 def of_healthy(patients: str, *, bottleneck: bool = True, size: int = 64) -> Diagnosis:
     torch.manual_seed(3)
     patient = HEALTHY[patients].build(DEPTHS, bottleneck=bottleneck, num_classes=CLASSES)
-    return diagnose(patient, reference(bottleneck), images(size=size), seconds=0)
+    return diagnose(patient, reference(bottleneck), images(size=size))
 
 
 def table() -> list[tuple[str, str, bool]]:

@@ -183,7 +183,7 @@ class Grade:
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The exercise: a Python file with ResNet, BasicBlock, Bottleneck and TABLE_1."""
     tell: bool = False
-    """Name the mistake. This takes up to a minute for each of the two blocks."""
+    """Name the mistake. This takes some seconds for each of the two blocks."""
 
     def __call__(self) -> int:
         differences = grade(self.file, tell=self.tell)

@@ -51,7 +51,7 @@ class Comparison:
     differences: tuple[Difference, ...] = ()
     """What the network in question does differently from the other, in the order in which it computes."""
     reference: str | None = None
-    """The reference in words where `compare` chose it."""
+    """What the differences are from, in words, where that is not the second network as it was given."""
     renamed: dict[str, str] = field(default_factory=dict)
     """The first network's modules -> the second's, where names differ."""
 
@@ -137,7 +137,7 @@ def compare(
         likely_cause="; ".join(filter(None, (verdict.cause, cause_of_weights))) or None,
         mistakes=verdict.mistakes,
         differences=verdict.differences,
-        reference=reference,
+        reference=reference or verdict.reference,
         renamed=pair.renamed,
     )
 

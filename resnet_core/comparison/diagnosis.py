@@ -7,13 +7,12 @@ them, and with the network's weights, it must compute in float64 what the networ
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from resnet_core.comparison.edits import Differences, compare_structures
 from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.layers import Layer, count
 from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
-from resnet_core.comparison.references import Reference, on_meta
+from resnet_core.comparison.references import Reference, for_images, on_meta
 from resnet_core.comparison.structure import Block, Structure, structure_of
 from resnet_core.comparison.trace import Operation, Trace, calibrate, fingerprint, in_float64, perturb_constants, trace
 from resnet_core.comparison.words import as_code, described
@@ -31,7 +30,6 @@ from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS
 from resnet_core.models.resnet import BasicBlock, Bottleneck
 
-SECONDS = 60.0
 MANY = 8
 """How many differences a sentence names."""
 
@@ -53,12 +51,15 @@ class Difference:
     repair: str
     places: int = 1
     """How many layers have it."""
+    network: Literal["first", "second"] = "first"
+    """Which of the two networks has it."""
 
     def __str__(self) -> str:
         line = f"{Path(self.file).name}:{self.line}" if self.file else ""
         where = ", ".join(filter(None, (self.path, line)))
         more = {1: "", 2: " and 1 more place"}.get(self.places, f" and {self.places - 1} more places")
-        return f"{self.name} ({where}{more}): {self.ours}; reference: {self.theirs}; {self.repair}"
+        whose = "in the second network, " if self.network == "second" else ""
+        return f"{whose}{self.name} ({where}{more}): {self.ours}; reference: {self.theirs}; {self.repair}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,6 @@ class Diagnosis:
 
     mistakes: tuple[str, ...] | None
     """What the differences are called; empty for a healthy network, None where they do not explain all of it."""
-    tried: int
-    """How many networks were simulated."""
-    seconds: float
     differences: tuple[Difference, ...] = ()
     rest: str | None = None
     """The first operation that the differences do not explain."""
@@ -97,7 +95,7 @@ class Diagnosis:
         return f"{names}: the reference with {made} computes exactly what this network does{known}"
 
 
-def diagnose(patient: nn.Module, reference: nn.Module, inputs: Tensor, *, seconds: float = SECONDS) -> Diagnosis:
+def diagnose(patient: nn.Module, reference: nn.Module, inputs: Tensor) -> Diagnosis:
     """The differences that make `reference` compute what `patient` does; neither network is changed.
 
     A small input is enough: `[2, 3, 64, 64]`. An error that the patient raises on these inputs is passed on.
@@ -156,19 +154,16 @@ class Examined:
         return place
 
 
-class restored_buffers:  # noqa: N801
+@contextmanager
+def restored_buffers(network: nn.Module) -> Iterator[None]:
     """Inside this context a network may change its buffers; afterwards they are as before."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def __enter__(self) -> None:
-        self.kept = {name: value.clone() for name, value in self.network.named_buffers()}
-
-    def __exit__(self, *error: object) -> None:
+    kept = {name: value.clone() for name, value in network.named_buffers()}
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for name, value in self.network.named_buffers():
-                value.copy_(self.kept[name])
+            for name, value in network.named_buffers():
+                value.copy_(kept[name])
 
 
 @torch.no_grad()
@@ -208,31 +203,23 @@ def resized(structure: Structure, network: nn.Module, inputs: Tensor, like: Stru
 
 def explain(ours: Examined, theirs: Examined) -> Diagnosis:
     """The differences of two examined networks, and whether they are all."""
-    began = time.monotonic()
     found = mistakes_between(ours.evaluation, theirs.evaluation)
+    rest = ours.unexplained or theirs.unexplained
     if not isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
         found += [each for each in mistakes_between(ours.trained[1], theirs.trained[1], True) if is_new(each, found)]
-    differences = tuple(map(as_difference, found))
-
-    rest = ours.unexplained or theirs.unexplained
-    if isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
+    elif isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
         rest = rest or f"the forward in training ({with_place(ours.trained)})"
-    if strange := [each for each in found if any(edit.kind == "other" for edit in each.edits)]:
-        known = tuple(as_difference(each) for each in found if each not in strange)
-        places = "; ".join(str(as_difference(each)) for each in strange[:3])
-        return Diagnosis(
-            mistakes=None, tried=1, seconds=time.monotonic() - began, differences=known, rest=rest or places
-        )
+
+    # What has no name is where the rest begins.
+    strange = [each for each in found if any(edit.kind == "other" for edit in each.edits)]
+    rest = rest or "; ".join(str(as_difference(each)) for each in strange[:3]) or None
     names = tuple(each.name for each in found)
-    publication = published(names)
-    name = name_of(theirs.evaluation) if publication else None
+    name = name_of(theirs.evaluation)
     return Diagnosis(
         mistakes=None if rest else names,
-        tried=1,
-        seconds=time.monotonic() - began,
-        differences=differences,
+        differences=tuple(as_difference(each) for each in found if each not in strange),
         rest=rest,
-        publication=publication if name else None,
+        publication=published(names) if name and not rest else None,
         reference_name=name or "the reference",
     )
 
@@ -266,7 +253,7 @@ def whole_changes(ours: Structure, theirs: Structure, training: bool) -> Iterato
     lengths = [count(block.branch, "conv") for structure in (ours, theirs) for block in structure.blocks[:1]]
     if len(lengths) == 2 and set(lengths) == {2, 3}:
         kind = Bottleneck if lengths[0] == 3 else BasicBlock
-        other = nearest(theirs, kind, training)
+        other = healthy_like(theirs, kind, training)
         if other is not None:
             before = BasicBlock if kind is Bottleneck else Bottleneck
             yield f"{kind.__name__}s instead of {before.__name__}s", other
@@ -290,7 +277,9 @@ def pre_activated(structure: Structure) -> Structure:
 # The healthy network that is nearest to a structure.
 
 
-def nearest(structure: Structure, block: type[nn.Module] | None = None, training: bool = False) -> Structure | None:
+def healthy_like(
+    structure: Structure, block: type[nn.Module] | None = None, training: bool = False
+) -> Structure | None:
     """The structure of our network with these depths and widths; None where no network of ours has them."""
     reference = reference_for(structure, block)
     if reference is None:
@@ -313,27 +302,28 @@ def reference_for(structure: Structure, block: type[nn.Module] | None = None) ->
     """Our network with a structure's depths and widths, with other blocks where these are given."""
     linear = [layer for layer in structure.head if layer.kind == "linear"]
     stem = [layer for layer in structure.stem if layer.kind == "conv"]
-    if not structure.blocks or not linear or not stem:
+    first = [layer.settings for block in structure.blocks[:1] for layer in block.branch if layer.kind == "conv"]
+    if not first or not linear or not stem:
         return None
-    first = [layer.settings for layer in structure.blocks[0].branch if layer.kind == "conv"]
     kind = block or (Bottleneck if len(first) == 3 else BasicBlock)
-    config: dict[str, Any] = {"num_classes": linear[-1].settings["out"], "in_channels": channels_in(structure)}
 
+    config: dict[str, Any] = {}
     if first[0]["out"] == 16 and kind is BasicBlock:
         projects = any(count(each.shortcut or (), "conv") for each in structure.blocks)
-        config["shortcut"] = "B" if projects else "A"
-        return Reference(network=CifarResNet, arguments=(max(structure.depths),), config=config)
-    if kind is Bottleneck and len(first) == 3:
-        widths = {"groups": first[1]["groups"], "width_per_group": first[1]["out"] // first[1]["groups"]}
-        config |= {name: value for name, value in widths.items() if value != {"groups": 1, "width_per_group": 64}[name]}
-    if stem[0].settings["kernel"] == 3 and stem[0].settings["stride"] == 1 and not count(structure.stem, "pool"):
-        config["small_images"] = True
-    return Reference(network=Backbone, arguments=(kind, structure.depths), config=config)
+        config = {"shortcut": "B"} if projects else {}
+        reference = Reference(network=CifarResNet, arguments=(max(structure.depths),), config=config)
+    else:
+        if kind is Bottleneck and len(first) == 3:
+            groups, width = first[1]["groups"], first[1]["out"] // first[1]["groups"]
+            config = ({"groups": groups} if groups != 1 else {}) | ({"width_per_group": width} if width != 64 else {})
+        reference = Reference(network=Backbone, arguments=(kind, structure.depths), config=config)
+    small = (stem[0].settings["kernel"], stem[0].settings["stride"], count(structure.stem, "pool")) == (3, 1, 0)
+    return for_images(reference, channels_in(structure), linear[-1].settings["out"], small)
 
 
 def is_healthy(structure: Structure) -> bool:
     """Whether a network of ours, or of torchvision's, has just these layers."""
-    healthy = nearest(structure)
+    healthy = healthy_like(structure)
     return healthy is not None and not compare_structures(structure, healthy).edits
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resnet_core.comparison.edits import Differences, Edit, Place
+from resnet_core.comparison.edits import Differences, Edit, Part, Place
 from resnet_core.comparison.layers import Layer, count
+from resnet_core.comparison.parts import Named, alone, in_block, in_head, in_stem, take
 from resnet_core.comparison.structure import Block, Structure
-from resnet_core.comparison.words import JOINED, described, name_of, number
+from resnet_core.comparison.words import ORDINALS, described, name_of, number
 
 # The best known of them, as the exercises and the plants call them.
 MISTAKES: tuple[str, ...] = (
@@ -123,74 +124,76 @@ def name_mistakes(differences: Differences, ours: Structure, theirs: Structure) 
     left = [*differences.edits]
     order = {id(edit): number for number, edit in enumerate(left)}
     found = [*depths(left)]
-    blocks = other_shortcuts(left, differences)
+    by_block = other_shortcuts(left, differences)
     found += strides(left, differences)
     found += scoped_to_layers(left, theirs, differences)
-    found += in_stem(left, ours)
-    found += in_head(left, ours)
-    found += scoped_to_blocks(left, blocks, differences, theirs)
-    for edit in left:
-        found.append(Mistake(in_words(edit), (edit,)))
-    return merged(sorted(found, key=lambda each: min(order[id(edit)] for edit in each.edits)))
+    for name, edits in (*in_stem(take(left, part="stem"), ours), *in_head(take(left, part="head"), ours)):
+        found += [Mistake(name, tuple(edits))] if edits else []
+    found += scoped_to_blocks(left, by_block, differences, theirs)
+    found += [Mistake(alone(edit), (edit,)) for edit in left]
 
-
-def merged(mistakes: Iterable[Mistake]) -> list[Mistake]:
-    """Mistakes of one name as one."""
+    # Mistakes of one name are one.
     names: dict[str, tuple[Edit, ...]] = {}
-    for each in mistakes:
+    for each in sorted(found, key=lambda each: min(order[id(edit)] for edit in each.edits)):
         names[each.name] = (*names.get(each.name, ()), *each.edits)
     return [Mistake(name, edits) for name, edits in names.items()]
-
-
-def take(left: list[Edit], chosen: list[Edit]) -> list[Edit]:
-    """Removes the chosen edits from those that are left, and returns them."""
-    left[:] = [edit for edit in left if edit not in chosen]
-    return chosen
 
 
 # The whole network: depths and strides.
 
 
 def depths(left: list[Edit]) -> Iterator[Mistake]:
-    edits = take(left, [edit for edit in left if edit.kind == "block"])
+    edits = take(left, kind="block")
     for action, what in (("extra", "many"), ("missing", "few")):
-        chosen = [edit for edit in edits if edit.action == action]
+        chosen = take(edits, action=action)
         for stage in sorted({edit.place.stage for edit in chosen}):
-            here = tuple(edit for edit in chosen if edit.place.stage == stage)
+            here = take(chosen, stage=stage)
             blocks = "one block" if len(here) == 1 else f"{len(here)} blocks"
-            yield Mistake(f"{blocks} too {what} in layer{stage}", here)
+            yield Mistake(f"{blocks} too {what} in layer{stage}", tuple(here))
 
 
 def strides(left: list[Edit], differences: Differences) -> Iterator[Mistake]:
     """Strides of whole stages, with the shortcuts that follow them."""
-    found: dict[int, tuple[int, int, list[Edit]]] = {}
+    found: dict[int, list[Edit]] = {}
+    ours = {other.stage: block.stride for block, other in differences.blocks if other.number == 0}
     for block, other in differences.blocks:
         if block.stride == other.stride:
             continue
-
-        def is_stride(edit: Edit, block: Block = block, other: Block = other) -> bool:
-            if edit.place.block != (other.stage, other.number) or edit.place.part not in ("branch", "shortcut"):
-                return False
-            if edit.setting in ("stride", "step") or edit.kind == "subsample":
-                return True
-            necessary = edit.place.part == "shortcut" and not other.shortcut and block.stride > 1
-            return necessary and edit.action == "extra" and edit.kind in ("conv", "norm")
-
-        edits = take(left, [edit for edit in left if is_stride(edit)])
-        if not edits:
-            continue
-        if other.number == 0:
-            found[other.stage] = block.stride, other.stride, edits
-        else:
+        here: dict[str, Any] = {"stage": other.stage, "number": other.number}
+        edits = take(left, **here, part=("branch", "shortcut"), setting=("stride", "step"))
+        edits += take(left, **here, part=("branch", "shortcut"), kind="subsample")
+        if not other.shortcut and block.stride > 1:  # the shortcut then needs a projection
+            edits += take(left, **here, part="shortcut", action="extra", kind=("conv", "norm"))
+        if edits and other.number == 0:
+            found[other.stage] = edits
+        elif edits:
             yield Mistake(f"stride {block.stride} in {other.name}", tuple(edits))
 
-    ours = {stage: values[0] for stage, values in found.items()}
-    firsts = {other.stage: block.stride for block, other in differences.blocks if other.number == 0}
-    if {**firsts, **ours} == {1: 2, 2: 1, 3: 1, 4: 1}:
-        yield Mistake("stride 2 on the first stage only", tuple(edit for each in found.values() for edit in each[2]))
+    if found and ours == {1: 2, 2: 1, 3: 1, 4: 1}:
+        yield Mistake("stride 2 on the first stage only", tuple(edit for edits in found.values() for edit in edits))
         return
-    for stage, (stride, _, edits) in found.items():
-        yield Mistake(f"{'no stride' if stride == 1 else f'stride {stride}'} in layer{stage}", tuple(edits))
+    for stage, edits in found.items():
+        word = "no stride" if ours[stage] == 1 else f"stride {ours[stage]}"
+        yield Mistake(f"{word} in layer{stage}", tuple(edits))
+
+
+def other_shortcuts(left: list[Edit], differences: Differences) -> Found:
+    """Shortcuts of another kind: zeros where the reference projects, a projection where it has zeros."""
+    found: Found = {}
+    for block, other in differences.blocks:
+        mine, theirs = block.shortcut or (), other.shortcut or ()
+        if count(mine, "new channels") and count(theirs, "conv") and not count(mine, "conv"):
+            zeros = next(layer for layer in mine if layer.kind == "new channels").settings
+            pooled = next((described(layer) for layer in mine if layer.kind == "pool"), None)
+            words = [", zeros on both sides" if zeros["before"] else "", f", {pooled}" if pooled else ""]
+            key = "identity shortcut without projection" + "".join(words), "projected"
+        elif count(mine, "conv") and count(theirs, "new channels"):
+            key = "projection in place of the zeros of shortcut A", "padded"
+        else:
+            continue
+        if edits := take(left, part="shortcut", stage=other.stage, number=other.number):
+            found.setdefault(key, []).append(edits)
+    return found
 
 
 # Settings of many layers.
@@ -203,11 +206,9 @@ LAYER_SETTINGS = {
 
 
 def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differences) -> Iterator[Mistake]:
-    everywhere = {kind: [*places(theirs, kind)] for kind in LAYER_SETTINGS}
-
     # A norm without running statistics has only those of each batch.
     untracked = {id(edit.layer) for edit in left if edit.setting == "tracked" and not edit.ours}
-    take(left, [edit for edit in left if edit.setting == "statistics" and id(edit.layer) in untracked])
+    take(left, setting="statistics", where=lambda edit: id(edit.layer) in untracked)
 
     # Another kind of norm or activation is one edit, whatever its settings.
     by_name: dict[tuple[str, str], list[Edit]] = {}
@@ -216,29 +217,23 @@ def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differenc
             by_name.setdefault((edit.kind, setting_name(edit)), []).append(edit)
         elif edit.action == "missing" and edit.kind == "norm" and not is_moved(edit, left):
             by_name.setdefault(("norm", f"no {name_of(edit.reference)}"), []).append(edit)
+
+    without = {edit.place.block for edit in differences.edits if (edit.action, edit.kind) == ("missing", "shortcut")}
     for (kind, name), edits in by_name.items():
-        take(left, edits)
+        left[:] = [edit for edit in left if edit not in edits]
         lost = {edit.place for edit in differences.edits if edit.action == "missing" and edit.kind == kind}
         lost -= {edit.place for edit in edits}
-        without = {
-            other.place.block for other in differences.edits if (other.action, other.kind) == ("missing", "shortcut")
-        }
-        there = [
+        present = {
             place
-            for place in everywhere[kind]
+            for place in places(theirs, kind)
             if place not in lost and not (place.part == "shortcut" and place.block in without)
-        ]
-        scope = layer_scope({edit.place for edit in edits}, there, edits)
-        yield Mistake(with_scope(name, scope), tuple(edits))
+        }
+        yield Mistake(with_scope(name, layer_scope({edit.place for edit in edits}, present, edits)), tuple(edits))
 
 
 def is_moved(edit: Edit, left: Sequence[Edit]) -> bool:
     """Whether a missing layer stands a little further on."""
-    return any(
-        other.action == "extra" and other.kind == edit.kind and other.place == edit.place
-        for other in left
-        if other is not edit
-    )
+    return any((each.action, each.kind, each.place) == ("extra", edit.kind, edit.place) for each in left)
 
 
 def setting_name(edit: Edit) -> str:
@@ -249,20 +244,22 @@ def setting_name(edit: Edit) -> str:
     if edit.kind == "norm" and ours["type"] != theirs["type"]:
         groups = f" of {ours['groups']} groups" if "groups" in ours else ""
         return f"{ours['type']}{groups} instead of {theirs['type']}"
-    if edit.setting == "weight":
-        return "convolutions with computed weights"
-    if edit.setting == "bias":
-        return "biased convolutions" if edit.ours else "convolutions without bias"
-    if edit.setting == "affine":
-        return f"{ours['type']} {'with' if edit.ours else 'without'} scale and shift"
-    if edit.setting == "statistics":
-        frozen = edit.ours == "running"
-        which = "running statistics in training" if frozen else "the statistics of each batch in evaluation"
-        return f"{ours['type']} with {which}"
-    if edit.setting == "tracked":
-        return f"{ours['type']} {'with' if edit.ours else 'without'} running statistics"
-    if edit.setting == "padding_mode":
-        return f"convolutions padded by {edit.ours}"
+    with_or_without = "with" if edit.ours else "without"
+    match edit.setting:
+        case "weight":
+            return "convolutions with computed weights"
+        case "bias":
+            return "biased convolutions" if edit.ours else "convolutions without bias"
+        case "affine":
+            return f"{ours['type']} {with_or_without} scale and shift"
+        case "tracked":
+            return f"{ours['type']} {with_or_without} running statistics"
+        case "statistics" if edit.ours == "running":
+            return f"{ours['type']} with running statistics in training"
+        case "statistics":
+            return f"{ours['type']} with the statistics of each batch in evaluation"
+        case "padding_mode":
+            return f"convolutions padded by {edit.ours}"
     return f"{ours['type']} {edit.setting} {number(edit.ours)}"
 
 
@@ -273,26 +270,21 @@ SPECIAL_SCOPES = {
 
 
 def with_scope(name: str, scope: str) -> str:
-    if (name, scope) in SPECIAL_SCOPES:
-        return SPECIAL_SCOPES[name, scope]
-    return name if not scope else f"{name}{scope}" if scope.startswith(",") else f"{name} {scope}"
+    between = "" if not scope or scope.startswith(",") else " "
+    return SPECIAL_SCOPES.get((name, scope), f"{name}{between}{scope}")
 
 
 def places(structure: Structure, kind: str) -> Iterator[Place]:
     """Where the layers of a kind stand."""
     parts: list[tuple[Place, Sequence[Layer]]] = [(Place("stem"), structure.stem), (Place("head"), structure.head)]
     for block in structure.blocks:
-        parts += [
-            (Place("branch", 0, block.stage, block.number), block.branch),
-            (Place("shortcut", 0, block.stage, block.number), block.shortcut or ()),
-            (Place("after", 0, block.stage, block.number), block.after),
-        ]
+        of_block: dict[Part, Sequence[Layer]] = {"branch": block.branch, "after": block.after}
+        of_block["shortcut"] = block.shortcut or ()
+        parts += [(Place(part, 0, block.stage, block.number), layers) for part, layers in of_block.items()]
     for place, layers in parts:
-        slot = 0
-        for layer in layers:
-            slot += layer.kind == "conv"
+        for end, layer in enumerate(layers, 1):
             if layer.kind == kind:
-                yield Place(place.part, slot, place.stage, place.number)
+                yield replace(place, slot=count(layers[:end], "conv"))
 
 
 def plain(places: Iterable[Place]) -> set[Place]:
@@ -302,237 +294,50 @@ def plain(places: Iterable[Place]) -> set[Place]:
 
 def layer_scope(found: Iterable[Place], whole: Iterable[Place], edits: Sequence[Edit]) -> str:
     """Which of a kind's layers have it: "" for all, "in layer3", ", all but the stem's"."""
-    found, universe = plain(found), plain(whole) | plain(found)
-    stages = sorted({place.stage for place in universe} - {0})
-    blocks = sorted({place.block for place in universe if place.stage})
-    tests: list[tuple[str, Callable[[Place], bool]]] = [
-        ("", lambda place: True),
-        ("in the stem", lambda place: place.part == "stem"),
-        (", all but the stem's", lambda place: place.part != "stem"),
-        ("in the shortcuts", lambda place: place.part == "shortcut"),
-        (", all but the shortcuts'", lambda place: place.part != "shortcut"),
-        ("in the branches", lambda place: place.part == "branch"),
-        ("after the additions", lambda place: place.part == "after"),
-        ("in the head", lambda place: place.part == "head"),
-        ("in the stem and the shortcuts", lambda place: place.part in ("stem", "shortcut")),
-        *((f"in layer{stage}", lambda place, stage=stage: place.stage == stage) for stage in stages),
-        *(
-            (
-                f"in the {part}s of layer{stage}",
-                lambda place, stage=stage, part=part: place.stage == stage and place.part == part,
-            )
-            for part in ("branch", "shortcut")
-            for stage in stages
-        ),
-        *(
-            (
-                f"after the additions of layer{stage}",
-                lambda place, stage=stage: place.stage == stage and place.part == "after",
-            )
-            for stage in stages
-        ),
-        *(
-            (
-                f"at the {ORDINALS[slot]} convolution of each block",
-                lambda place, slot=slot: place.part == "branch" and place.slot == slot,
-            )
-            for slot in (1, 2, 3)
-        ),
-        *((f"in layer{block[0]}.{block[1]}", lambda place, block=block: place.block == block) for block in blocks),
-        *(
-            (f"from layer{stage} on", lambda place, stage=stage: place.stage >= stage or place.part == "head")
-            for stage in stages[1:]
-        ),
-    ]
-    for words, test in tests:
-        if found == {place for place in universe if test(place)}:
-            return words.replace("branchs", "branches")
+    chosen = plain(found)
+    for words, scope in scopes(plain(whole) | chosen):
+        if chosen == scope:
+            return words
     where = [edit.layer.operation.path or edit.layer.operation.place for edit in edits if edit.layer]
     more = f" and {len(where) - 1} more" if len(where) > 1 else ""
     return f"in {where[0]}{more}" if where else ""
 
 
-ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
+PARTS = {"shortcut": "in the shortcuts", "branch": "in the branches", "after": "after the additions"}
 
 
-# The stem and the head.
+def scopes(whole: set[Place]) -> Iterator[tuple[str, set[Place]]]:
+    """The sets of places that have a name, in words, the largest first."""
 
+    def at(**fields: Any) -> set[Place]:
+        return {place for place in whole if all(getattr(place, name) == value for name, value in fields.items())}
 
-def in_stem(left: list[Edit], ours: Structure) -> Iterator[Mistake]:
-    edits = take(left, [edit for edit in left if edit.place.part == "stem"])
-    if not edits:
-        return
-    first = next((number for number, layer in enumerate(ours.stem) if layer.kind == "conv"), 0)
-    before = [layer for layer in ours.stem[:first] if layer.kind in ("shift", "scale")]
-    before = [layer for layer in before if "random" not in layer.settings.values()]
+    yield "", whole
+    yield "in the stem", at(part="stem")
+    yield ", all but the stem's", whole - at(part="stem")
+    yield "in the shortcuts", at(part="shortcut")
+    yield ", all but the shortcuts'", whole - at(part="shortcut")
+    yield "in the branches", at(part="branch")
+    yield "after the additions", at(part="after")
+    yield "in the head", at(part="head")
+    yield "in the stem and the shortcuts", at(part="stem") | at(part="shortcut")
 
-    def is_normalisation(edit: Edit) -> bool:
-        return edit.action == "extra" and any(edit.layer is layer for layer in before)
-
-    if normalising := take(edits, [edit for edit in edits if is_normalisation(edit)]):
-        yield Mistake("normalised input", tuple(normalising))
-    if count(ours.stem, "conv") == 3 and {layer.settings["kernel"] for layer in ours.stem if layer.kind == "conv"} == {
-        3
-    }:
-        deep = take(
-            edits, [edit for edit in edits if edit.kind in ("conv", "norm", "act") and edit.action != "missing"]
-        )
-        if deep:
-            yield Mistake("deep stem of three 3x3", tuple(deep))
-
-    # TensorFlow's padding: before a layer that then has none.
-    for kind, name in (("conv", "the stem"), ("pool", "the max-pool")):
-        pads = [edit for edit in edits if is_same_padding(edit, ours.stem, kind)]
-        if pads:
-            chosen = take(
-                edits, [edit for edit in edits if edit in pads or (edit.kind == kind and edit.setting == "padding")]
-            )
-            yield Mistake(f"SAME padding in {name}", tuple(chosen))
-
-    convolution = take(edits, [edit for edit in edits if edit.kind == "conv" and edit.action == "setting"])
-    if convolution:
-        yield from stem_convolution(convolution)
-    pools = take(edits, [edit for edit in edits if edit.kind == "pool"])
-    if pools:
-        yield Mistake(stem_pool(pools), tuple(pools))
-    for edit in edits:
-        name = in_words(edit, "stem")
-        if edit.layer and edit.action == "extra" and edit.kind in ON_IMAGES:
-            name = ON_IMAGES[edit.kind].format(described(edit.layer))
-        if edit.action == "missing" and edit.reference and edit.kind == "act":
-            name = f"no stem {edit.reference.settings['name']}"
-        yield Mistake(name, (edit,))
-
-
-ON_IMAGES = {"channels": "the images' {}", "resize": "images resized", "shift": "{} on the images"}
-
-
-def is_same_padding(edit: Edit, layers: tuple[Layer, ...], before: str) -> bool:
-    """Whether an extra padding is TensorFlow's, one more behind than before, and stands before a layer of that kind."""
-    if edit.action != "extra" or edit.kind != "pad" or edit.layer is None:
-        return False
-    sides, following = edit.layer.settings["sides"], layers[layers.index(edit.layer) + 1 :]
-    if not following or following[0].kind != before:
-        return False
-    return isinstance(sides, tuple) and sides[1] == sides[0] + 1 and sides[:2] == sides[2:]
-
-
-def stem_convolution(edits: Sequence[Edit]) -> Iterator[Mistake]:
-    changed = {edit.setting: edit for edit in edits}
-    settings = edits[0].layer.settings if edits[0].layer else {}
-    size = settings["kernel"]
-    usual = settings["padding"] == (size - 1) // 2 * settings["dilation"] if isinstance(size, int) else False
-    if "kernel" in changed:
-        words = f"{size}x{size} stem" if isinstance(size, int) else f"{size[0]}x{size[1]} stem"
-        if "stride" in changed:
-            words += f" of stride {settings['stride']}"
-        if not usual:
-            words += f", padding {settings['padding']}"
-        rest = [edit for edit in edits if edit.setting not in ("kernel", "stride", "padding")]
-        yield Mistake(words, tuple(edit for edit in edits if edit not in rest))
-        edits = rest
-    for edit in edits:
-        word = {"out": f"stem of {edit.ours} channels", "bias": "biased stem" if edit.ours else "stem without bias"}
-        yield Mistake(word.get(edit.setting, f"{edit.setting} {edit.ours} in the stem's convolution"), (edit,))
-
-
-def stem_pool(edits: Sequence[Edit]) -> str:
-    first = edits[0]
-    if first.action == "missing":
-        return f"no {first.reference.settings['type']}-pool" if first.reference else "no max-pool"
-    settings = first.layer.settings if first.layer else {}
-    if first.action == "extra":
-        return f"{described(first.layer)} in the stem" if first.layer else "pool in the stem"
-    changed = {edit.setting: edit.ours for edit in edits}
-    if "type" in changed:
-        rest = [f"{name} {value}" for name, value in changed.items() if name not in ("type", "ceil_mode")]
-        return ", ".join([f"{changed['type']} pool in the stem", *rest])
-    if settings.get("ceil_mode") and changed.get("padding") == 0 and changed.keys() <= {"padding", "ceil_mode"}:
-        return "SAME padding in the max-pool"
-    if changed.keys() <= {"kernel", "padding"} and changed.get("kernel") == 2 and settings["padding"] == 0:
-        return "2x2 max-pool"
-    if changed == {"padding": 0}:
-        return "max-pool without padding"
-    return f"max-pool with {', '.join(f'{name} {value}' for name, value in changed.items())}"
-
-
-def in_head(left: list[Edit], ours: Structure) -> Iterator[Mistake]:
-    edits = take(left, [edit for edit in left if edit.place.part == "head"])
-    linear = [edit for edit in edits if edit.kind == "linear" and edit.action == "extra"]
-    if linear:
-        last = max(layer.operation.number for layer in ours.head if layer.kind == "linear")
-        inner = [edit for edit in edits if edit.layer and edit.layer.operation.number <= last]
-        kinds = ("linear", "act", "norm", "dropout")
-        layers = take(edits, [edit for edit in inner if edit.action == "extra" and edit.kind in kinds])
-        layers += take(edits, [edit for edit in edits if edit.kind == "linear" and edit.setting == "out"])
-        yield Mistake(f"head of {len(linear) + 1} linear layers", tuple(layers))
-    norms = [edit for edit in edits if edit.kind == "norm" and edit.action == "extra"]
-    if norms:
-        place = edits.index(norms[0])
-        acts = [edit for edit in edits[place + 1 : place + 2] if edit.kind == "act" and edit.action == "extra"]
-        names = " and ".join(
-            str(edit.layer.settings.get("type", edit.layer.settings.get("name")))
-            for edit in (*norms, *acts)
-            if edit.layer
-        )
-        chosen = take(edits, [edit for edit in edits if edit in norms or edit in acts])
-        yield Mistake(f"{names} before the head's pool", tuple(chosen))
-
-    pools = take(edits, [edit for edit in edits if edit.kind == "pool"])
-    if pools:
-        yield Mistake(head_pool(pools), tuple(pools))
-    for edit in edits:
-        name = in_words(edit, "head")
-        settings = edit.layer.settings if edit.layer else {}
-        if edit.kind == "dropout" and edit.action == "extra":
-            usual = settings["probability"] == 0.5
-            name = "dropout before the head" if usual else f"dropout {settings['probability']:g} before the head"
-        elif edit.kind == "act" and edit.action == "extra":
-            name = f"{settings['name']} in the output"
-        elif edit.kind == "linear" and edit.setting == "out":
-            name = f"{edit.ours} classes instead of {edit.theirs}"
-        elif edit.kind == "linear" and edit.setting == "weight":
-            name = "head with a computed weight"
-        elif edit.kind == "linear" and edit.setting == "bias":
-            name = "head with bias" if edit.ours else "head without bias"
-        yield Mistake(name, (edit,))
-
-
-def head_pool(edits: Sequence[Edit]) -> str:
-    first = edits[0]
-    if first.action == "missing":
-        return "no pool at the head"
-    if first.action == "extra" and first.layer:
-        return f"{described(first.layer)} at the head"
-    changed = {edit.setting: edit.ours for edit in edits}
-    words = [f"{changed['type']}-pool at the head"] if "type" in changed else []
-    if changed.get("fixed"):
-        words.append("the head's pool fixed to {}x{} pixels".format(*changed["fixed"]))
-    return (
-        ", ".join(words) or f"pool of the head with {', '.join(f'{name} {value}' for name, value in changed.items())}"
-    )
+    stages = sorted({place.stage for place in whole} - {0})
+    yield from ((f"in layer{stage}", at(stage=stage)) for stage in stages)
+    for part, words in PARTS.items():
+        yield from ((f"{words} of layer{stage}", at(stage=stage, part=part)) for stage in stages)
+    for slot in (1, 2, 3):
+        yield f"at the {ORDINALS[slot]} convolution of each block", at(part="branch", slot=slot)
+    for block in sorted({place.block for place in whole if place.stage}):
+        yield "in layer{}.{}".format(*block), at(block=block)
+    for stage in stages[1:]:
+        yield f"from layer{stage} on", {place for place in whole if place.stage >= stage or place.part == "head"}
 
 
 # The blocks.
 
 Found = dict[tuple[str, str], list[list[Edit]]]
 """What a mistake is called, and which blocks can have it -> its edits, block by block."""
-
-
-def scoped_to_blocks(left: list[Edit], found: Found, differences: Differences, theirs: Structure) -> Iterator[Mistake]:
-    for block, other in differences.blocks:
-        edits = take(
-            left, [edit for edit in left if edit.place.stage > 0 and edit.place.block == (other.stage, other.number)]
-        )
-        for name, kind, chosen in in_block(edits, block, other):
-            found.setdefault((name, kind), []).append(chosen)
-    found = widths(found, theirs)
-    for (name, kind), groups in found.items():
-        edits = [edit for group in groups for edit in group]
-        blocks = [block for block in theirs.blocks if BLOCKS[kind](block)]
-        scope = block_scope({edit.place.block for edit in edits}, blocks)
-        yield Mistake(with_scope(name, scope), tuple(edits))
-
 
 BLOCKS: dict[str, Callable[[Block], bool]] = {
     "all": lambda block: True,
@@ -541,6 +346,42 @@ BLOCKS: dict[str, Callable[[Block], bool]] = {
     "padded": lambda block: count(block.shortcut or (), "new channels") > 0,
     "strided": lambda block: block.stride > 1,
 }
+"""Which blocks can have a mistake."""
+
+
+def scoped_to_blocks(left: list[Edit], found: Found, differences: Differences, theirs: Structure) -> Iterator[Mistake]:
+    last = theirs.blocks[-1].stage if theirs.blocks else 0
+    for block, other in differences.blocks:
+        edits = take(left, stage=other.stage, number=other.number)
+        for name, kind, chosen in (*in_block(edits, block, other), *widths(edits, other, last)):
+            found.setdefault((name, kind), []).append(chosen)
+        left += edits
+    for (name, kind), groups in found.items():
+        edits = [edit for group in groups for edit in group]
+        can_have = {"last": lambda block: block.stage == last, **BLOCKS}[kind]
+        blocks = [block for block in theirs.blocks if can_have(block)]
+        yield Mistake(with_scope(name, block_scope({edit.place.block for edit in edits}, blocks)), tuple(edits))
+
+
+def widths(edits: list[Edit], theirs: Block, last_stage: int) -> Iterator[Named]:
+    """The channels of a block's convolutions, as the choices that lead to them."""
+    last = count(theirs.branch, "conv")
+    inner = take(edits, setting="out", part="branch", where=lambda edit: edit.place.slot < last)
+    outer = take(edits, setting="out")
+    ratios = [{edit.ours / edit.theirs for edit in each} for each in (inner, outer)]
+    if last == 3 and len(ratios[0]) == 1 and ratios[0] != ratios[1]:
+        yield f"3x3 {wide(ratios[0].pop())}", "all", inner
+        inner = []
+    if last == 3 and not inner and len(ratios[1]) == 1:
+        yield f"expansion {4 * ratios[1].pop():g}", "all", outer
+    elif inner or outer:
+        ratio = (outer or inner)[0].ours / (outer or inner)[0].theirs
+        ends = theirs.stage == last_stage and ratio == 0.5
+        yield "last stage not wider" if ends else f"stage {wide(ratio)}", "last" if ends else "all", [*inner, *outer]
+
+
+def wide(ratio: float) -> str:
+    return {2: "twice as wide", 0.5: "half as wide"}.get(ratio, f"{ratio:g} times as wide")
 
 
 def block_scope(found: set[tuple[int, int]], blocks: Sequence[Block]) -> str:
@@ -561,283 +402,3 @@ def block_scope(found: set[tuple[int, int]], blocks: Sequence[Block]) -> str:
         if len(names) < 4
         else f"in {len(names)} of {len(all_of)} blocks, first in {names[0]}"
     )
-
-
-Named = tuple[str, str, list[Edit]]
-
-
-def in_block(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
-    """The mistakes of one block: name, which blocks can have it, and its edits."""
-    if shared := take(edits, [edit for edit in edits if edit.setting == "weights"]):
-        yield f"{name_of(shared[0].layer)} shared by several places", "all", shared
-    yield from in_shortcut(edits, ours, theirs)
-    yield from at_the_end(edits, ours)
-    yield from in_branch(edits, ours, theirs)
-    for edit in edits:
-        yield in_words(edit), "all", [edit]
-
-
-def other_shortcuts(left: list[Edit], differences: Differences) -> Found:
-    """Shortcuts of another kind: zeros where the reference projects, a projection where it has zeros."""
-    found: Found = {}
-    for block, other in differences.blocks:
-        mine, theirs = block.shortcut or (), other.shortcut or ()
-        if count(mine, "new channels") and count(theirs, "conv") and not count(mine, "conv"):
-            zeros = next(layer for layer in mine if layer.kind == "new channels").settings
-            pooled = next((described(layer) for layer in mine if layer.kind == "pool"), None)
-            words = [", zeros on both sides" if zeros["before"] else "", f", {pooled}" if pooled else ""]
-            key = "identity shortcut without projection" + "".join(words), "projected"
-        elif count(mine, "conv") and count(theirs, "new channels"):
-            key = "projection in place of the zeros of shortcut A", "padded"
-        else:
-            continue
-        where = "shortcut", (other.stage, other.number)
-        if edits := take(left, [edit for edit in left if (edit.place.part, edit.place.block) == where]):
-            found.setdefault(key, []).append(edits)
-    return found
-
-
-def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
-    joins = take(edits, [edit for edit in edits if edit.kind == "shortcut"])
-    for edit in joins:
-        if edit.setting == "shared":
-            yield (
-                ("projections read the first activation" if edit.ours else "projections read the block's input"),
-                "projected",
-                [edit],
-            )
-        else:
-            yield ("no shortcut" if edit.action == "missing" else "a shortcut too many"), "all", [edit]
-    for edit in take(edits, [edit for edit in edits if edit.place.part == "join"]):
-        by, times = edit.ours["by"], edit.ours.get("times", 1)
-        yield f"shortcut times {times}" if by == "add" else f"{JOINED[by]} instead of the addition", "all", [edit]
-
-    mine, other = ours.shortcut or (), theirs.shortcut or ()
-    here = take(edits, [edit for edit in edits if edit.place.part == "shortcut"])
-    kind = "projected" if count(other, "conv") else "padded" if count(other, "new channels") else "identity"
-    if not here:
-        return
-    if count(mine, "conv") and not other:
-        norm = "" if count(mine, "norm") else "without BatchNorm "
-        taken = take(here, [edit for edit in here if edit.kind in ("conv", "norm")])
-        yield f"projection {norm}on every block", kind, taken
-    if zeros := take(here, [edit for edit in here if edit.kind == "new channels" and edit.action == "setting"]):
-        settings = zeros[0].layer.settings if zeros[0].layer else {}
-        where = "behind" if not settings["before"] else "before" if not settings["after"] else "on both sides of"
-        yield f"zeros of shortcut A {where} the channels", kind, zeros
-    if [edit for edit in here if edit.kind == "pool" and edit.action == "extra"]:
-        pools = take(
-            here, [edit for edit in here if edit.kind == "pool" or (edit.kind == "conv" and edit.setting == "stride")]
-        )
-        type = next((edit.layer.settings["type"] for edit in pools if edit.kind == "pool" and edit.layer), "average")
-        yield f"{type}-pool shortcut", "strided" if theirs.stride > 1 else kind, pools
-    if kernels := [edit for edit in here if edit.setting == "kernel"]:
-        take(here, [edit for edit in here if edit.setting == "padding"])
-        here.remove(kernels[0])
-        kernel, usual = kernels[0].ours, kernels[0].theirs
-        yield f"{kernel}x{kernel} instead of {usual}x{usual} in the shortcut", kind, kernels
-    for edit in here:
-        settings = edit.layer.settings if edit.layer and edit.action == "extra" else {}
-        if edit.kind == "act" and edit.action == "extra":
-            projected = kind == "projected"
-            yield f"{settings['name']} on the {'projected ' if projected else ''}shortcut", kind, [edit]
-        elif edit.kind == "scale" and edit.action == "extra":
-            factor = settings["factor"]
-            yield ("shortcut halved" if factor == 0.5 else f"shortcut times {number(factor)}"), "all", [edit]
-        elif edit.setting == "out":
-            yield "width out", kind, [edit]
-        elif edit.kind == "conv" and edit.action == "setting":
-            yield f"{edit.setting} {edit.ours} in the shortcut", kind, [edit]
-        else:
-            yield in_words(edit, "shortcut"), kind, [edit]
-
-
-def at_the_end(edits: list[Edit], ours: Block) -> Iterator[Named]:
-    """The addition, and the activation that moves to before it."""
-    last = count(ours.branch, "conv")
-    missing = take(
-        edits,
-        [edit for edit in edits if edit.place.part == "after" and edit.action == "missing" and edit.kind == "act"],
-    )
-    early = take(
-        edits,
-        [
-            edit
-            for edit in edits
-            if (
-                edit.place.part == "branch"
-                and edit.action == "extra"
-                and edit.kind == "act"
-                and edit.place.slot == last
-            )
-        ],
-    )
-    if missing and early:
-        # Where the whole block has another activation, that is a mistake of its own.
-        same = sum(layer.kind == "act" and name_of(layer) == name_of(early[0].layer) for layer in ours.branch) > 1
-        name = name_of(missing[0].reference if same else early[0].layer)
-        yield f"{name} before the addition", "all", [*missing, *early]
-    elif missing:
-        yield f"no {name_of(missing[0].reference)} after the addition", "all", missing
-    elif early:
-        yield f"{name_of(early[0].layer)} on the branch", "all", early
-    for edit in take(edits, [edit for edit in edits if edit.place.part == "after"]):
-        settings = edit.layer.settings if edit.layer else {}
-        if edit.kind == "scale" and edit.action == "extra":
-            half = settings["factor"] == 0.5
-            name = (
-                "branch and shortcut averaged"
-                if half
-                else f"sum of branch and shortcut times {number(settings['factor'])}"
-            )
-            yield name, "all", [edit]
-        else:
-            yield in_words(edit, "addition"), "all", [edit]
-
-
-def in_branch(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
-    # The order of norm and activation.
-    for edit in [edit for edit in edits if edit.action == "missing" and edit.kind in ("norm", "act")]:
-        again = [
-            other
-            for other in edits
-            if other.action == "extra" and other.kind == edit.kind and other.place == edit.place
-        ]
-        if again and edit.reference:
-            take(edits, [each for each in edits if each is edit or each is again[0]])
-            slot = edit.place.slot
-            yield f"BatchNorm after ReLU behind the {ORDINALS[min(slot, 5)]} convolution", "all", [edit, again[0]]
-
-    # TensorFlow's padding.
-    for pad in [edit for edit in edits if is_same_padding(edit, ours.branch, "conv")]:
-        slot = pad.place.slot + 1
-        chosen = take(
-            edits, [edit for edit in edits if edit is pad or (edit.setting == "padding" and edit.place.slot == slot)]
-        )
-        yield "SAME padding in the strided 3x3", "strided", chosen
-
-    # Strides that move inside the block.
-    if moved := take(edits, [edit for edit in edits if edit.place.part == "branch" and edit.setting == "stride"]):
-        slot = next((edit.place.slot for edit in moved if edit.ours > edit.theirs), 0)
-        sizes = [layer.settings["kernel"] for layer in ours.branch if layer.kind == "conv"]
-        size = sizes[slot - 1] if 0 < slot <= len(sizes) else 0
-        which = f"{ORDINALS[slot]} " if sizes.count(size) > 1 else ""
-        where = f"on the {which}{size}x{size}" if size else "inside the block"
-        yield f"stride {where}", "strided", moved
-
-    yield from branch_convolutions(edits, theirs)
-    for edit in take(edits, [edit for edit in edits if edit.place.part == "branch"]):
-        yield branch_name(edit), "all", [edit]
-
-
-def branch_name(edit: Edit) -> str:
-    settings = edit.layer.settings if edit.layer else {}
-    slot = ORDINALS[min(edit.place.slot, 5)]
-    if edit.kind == "act" and edit.action == "missing":
-        name = name_of(edit.reference)
-        return f"no {name} inside the block" if edit.place.slot == 1 else f"no {name} after the {slot} convolution"
-    if edit.action == "extra" and edit.layer:
-        if edit.kind == "act":
-            return f"{settings['name']} after the {slot} convolution"
-        if edit.kind == "scale":
-            names = {"learned": "learned scale on the branch", "random": "stochastic depth"}
-            return names.get(settings["factor"], f"branch times {number(settings['factor'])}")
-        if edit.kind == "dropout":
-            return f"dropout {settings['probability']:g} inside the block"
-        if edit.kind == "norm":
-            return (
-                f"{settings['type']} too many after the {slot} convolution"
-                if slot
-                else f"{settings['type']} before the first convolution"
-            )
-        if is_gate(edit.layer) and is_squeezing(edit.layer):
-            return "squeeze-and-excitation"
-    return in_words(edit, "block")
-
-
-def is_gate(layer: Layer) -> bool:
-    """Whether a layer multiplies its input with something that it makes of it."""
-    return layer.settings.get("by") == "mul" and len(layer.arms) == 2 and () in layer.arms
-
-
-def is_squeezing(gate: Layer) -> bool:
-    """Whether the gate is made of the pooled input by linear layers or convolutions."""
-    arm = max(gate.arms, key=len)
-    pooled = any(each.kind == "pool" and each.settings["kernel"] == "global" for each in arm)
-    return pooled and count(arm, "linear") + count(arm, "conv") > 0
-
-
-def branch_convolutions(edits: list[Edit], theirs: Block) -> Iterator[Named]:
-    """Kernels, groups, dilations and paddings; widths are named together for all blocks."""
-    sizes = [layer.settings["kernel"] for layer in theirs.branch if layer.kind == "conv"]
-    for slot in sorted({edit.place.slot for edit in edits if edit.kind == "conv"}):
-        here = take(
-            edits,
-            [edit for edit in edits if edit.kind == "conv" and edit.action == "setting" and edit.place.slot == slot],
-        )
-        changed = {edit.setting: edit for edit in here}
-        size = sizes[slot - 1] if 0 < slot <= len(sizes) else 0
-        where = f"{size}x{size}" if sizes.count(size) == 1 else f"{ORDINALS[min(slot, 5)]} {size}x{size}"
-        if width := [edit for edit in here if edit.setting == "out"]:
-            yield "width out", "all", width
-        if groups := [edit for edit in here if edit.setting == "groups"]:
-            yield (
-                f"{groups[0].ours} group{'s' if groups[0].ours > 1 else ''} in the {where}".replace(
-                    "1 group in", "1 groups in"
-                ),
-                "all",
-                groups,
-            )
-        rest = [edit for edit in here if edit.setting not in ("out", "groups")]
-        if "kernel" in changed:
-            kernel = changed["kernel"].ours
-            yield f"{kernel}x{kernel} instead of the {where}", "all", rest
-        elif "dilation" in changed:
-            yield f"dilation {changed['dilation'].ours} in the {where}", "all", rest
-        else:
-            for edit in rest:
-                yield f"{edit.setting} {edit.ours} in the {where}", "all", [edit]
-
-
-def widths(found: Found, theirs: Structure) -> Found:
-    """The channels of convolutions, block by block, as the choices that lead to them."""
-    edits = [edit for (name, _), groups in found.items() if name == "width out" for group in groups for edit in group]
-    rest = {key: groups for key, groups in found.items() if key[0] != "width out"}
-    for block in theirs.blocks:
-        here = [edit for edit in edits if edit.place.block == (block.stage, block.number)]
-        if not here:
-            continue
-        last = count(block.branch, "conv")
-        inner = [edit for edit in here if edit.place.part == "branch" and edit.place.slot < last]
-        outer = [edit for edit in here if edit not in inner]
-        ratios = {edit.ours / edit.theirs for edit in inner}, {edit.ours / edit.theirs for edit in outer}
-        if last == 3 and inner and len(ratios[0]) == 1 and ratios[0] != ratios[1]:
-            ratio = next(iter(ratios[0]))
-            word = {2: "twice as wide", 0.5: "half as wide"}.get(ratio, f"{ratio:g} times as wide")
-            rest.setdefault((f"3x3 {word}", "all"), []).append(inner)
-            inner = []
-        if last == 3 and outer and not inner and len(ratios[1]) == 1:
-            expansion = 4 * next(iter(ratios[1]))
-            rest.setdefault((f"expansion {expansion:g}", "all"), []).append(outer)
-        elif inner or outer:
-            ratio = outer[0].ours / outer[0].theirs if outer else inner[0].ours / inner[0].theirs
-            last_stage = block.stage == theirs.blocks[-1].stage and ratio == 0.5
-            word = {2: "twice as wide", 0.5: "half as wide"}.get(ratio, f"{ratio:g} times as wide")
-            name = "last stage not wider" if last_stage else f"stage {word}"
-            rest.setdefault((name, "last" if last_stage else "all"), []).append([*inner, *outer])
-    BLOCKS["last"] = lambda block: block.stage == theirs.blocks[-1].stage
-    return rest
-
-
-def in_words(edit: Edit, where: str = "") -> str:
-    """An edit that has no name of its own."""
-    place = {"": edit.place.part, "addition": "block, after the addition"}.get(where, where)
-    if edit.action == "missing" and edit.reference:
-        return f"no {described(edit.reference)} in the {place}"
-    if edit.action == "extra" and edit.layer:
-        return (
-            f"{described(edit.layer)} in the {place}"
-            if is_gate(edit.layer)
-            else f"{described(edit.layer)} too many in the {place}"
-        )
-    return f"{edit.kind} {edit.setting} {edit.ours} instead of {edit.theirs} in the {place}"

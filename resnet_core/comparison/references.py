@@ -1,8 +1,4 @@
-"""Which of our models a network is meant to be, and whether it is that model to the letter.
-
-nearest(network)             # resnet18(num_classes=10): by the shapes of its weights
-pristine(network)            # the same for ours and torchvision's own networks, None for anything edited
-"""
+"""Which of our models a network is meant to be: `nearest(network)` is `resnet18(num_classes=10)`."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, on_meta
-from resnet_core.models.resnet import WIDER, BasicBlock, Bottleneck, ResNet
+from resnet_core.models.resnet import WIDER, BasicBlock, Bottleneck
 
 Shape = tuple[int, ...]
 Network = nn.Module | Callable[[], nn.Module]
@@ -182,70 +178,6 @@ def apart(ours: list[Shape], theirs: list[Shape]) -> int:
     return (Counter(ours) - Counter(theirs)).total() + (Counter(theirs) - Counter(ours)).total()
 
 
-# To the letter.
-
-
-OURS = (ResNet, Backbone, CifarResNet)
-TORCHVISIONS = ("torchvision.models.resnet", "ResNet")
-PACKAGES = ("torch", "torchvision", "resnet_core")
-
-
-def pristine(network: nn.Module) -> Reference | None:
-    """The model that the network is to the letter: of our classes or torchvision's, with all layers and settings of it.
-
-    None for any other network, and for one of these with other settings (eps, dilation), exchanged layers, a `forward`
-    of its own, or hooks. The original v1, stride on the 1x1, counts as a model.
-    """
-    kind = type(network)
-    if (kind not in OURS and (kind.__module__, kind.__qualname__) != TORCHVISIONS) or is_rerouted(network):
-        return None
-
-    # Anything may have been exchanged, so that the nearest model fails to be built.
-    try:
-        reference = nearest(network)
-    except ValueError:
-        return None
-    found = layers_of(network)
-    v1 = replace(reference, config={**reference.config, "stride_in_1x1": True})
-    candidates = [reference, v1] if Bottleneck in reference.arguments else [reference]
-    return next((candidate for candidate in candidates if layers_of(on_meta(candidate)) == found), None)
-
-
-def layers_of(network: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """Each module's kind, settings and shapes by its path, without empty shortcuts, which torchvision's lack."""
-    return {
-        path: (kind_of(module), settings_of(module), [tuple(each.shape) for each in module.parameters(recurse=False)])
-        for path, module in network.named_modules()
-        if path and not (path.endswith(".downsample") and isinstance(module, nn.Identity))
-    }
-
-
-def kind_of(module: nn.Module) -> str:
-    """The name of its class, and where that comes from if that is neither torch, torchvision nor this package."""
-    kind = type(module)
-    known = kind.__module__.partition(".")[0] in PACKAGES and not is_rerouted(module)
-    return kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__} {id(module)}"
-
-
-def is_rerouted(module: nn.Module) -> bool:
-    """Whether this one module has a `forward` of its own, or hooks."""
-    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def settings_of(module: nn.Module) -> dict[str, Any]:
-    """Public attributes that are plain values and change what a layer computes."""
-    if next(module.children(), None) is not None:
-        return {}
-    return {
-        key: value
-        for key, value in vars(module).items()
-        if not key.startswith("_") and key not in ("training", "inplace") and isinstance(value, PLAIN)
-    }
-
-
-PLAIN = (bool, int, float, str, tuple, type(None))
-
-
 # What is compared with what, on which images.
 
 SIZES = {True: (32, 64, 224), False: (64, 224, 32)}
@@ -267,9 +199,7 @@ def complete(a: Network, b: Network | None, inputs: Tensor | None) -> tuple[Netw
         return b, inputs, f"{b}, the nearest of our models{in_common(network, b)}"
 
     other = sample(b, inputs)
-    inputs = images_for([network, other], nearest(network)) if inputs is None else inputs
-    first = first_is_reference(network, other)
-    return b, inputs, f"{pristine(network)}, the first network" if first else None
+    return b, images_for([network, other], nearest(network)) if inputs is None else inputs, None
 
 
 def in_common(network: nn.Module, reference: Reference) -> str:
@@ -283,11 +213,6 @@ def classes_and_channels(network: Network) -> dict[str, int]:
     """What a model of ours needs to take the same images as the network, and to give as many logits."""
     like: Any = on_meta(complete(network, None, None)[0])
     return {"num_classes": like.fc.out_features, "in_channels": like.conv1.in_channels}
-
-
-def first_is_reference(first: nn.Module, second: nn.Module) -> bool:
-    """Whether the networks were given in the other order: the first is one of our models, the second is not."""
-    return pristine(second) is None and pristine(first) is not None
 
 
 def sample(network: Network, inputs: Tensor | None) -> nn.Module:

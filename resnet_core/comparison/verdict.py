@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from resnet_core.comparison.diagnosis import (
+    Diagnosis,
     Difference,
     Examined,
+    as_difference,
     explain,
+    healthy_like,
     is_healthy,
     mistakes_between,
     name_of,
-    nearest,
+    reference_for,
 )
+from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.mistakes import Mistake
 from resnet_core.comparison.structure import EntangledError, Structure
 from resnet_core.comparison.trace import trace
@@ -29,10 +33,16 @@ class Verdict:
     cause: str | None = None
     mistakes: tuple[str, ...] | None = None
     differences: tuple[Difference, ...] = ()
+    reference: str | None = None
+    """The healthy network that the differences are from, where that is not the second one."""
 
 
 def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str]) -> Verdict:
-    """The differences of the first network, or of the second where only the first is a healthy ResNet."""
+    """The differences of the first network from the second.
+
+    Those of the second from the first where only the first is a healthy ResNet; where neither is one, those of both
+    from the healthy one that is nearest.
+    """
     if (place := first_random(twins)) is not None:
         return Verdict(
             cause="the first network is not deterministic in eval mode; check that its dropout respects self.training "
@@ -42,37 +52,62 @@ def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str])
     try:
         theirs = Examined(twins.b, twins.inputs)
         ours = Examined(twins.a, twins.inputs, like=theirs.evaluation)
+        healthy = is_healthy(ours.evaluation), is_healthy(theirs.evaluation)
+        if healthy == (True, False):
+            diagnosis = explain(Examined(twins.b, twins.inputs, like=ours.evaluation), ours)
+        else:
+            diagnosis = explain(ours, theirs)
     except EntangledError as error:
         return Verdict(cause=f"unknown: {error}")
-    healthy = is_healthy(ours.evaluation), is_healthy(theirs.evaluation)
-    names = name_of(ours.evaluation), name_of(theirs.evaluation)
-    if healthy == (True, False):
-        diagnosis = explain(Examined(twins.b, twins.inputs, like=ours.evaluation), ours)
-        words = f"the first network is a healthy {names[0] or 'ResNet'}, so the second is judged: {diagnosis}"
-    else:
-        diagnosis = explain(ours, theirs)
-        words = str(diagnosis)
+    except Exception as error:  # the rungs above are worth more than a traceback
+        return Verdict(cause=f"unknown: the doctor failed, and should not have; please report {with_place(error)}")
 
     if diagnosis.healthy:
         reasons = [*other_reasons(twins, failed, unused)]
         same = "no operation differs on these images, in evaluation and in training"
         return Verdict(cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}")
+    names = name_of(ours.evaluation), name_of(theirs.evaluation)
     if healthy == (True, True) and all(names) and names[0] != names[1]:
         words = f"the first network has the convolutions of a {names[0]}, the second of a {names[1]}"
         return Verdict(cause=words, differences=diagnosis.differences)
-    if healthy == (False, False) and (both := against_the_healthy(ours, theirs)):
-        words += f"; {both}"
-    return Verdict(cause=words, mistakes=diagnosis.mistakes, differences=diagnosis.differences)
+    if healthy == (True, False):
+        return Verdict(
+            cause=f"the first network is a healthy {names[0] or 'ResNet'}, so the second is judged: {diagnosis}",
+            mistakes=diagnosis.mistakes,
+            differences=of_second(diagnosis.differences),
+            reference=f"{reference_for(ours.evaluation)}, the first network",
+        )
+    both = beside_the_healthy(ours, theirs, diagnosis) if healthy == (False, False) else None
+    return both or Verdict(cause=str(diagnosis), mistakes=diagnosis.mistakes, differences=diagnosis.differences)
 
 
-def against_the_healthy(ours: Examined, theirs: Examined) -> str | None:
-    """What both networks have beside the healthy one that is nearest to the second."""
-    healthy = nearest(theirs.evaluation)
+def beside_the_healthy(ours: Examined, theirs: Examined, diagnosis: Diagnosis) -> Verdict | None:
+    """What both networks have beside the healthy one that is nearest to the second; None if both have the same."""
+    healthy = healthy_like(theirs.evaluation)
     if healthy is None:
         return None
-    found = [in_words(mistakes_between(each.evaluation, healthy)) for each in (ours, theirs)]
+    found = [mistakes_between(each.evaluation, healthy) for each in (ours, theirs)]
+    names = [{each.name for each in mistakes} for mistakes in found]
+    first = tuple(as_difference(each) for each in found[0] if each.name not in names[1])
+    second = of_second(as_difference(each) for each in found[1] if each.name not in names[0])
+    if not first and not second:
+        return None
+
     name = name_of(theirs.evaluation) or "ResNet"
-    return f"neither network is a healthy {name}: beside it, the first has {found[0]}, and the second has {found[1]}"
+    words = f"neither network is a healthy {name}: beside it, the first has {in_words(found[0])}, and the second has "
+    words += in_words(found[1])
+    if diagnosis.mistakes is None:
+        words += f"; what is left begins at {diagnosis.rest}"
+    return Verdict(
+        cause=words,
+        mistakes=None if diagnosis.mistakes is None else tuple(each.name for each in (*first, *second)),
+        differences=(*first, *second),
+        reference=f"{reference_for(theirs.evaluation)}, the healthy one that is nearest",
+    )
+
+
+def of_second(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    return tuple(replace(each, network="second") for each in differences)
 
 
 def in_words(mistakes: Sequence[Mistake]) -> str:

@@ -66,6 +66,9 @@ SENTENCES = {
 JOINED = {"add": "addition", "mul": "product", "cat": "concatenation", "maximum": "maximum"}
 
 
+ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
+
+
 def by(size: Any) -> str:
     """`3x3`, `1x7`."""
     return "{}x{}".format(*(size if isinstance(size, tuple) else (size, size)))

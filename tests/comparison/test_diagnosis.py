@@ -36,7 +36,6 @@ def test_a_planted_mistake_is_named(mistake, bottleneck):
 def test_a_healthy_network_gets_a_clean_bill(patients, bottleneck):
     diagnosis = of_healthy(patients, bottleneck=bottleneck, size=32)
     assert diagnosis.healthy, diagnosis
-    assert diagnosis.tried == 1
 
 
 def test_two_mistakes_are_named_together():
@@ -44,7 +43,7 @@ def test_two_mistakes_are_named_together():
     for norm in patient.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = 1e-3
-    diagnosis = diagnose(patient, reference(True), images(), seconds=600)
+    diagnosis = diagnose(patient, reference(True), images())
     assert set(diagnosis.mistakes) == {"shortcut halved", "BatchNorm eps 1e-3"}
 
 
@@ -66,7 +65,7 @@ def test_an_operation_without_a_name_is_still_placed():
 def test_the_networks_given_are_not_changed():
     models = [reference(True), functional.build(DEPTHS, num_classes=7)]
     before = [copy.deepcopy(model.state_dict()) for model in models]
-    diagnose(models[1], models[0], images(), seconds=0)
+    diagnose(models[1], models[0], images())
     for model, kept in zip(models, before, strict=True):
         assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
@@ -75,4 +74,4 @@ def test_similar_mistakes_of_the_catalogue_are_not_confused():
     for name in ("no stride in layer4", "no shortcut", "max-pool without padding", "max-pool at the head"):
         patient = PLANTS[name](reference(True))
         inputs = images(size=size_for(name))
-        assert diagnose(patient, reference(True), inputs, seconds=0).mistakes == (name,)
+        assert diagnose(patient, reference(True), inputs).mistakes == (name,)

@@ -128,7 +128,7 @@ def assert_seen(symptom, space):
 def test_the_doctor_names_the_mistake_of_a_broken_source(mistake):
     block = EXERCISES[mistake].blocks[0]
     patient = small_network(run_source(broken_source(mistake)), block)
-    diagnosis = diagnose(patient, small_network(OURS, block), images(), seconds=0)
+    diagnosis = diagnose(patient, small_network(OURS, block), images())
     assert diagnosis.mistakes == (mistake,), diagnosis
 
 

@@ -1,0 +1,338 @@
+"""What edits of the stem, of the head and of one block are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from resnet_core.comparison.edits import Edit
+from resnet_core.comparison.layers import Layer, count
+from resnet_core.comparison.structure import Block, Structure
+from resnet_core.comparison.words import JOINED, ORDINALS, by, described, name_of, number
+
+
+def take(left: list[Edit], where: Callable[[Edit], bool] | None = None, **fields: Any) -> list[Edit]:
+    """Removes from `left` the edits with these values of an edit or its place, and returns them.
+
+    A tuple stands for any of its values.
+    """
+
+    def is_chosen(edit: Edit) -> bool:
+        for name, value in fields.items():
+            if getattr(edit if hasattr(edit, name) else edit.place, name) not in (
+                value if isinstance(value, tuple) else (value,)
+            ):
+                return False
+        return where is None or where(edit)
+
+    chosen = [edit for edit in left if is_chosen(edit)]
+    left[:] = [edit for edit in left if edit not in chosen]
+    return chosen
+
+
+# The stem and the head.
+
+
+def in_stem(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit]]]:
+    first = next((number for number, layer in enumerate(ours.stem) if layer.kind == "conv"), 0)
+    before = [layer for layer in ours.stem[:first] if "random" not in layer.settings.values()]
+    yield "normalised input", take(edits, kind=("shift", "scale"), where=lambda edit: edit.layer in before)
+
+    kernels = [layer.settings["kernel"] for layer in ours.stem if layer.kind == "conv"]
+    if kernels == [3, 3, 3]:
+        deep = take(edits, kind=("conv", "norm", "act"), action=("extra", "setting"))
+        yield "deep stem of three 3x3", deep
+
+    # TensorFlow's padding: before a layer that then has none.
+    for kind, name in (("conv", "the stem"), ("pool", "the max-pool")):
+        pads = take(edits, where=partial(is_same_padding, layers=ours.stem, before=kind))
+        yield f"SAME padding in {name}", [*pads, *(take(edits, kind=kind, setting="padding") if pads else [])]
+
+    if convolution := take(edits, kind="conv", action="setting"):
+        yield from stem_convolution(convolution)
+    if pools := take(edits, kind="pool"):
+        yield stem_pool(pools), pools
+    yield from ((alone(edit), [edit]) for edit in edits)
+
+
+def is_same_padding(edit: Edit, layers: tuple[Layer, ...], before: str) -> bool:
+    """Whether an extra padding is TensorFlow's, one more behind than before, and stands before a layer of that kind."""
+    if edit.action != "extra" or edit.kind != "pad" or edit.layer is None:
+        return False
+    sides, following = edit.layer.settings["sides"], layers[layers.index(edit.layer) + 1 :]
+    if not following or following[0].kind != before:
+        return False
+    return isinstance(sides, tuple) and sides[1] == sides[0] + 1 and sides[:2] == sides[2:]
+
+
+def stem_convolution(edits: list[Edit]) -> Iterator[tuple[str, list[Edit]]]:
+    changed = {edit.setting for edit in edits}
+    settings = edits[0].layer.settings if edits[0].layer else {}
+    size = settings["kernel"]
+    usual = settings["padding"] == (size - 1) // 2 * settings["dilation"] if isinstance(size, int) else False
+    if "kernel" in changed:
+        stride = f" of stride {settings['stride']}" if "stride" in changed else ""
+        padding = "" if usual else f", padding {settings['padding']}"
+        yield f"{by(size)} stem{stride}{padding}", take(edits, setting=("kernel", "stride", "padding"))
+    for edit in edits:
+        word = {"out": f"stem of {edit.ours} channels", "bias": "biased stem" if edit.ours else "stem without bias"}
+        yield word.get(edit.setting, f"{edit.setting} {edit.ours} in the stem's convolution"), [edit]
+
+
+def stem_pool(edits: Sequence[Edit]) -> str:
+    first, changed = edits[0], {edit.setting: edit.ours for edit in edits}
+    if first.action == "missing" and first.reference:
+        return f"no {first.reference.settings['type']}-pool"
+    if first.action == "extra" or first.layer is None:
+        return f"{described(first.layer)} in the stem"
+    if "type" in changed:
+        rest = [f"{name} {value}" for name, value in changed.items() if name not in ("type", "ceil_mode")]
+        return ", ".join([f"{changed['type']} pool in the stem", *rest])
+    if first.layer.settings["ceil_mode"] and changed in ({"padding": 0}, {"padding": 0, "ceil_mode": True}):
+        return "SAME padding in the max-pool"
+    if changed in ({"kernel": 2}, {"kernel": 2, "padding": 0}) and first.layer.settings["padding"] == 0:
+        return "2x2 max-pool"
+    return "max-pool without padding" if changed == {"padding": 0} else f"max-pool with {listed(changed)}"
+
+
+def listed(changed: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in changed.items())
+
+
+def in_head(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit]]]:
+    linear = [edit for edit in edits if edit.kind == "linear" and edit.action == "extra"]
+    if linear:
+        last = max(layer.operation.number for layer in ours.head if layer.kind == "linear")
+        kinds = ("linear", "act", "norm", "dropout")
+        inner = take(edits, action="extra", kind=kinds, where=lambda edit: number_of(edit) <= last)
+        yield f"head of {len(linear) + 1} linear layers", [*inner, *take(edits, kind="linear", setting="out")]
+    if norms := [edit for edit in edits if edit.kind == "norm" and edit.action == "extra"]:
+        following = edits[edits.index(norms[0]) + 1 :][:1]
+        chosen = [*norms, *(edit for edit in following if edit.kind == "act" and edit.action == "extra")]
+        names = " and ".join(name_of(edit.layer) for edit in chosen)
+        yield f"{names} before the head's pool", take(edits, where=lambda edit: edit in chosen)
+    if pools := take(edits, kind="pool"):
+        yield head_pool(pools), pools
+    yield from ((alone(edit), [edit]) for edit in edits)
+
+
+def number_of(edit: Edit) -> float:
+    """When the first network's layer ran."""
+    return edit.layer.operation.number if edit.layer else float("inf")
+
+
+def head_pool(edits: Sequence[Edit]) -> str:
+    first, changed = edits[0], {edit.setting: edit.ours for edit in edits}
+    if first.action == "missing":
+        return "no pool at the head"
+    if first.action == "extra":
+        return f"{described(first.layer)} at the head"
+    words = [f"{changed['type']}-pool at the head"] if "type" in changed else []
+    if changed.get("fixed"):
+        words.append(f"the head's pool fixed to {by(changed['fixed'])} pixels")
+    return ", ".join(words) or f"pool of the head with {listed(changed)}"
+
+
+# One block.
+
+Named = tuple[str, str, list[Edit]]
+"""A mistake of a block: its name, which blocks can have it, and the edits."""
+
+
+def in_block(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
+    if shared := take(edits, setting="weights"):
+        yield f"{name_of(shared[0].layer)} shared by several places", "all", shared
+    yield from in_shortcut(edits, ours, theirs)
+    yield from at_the_end(edits, ours)
+    yield from in_branch(edits, ours, theirs)
+    yield from ((alone(edit), "all", [edit]) for edit in take(edits, where=lambda edit: edit.setting != "out"))
+
+
+def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
+    for edit in take(edits, kind="shortcut"):
+        yield alone(edit), "projected" if edit.setting == "shared" else "all", [edit]
+    for edit in take(edits, part="join"):
+        joined, times = edit.ours["by"], edit.ours.get("times", 1)
+        yield (
+            f"shortcut times {times}" if joined == "add" else f"{JOINED[joined]} instead of the addition",
+            "all",
+            [edit],
+        )
+
+    mine, other = ours.shortcut or (), theirs.shortcut or ()
+    kind = "projected" if count(other, "conv") else "padded" if count(other, "new channels") else "identity"
+    here = take(edits, part="shortcut", where=lambda edit: edit.setting != "out")
+    if here and count(mine, "conv") and not other:
+        norm = "" if count(mine, "norm") else "without BatchNorm "
+        yield f"projection {norm}on every block", kind, take(here, kind=("conv", "norm"))
+    if zeros := take(here, kind="new channels", action="setting"):
+        settings = zeros[0].layer.settings if zeros[0].layer else {}
+        where = "behind" if not settings["before"] else "before" if not settings["after"] else "on both sides of"
+        yield f"zeros of shortcut A {where} the channels", kind, zeros
+    if any(edit.kind == "pool" and edit.action == "extra" for edit in here):
+        pools = take(here, kind="pool")
+        type = next((edit.layer.settings["type"] for edit in pools if edit.layer), "average")
+        pools += take(here, kind="conv", setting="stride")
+        yield f"{type}-pool shortcut", "strided" if theirs.stride > 1 else kind, pools
+    if kernels := take(here, setting="kernel"):
+        take(here, setting="padding")
+        yield f"{by(kernels[0].ours)} instead of {by(kernels[0].theirs)} in the shortcut", kind, kernels
+    for edit in here:
+        name = alone(edit)
+        name = f"{name} on the {'projected ' * (kind == 'projected')}shortcut" if edit.kind == "act" else name
+        yield name, "all" if edit.kind == "scale" else kind, [edit]
+
+
+def at_the_end(edits: list[Edit], ours: Block) -> Iterator[Named]:
+    """The addition, and the activation that moves to before it."""
+    missing = take(edits, part="after", action="missing", kind="act")
+    early = take(edits, part="branch", action="extra", kind="act", slot=count(ours.branch, "conv"))
+    if missing and early:
+        # Where the whole block has another activation, that is a mistake of its own.
+        same = sum(layer.kind == "act" and name_of(layer) == name_of(early[0].layer) for layer in ours.branch) > 1
+        name = name_of(missing[0].reference if same else early[0].layer)
+        yield f"{name} before the addition", "all", [*missing, *early]
+    elif missing:
+        yield f"no {name_of(missing[0].reference)} after the addition", "all", missing
+    elif early:
+        yield f"{name_of(early[0].layer)} on the branch", "all", early
+    yield from ((alone(edit), "all", [edit]) for edit in take(edits, part="after"))
+
+
+def in_branch(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
+    # The order of norm and activation.
+    for edit in [edit for edit in edits if edit.action == "missing" and edit.kind in ("norm", "act")]:
+        place = edit.place
+        again = [each for each in edits if (each.action, each.kind, each.place) == ("extra", edit.kind, place)][:1]
+        if again:
+            edits.remove(edit)
+            edits.remove(again[0])
+            yield f"BatchNorm after ReLU behind the {ordinal(edit)} convolution", "all", [edit, *again]
+
+    # TensorFlow's padding.
+    for pad in take(edits, where=lambda edit: is_same_padding(edit, ours.branch, "conv")):
+        paddings = take(edits, setting="padding", slot=pad.place.slot + 1)
+        yield "SAME padding in the strided 3x3", "strided", [pad, *paddings]
+
+    # Strides that move inside the block.
+    if moved := take(edits, part="branch", setting="stride"):
+        slot = next((edit.place.slot for edit in moved if edit.ours > edit.theirs), 0)
+        where = convolution_at(slot, ours)
+        yield f"stride on the {where}" if where else "stride inside the block", "strided", moved
+
+    for slot in sorted({edit.place.slot for edit in edits if edit.kind == "conv"}):
+        here = take(edits, kind="conv", action="setting", slot=slot, where=lambda edit: edit.setting != "out")
+        yield from branch_convolution(here, convolution_at(slot, theirs))
+    yield from (
+        (alone(edit), "all", [edit]) for edit in take(edits, part="branch", where=lambda edit: edit.setting != "out")
+    )
+
+
+def convolution_at(slot: int, block: Block) -> str:
+    """`second 3x3`, or `3x3` for the only one of this size."""
+    sizes = [by(layer.settings["kernel"]) for layer in block.branch if layer.kind == "conv"]
+    if not 0 < slot <= len(sizes):
+        return ""
+    return sizes[slot - 1] if sizes.count(sizes[slot - 1]) == 1 else f"{ORDINALS[min(slot, 5)]} {sizes[slot - 1]}"
+
+
+def branch_convolution(edits: list[Edit], where: str) -> Iterator[Named]:
+    """Kernels, groups, dilations and paddings of one convolution."""
+    if groups := take(edits, setting="groups"):
+        yield f"{groups[0].ours} groups in the {where}", "all", groups
+    changed = {edit.setting: edit.ours for edit in edits}
+    if "kernel" in changed:
+        yield f"{by(changed['kernel'])} instead of the {where}", "all", edits
+    elif "dilation" in changed:
+        yield f"dilation {changed['dilation']} in the {where}", "all", edits
+    else:
+        yield from ((f"{edit.setting} {edit.ours} in the {where}", "all", [edit]) for edit in edits)
+
+
+def is_gate(layer: Layer) -> bool:
+    """Whether a layer multiplies its input with something that it makes of it."""
+    return layer.settings.get("by") == "mul" and len(layer.arms) == 2 and () in layer.arms
+
+
+def is_squeezing(gate: Layer) -> bool:
+    """Whether the gate is made of the pooled input by linear layers or convolutions."""
+    arm = max(gate.arms, key=len)
+    pooled = any(each.kind == "pool" and each.settings["kernel"] == "global" for each in arm)
+    return pooled and count(arm, "linear") + count(arm, "conv") > 0
+
+
+# One edit by itself.
+
+WHERE = {"after": "block, after the addition", "branch": "block", "join": "block"}
+
+
+def ordinal(edit: Edit) -> str:
+    return ORDINALS[min(edit.place.slot, 5)]
+
+
+def alone(edit: Edit) -> str:
+    """What an edit is called that is a mistake by itself."""
+    layer, part = edit.layer, edit.place.part
+    settings = layer.settings if layer else {}
+    name = name_of(edit.reference if edit.action == "missing" else layer)
+    factor = number(settings.get("factor"))
+    match part, edit.action, edit.setting or edit.kind:
+        case "stem", "missing", "act":
+            return f"no stem {name}"
+        case "stem", "extra", "channels":
+            return f"the images' {described(layer)}"
+        case "stem", "extra", "resize":
+            return "images resized"
+        case "stem", "extra", "shift" if settings["by"] == "random":
+            return "random noise on the images"
+        case "head", "extra", "dropout":
+            probability = "" if settings["probability"] == 0.5 else f" {settings['probability']:g}"
+            return f"dropout{probability} before the head"
+        case "head", "extra", "act":
+            return f"{name} in the output"
+        case "head", "setting", "out":
+            return f"{edit.ours} classes instead of {edit.theirs}"
+        case "head", "setting", "bias":
+            return "head with bias" if edit.ours else "head without bias"
+        case "head", "setting", "weight":
+            return "head with a computed weight"
+        case _, "setting", "shared":
+            read = "first activation" if edit.ours else "block's input"
+            return f"projections read the {read}"
+        case _, "missing", "shortcut":
+            return "no shortcut"
+        case _, "extra", "shortcut":
+            return "a shortcut too many"
+        case "shortcut", "extra", "act":
+            return name
+        case "shortcut", "extra", "scale":
+            return "shortcut halved" if factor == "0.5" else f"shortcut times {factor}"
+        case "shortcut", "setting", setting if edit.kind == "conv":
+            return f"{setting} {edit.ours} in the shortcut"
+        case "after", "extra", "scale":
+            return "branch and shortcut averaged" if factor == "0.5" else f"sum of branch and shortcut times {factor}"
+        case "branch", "missing", "act" if edit.place.slot == 1:
+            return f"no {name} inside the block"
+        case "branch", "missing", "act":
+            return f"no {name} after the {ordinal(edit)} convolution"
+        case "branch", "extra", "act":
+            return f"{name} after the {ordinal(edit)} convolution"
+        case "branch", "extra", "scale":
+            names = {"learned": "learned scale on the branch", "random": "stochastic depth"}
+            return names.get(factor, f"branch times {factor}")
+        case "branch", "extra", "dropout":
+            return f"{described(layer)} inside the block"
+        case "branch", "extra", "norm" if edit.place.slot:
+            return f"{name} too many after the {ordinal(edit)} convolution"
+        case "branch", "extra", "norm":
+            return f"{name} before the first convolution"
+        case "branch", "extra", "join" if layer and is_gate(layer) and is_squeezing(layer):
+            return "squeeze-and-excitation"
+
+    where = WHERE.get(part, part)
+    if edit.action == "missing":
+        return f"no {described(edit.reference)} in the {where}"
+    if edit.action == "extra" and layer:
+        return f"{described(layer)}{'' if is_gate(layer) else ' too many'} in the {where}"
+    return f"{edit.kind} {edit.setting} {edit.ours} instead of {edit.theirs} in the {where}"
