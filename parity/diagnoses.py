@@ -5,11 +5,13 @@ They belong to this repository and were written for it, in other styles than the
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from parity.drop_in import images
 from parity.patients import flat, functional, teaching
-from resnet_core.comparison.diagnosis import Diagnosis, diagnose
+from resnet_core.comparison.diagnosis import Diagnosis, Examined, diagnose
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 
 DEPTHS, CLASSES = (1, 1, 2, 1), 7
@@ -23,17 +25,22 @@ def reference(bottleneck: bool) -> ResNet:
     return ResNet(Bottleneck if bottleneck else BasicBlock, DEPTHS, num_classes=CLASSES)
 
 
+@cache
+def examined(bottleneck: bool, size: int) -> Examined:
+    return Examined(reference(bottleneck), images(size=size))
+
+
 def of_mistake(mistake: str, *, bottleneck: bool = True, size: int = 64) -> Diagnosis:
     """The diagnosis of the functional patient with that mistake of its own list."""
     torch.manual_seed(3)
     patient = functional.build(DEPTHS, bottleneck=bottleneck, mistake=mistake, num_classes=CLASSES)
-    return diagnose(patient, reference(bottleneck), images(size=size))
+    return diagnose(patient, examined(bottleneck, size), images(size=size))
 
 
 def of_healthy(patients: str, *, bottleneck: bool = True, size: int = 64) -> Diagnosis:
     torch.manual_seed(3)
     patient = HEALTHY[patients].build(DEPTHS, bottleneck=bottleneck, num_classes=CLASSES)
-    return diagnose(patient, reference(bottleneck), images(size=size))
+    return diagnose(patient, examined(bottleneck, size), images(size=size))
 
 
 def table() -> list[tuple[str, str, bool]]:

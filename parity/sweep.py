@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from parity.drop_in import images
 from parity.patients.scoped import CHANGES, FAMILIES, Plant, build, draw, plants
-from resnet_core.comparison.diagnosis import diagnose
+from resnet_core.comparison.diagnosis import Examined, diagnose
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -47,12 +46,13 @@ class Result:
 
 
 @cache
-def reference(family: str) -> nn.Module:
+def reference(family: str) -> Examined:
     torch.manual_seed(1)
     chosen = FAMILIES[family]
     if family == "CIFAR":
-        return CifarResNet(chosen.depths[0], 7, shortcut="B")
-    return ResNet(Bottleneck if chosen.wide else BasicBlock, chosen.depths, num_classes=7)
+        return Examined(CifarResNet(chosen.depths[0], 7, shortcut="B"), images(size=32))
+    block = Bottleneck if chosen.wide else BasicBlock
+    return Examined(ResNet(block, chosen.depths, num_classes=7), images(size=32))
 
 
 def judged(family: str, chosen: Sequence[Plant]) -> Result | None:

@@ -95,13 +95,14 @@ class Diagnosis:
         return f"{names}: the reference with {made} computes exactly what this network does{known}"
 
 
-def diagnose(patient: nn.Module, reference: nn.Module, inputs: Tensor) -> Diagnosis:
+def diagnose(patient: nn.Module, reference: nn.Module | Examined, inputs: Tensor) -> Diagnosis:
     """The differences that make `reference` compute what `patient` does; neither network is changed.
 
-    A small input is enough: `[2, 3, 64, 64]`. An error that the patient raises on these inputs is passed on.
+    A small input is enough: `[2, 3, 64, 64]`. An error that the patient raises on these inputs is passed on. To
+    compare many networks with one reference, examine that once: `Examined(reference, inputs)`.
     """
     with torch.random.fork_rng():
-        theirs = Examined(reference, inputs)
+        theirs = reference if isinstance(reference, Examined) else Examined(reference, inputs)
         return explain(Examined(patient, inputs, like=theirs.evaluation), theirs)
 
 
@@ -115,7 +116,7 @@ class Examined:
         with in_float64(), suppress(ValueError, RuntimeError):  # of a network that runs in evaluation only
             calibrate(self.network, self.inputs)
         self.network.eval()
-        self.trace = trace(self.network, self.inputs)
+        self.trace = trace(self.network, self.inputs, every=False)
         self.evaluation = resized(structure_of(self.trace, like), self.network, self.inputs, like)
 
     @staticmethod
@@ -128,7 +129,7 @@ class Examined:
         with restored_buffers(self.network):
             # With the images that the statistics come from, no momentum would show.
             try:
-                run = trace(self.network.train(), 2 * self.inputs + 1, seed=1)
+                run = trace(self.network.train(), 2 * self.inputs + 1, seed=1, every=False)
             except Exception as error:  # whatever the network raises in training
                 return error
             finally:

@@ -11,7 +11,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -193,7 +193,7 @@ def trace(
         torch.manual_seed(seed)
     inputs = inputs.double() if exact else inputs.clone()
     recorder.numbers[inputs] = IMAGES
-    with torch.compiler.set_stance("force_eager"), running_modules(recorder.stack), recorder:
+    with uncompiled(), running_modules(recorder.stack), recorder:
         logits = model(inputs)
     if not isinstance(logits, Tensor):
         mode = "in training" if model.training else "in evaluation"
@@ -238,10 +238,15 @@ def running_modules(stack: list[nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
+def uncompiled() -> AbstractContextManager[None]:
+    """A context in which compiled parts of a network run as they were written."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Inside this context torch computes in float64 even where a network asks for float32."""
-    with torch.compiler.set_stance("force_eager"), Recorder(nn.Module(), True, fingerprints=False, record=False):
+    with uncompiled(), Recorder(nn.Module(), True, fingerprints=False, record=False):
         yield
 
 
