@@ -13,7 +13,7 @@ from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.pair import Pair
 from resnet_core.comparison.rungs import RUNGS, SLOW, NotRun, Outcome, Run, Rung, Status, judge
 from resnet_core.comparison.trace import in_float64, trace
-from resnet_core.comparison.twins import Twins, agree
+from resnet_core.comparison.twins import Twins, agree, numbered, with_weights
 from resnet_core.foundation.precision import same_bits, same_distribution
 
 STARTING_RUNGS = ("names and shapes", "parameters", "seeded initialisation")
@@ -148,7 +148,7 @@ def activations(twins: Twins) -> Rung:
 
     ours, theirs = (trace(model.eval(), twins.inputs, exact=False).operations for model in (twins.a, twins.b))
     written = {key: each.written for key, each in twins.counterparts(ours).items()}
-    others = twins.second_by_weights(theirs)
+    others = numbered(with_weights(theirs))
     equal = all(written.get(key) == each.written for key, each in others.items())
     return Rung(name="activations", status="equal" if equal else "rounding", detail=f"{len(written)} modules")
 

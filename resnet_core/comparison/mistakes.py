@@ -15,50 +15,6 @@ from resnet_core.comparison.parts import Named, alone, in_block, in_head, in_ste
 from resnet_core.comparison.structure import Block, Structure
 from resnet_core.comparison.words import ORDINALS, described, name_of, number
 
-# The best known of them, as the exercises and the plants call them.
-MISTAKES: tuple[str, ...] = (
-    "stride on the first 1x1",
-    "stride 2 on the first stage only",
-    "no stride in layer2",
-    "no stride in layer3",
-    "no stride in layer4",
-    "SAME padding in the stem",
-    "SAME padding in the max-pool",
-    "SAME padding in the strided 3x3",
-    "3x3 stem",
-    "no stem BatchNorm",
-    "no stem ReLU",
-    "max-pool without padding",
-    "no max-pool",
-    "2x2 max-pool",
-    "average pool in the stem",
-    "ReLU before the addition",
-    "no ReLU after the addition",
-    "no ReLU inside the block",
-    "ReLU on the projected shortcut",
-    "shortcut halved",
-    "branch and shortcut averaged",
-    "no shortcut",
-    "no BatchNorm in the shortcut",
-    "projection on every block",
-    "average-pool shortcut",
-    "identity shortcut without projection",
-    "pre-activation order",
-    "biased convolutions",
-    "BatchNorm eps 1e-3",
-    "BatchNorm eps 1.001e-5",
-    "BatchNorm momentum 0.9",
-    "dropout before the head",
-    "max-pool at the head",
-    "softmax in the output",
-    *(f"{groups} groups in the 3x3" for groups in (1, 2, 4, 8, 16, 32, 64)),
-    "3x3 twice as wide",
-    "3x3 half as wide",
-    "last stage not wider",
-    "expansion 2",
-    *(f"one block too {what} in layer{stage}" for what in ("many", "few") for stage in (1, 2, 3, 4)),
-)
-
 
 @dataclass(frozen=True)
 class Published:

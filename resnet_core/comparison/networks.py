@@ -46,15 +46,6 @@ class NetworkName:
     """The file of the place, where it is known without an import."""
 
 
-def find_network(text: str) -> nn.Module | Callable[[], nn.Module]:
-    """The function that builds the named network, or the network itself where a module holds one.
-
-    Importing the module and calling the function run the user's own code. Raises ValueError with the remedy where the
-    name leads to nothing, or to a function that needs other arguments.
-    """
-    return load(read(text))
-
-
 # Before anything is imported.
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.trace import Leaf, Operation, Trace, perturb_constants, trace
@@ -81,34 +79,30 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
     )
 
 
+def built(network: Network) -> nn.Module:
+    """The network, as a function builds it after `torch.manual_seed(0)`, without torch.compile's wrapper."""
+    torch.manual_seed(0)
+    model = network() if callable(network) and not isinstance(network, nn.Module) else network
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compare takes networks or functions that build them, got a {type(model).__name__}")
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
 def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     """A private copy of the network in eval mode, the random generator's state after building it, and its logits.
 
     Raises TypeError for anything that is not a network of images, or that returns anything but a tensor of logits;
     RuntimeError for a network that does not run on these inputs.
     """
-    torch.manual_seed(0)
-    model = network() if callable(network) and not isinstance(network, nn.Module) else network
+    model = built(network)
     generator = torch.get_rng_state()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compare takes networks or functions that build them, got a {type(model).__name__}")
-
-    model = getattr(model, "_orig_mod", model)  # the network inside torch.compile's wrapper
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"its {path} is" if path else "it is"
             raise TypeError(f"the {which} network cannot be looked into: {what} a TorchScript program; give its source")
-    if volume := next((name for name, each in model.named_modules() if isinstance(each, nn.Conv3d)), None):
-        raise TypeError(
-            f"the {which} network has 3-D convolutions ({volume}), and compare takes networks of images, "
-            "[N, C, H, W]; compare its 2-D form"
-        )
-
-    # Lazy modules take their shapes from the first images.
-    lazy = any(is_lazy(each) for each in (*model.parameters(), *model.buffers()))
-    if lazy and model is network:
-        model = pickle.loads(pickle.dumps(model))
-    elif not lazy:
+    if isinstance(network, nn.Module):
         model = copy.deepcopy(model)
     model = model.to(inputs.device).float().eval()
 

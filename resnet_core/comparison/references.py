@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
+from resnet_core.comparison.pair import Network, built
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, on_meta
 from resnet_core.models.resnet import WIDER, BasicBlock, Bottleneck
 
 Shape = tuple[int, ...]
-Network = nn.Module | Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,16 +217,10 @@ def classes_and_channels(network: Network) -> dict[str, int]:
 
 def sample(network: Network, inputs: Tensor | None) -> nn.Module:
     """A copy of the network, in evaluation mode. Lazy layers of the given one get their weights, by a first forward."""
-    if not isinstance(network, nn.Module) and callable(network):
-        torch.manual_seed(0)
-        network = network()
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"compare takes networks or functions that build them, got a {type(network).__name__}")
-
-    network = getattr(network, "_orig_mod", network)  # the network inside torch.compile's wrapper
-    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
-        output_of(network, torch.zeros(2, 3, 64, 64) if inputs is None else inputs)
-    return copy.deepcopy(network).eval()
+    model = built(network)
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        output_of(model, torch.zeros(2, 3, 64, 64) if inputs is None else inputs)
+    return copy.deepcopy(model).eval()
 
 
 def images_for(networks: list[nn.Module], reference: Reference) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,24 +49,9 @@ class Twins:
 
     def counterparts(self, ours: Iterable[Operation]) -> dict[tuple[Weights, int], Operation]:
         """The first network's operations with weights, by their counterparts' and how often these ran before."""
-        found: dict[tuple[Weights, int], Operation] = {}
-        for operation in ours:
-            if weights_of(operation) in self.operations:
-                weights, time = self.operations[weights_of(operation)], 0
-                while (weights, time) in found:
-                    time += 1
-                found[weights, time] = operation
-        return found
-
-    def second_by_weights(self, theirs: Iterable[Operation]) -> dict[tuple[Weights, int], Operation]:
-        """The second network's operations with weights, by these and how often they ran before."""
-        found: dict[tuple[Weights, int], Operation] = {}
-        for operation in filter(held, theirs):
-            time = 0
-            while (weights_of(operation), time) in found:
-                time += 1
-            found[weights_of(operation), time] = operation
-        return found
+        return numbered(
+            (self.operations[weights_of(each)], each) for each in ours if weights_of(each) in self.operations
+        )
 
     def first_divergence(self) -> tuple[str | None, tuple[str, str] | None]:
         """Where the second network first computes what the first never does, in float64, and what both do there.
@@ -75,14 +61,10 @@ class Twins:
         """
         ours, theirs = (each.operations for each in self.in_float64)
         counterparts = self.counterparts(ours)
-        times: dict[Weights, int] = {}
 
         after_last_match = 0
-        for number, operation in enumerate(theirs):
-            if not held(operation):
-                continue
-            key = weights_of(operation), times.setdefault(weights_of(operation), 0)
-            times[key[0]] += 1
+        for key, operation in numbered(with_weights(theirs)).items():
+            number = operation.number
             if key not in counterparts:
                 shape = operation.written.shape if operation.written else ()
                 return place_of(operation), (f"nothing of shape {list(shape)}", written(operation))
@@ -101,6 +83,20 @@ class Twins:
         if theirs and not ends[0].matches(ends[1]):
             return place_of(theirs[-1]), (f"its end, {ends[0]}", f"its end, {ends[1]}")
         return None, None
+
+
+def with_weights(operations: Iterable[Operation]) -> Iterator[tuple[Weights, Operation]]:
+    return ((weights_of(each), each) for each in operations if held(each))
+
+
+def numbered(operations: Iterable[tuple[Weights, Operation]]) -> dict[tuple[Weights, int], Operation]:
+    """Operations by their weights, and how often these ran before."""
+    times: Counter[Weights] = Counter()
+    found: dict[tuple[Weights, int], Operation] = {}
+    for weights, operation in operations:
+        found[weights, times[weights]] = operation
+        times[weights] += 1
+    return found
 
 
 def agree(one: Fingerprint | None, other: Fingerprint | None) -> bool:

@@ -53,7 +53,7 @@ def at_both_ends(new: str) -> tuple[tuple[str, str], ...]:
     return tuple((old, new.replace("branch", branch)) for old, branch in ends.items())
 
 
-# The names are those of `resnet_core.comparison.mistakes.MISTAKES`; the easiest stand first.
+# The names are those that the doctor gives; the easiest stand first.
 EXERCISES: dict[str, Exercise] = {
     # Shapes or numbers of parameters are wrong.
     "no max-pool": Exercise(

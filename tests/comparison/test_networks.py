@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from resnet_core.comparison import imports
-from resnet_core.comparison.networks import find_network
+from resnet_core.comparison.networks import load, read
 from resnet_core.models.resnet import ResNet
 
 FILES = {
@@ -68,6 +68,10 @@ def build(): return nn.Linear(options.width, 2)
     "project/models/net.py": "import helpers\ndef build(): pass\n",
     "types.py": "from torch import nn\ndef build(): return nn.Linear(4, 2)\n",
 }
+
+
+def find_network(text):
+    return load(read(text))
 
 
 @pytest.fixture

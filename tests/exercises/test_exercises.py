@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import resnet_core
+from parity.patients.plants import PLANTS
 from resnet_core.cli.main import main
 from resnet_core.comparison.diagnosis import diagnose
-from resnet_core.comparison.mistakes import MISTAKES
 from resnet_core.comparison.trace import calibrate
 from resnet_core.exercises import grade, grader, handout
 from resnet_core.exercises.catalog import BLOCKS, EXERCISES, LEGEND
@@ -147,7 +147,7 @@ def test_the_legend_says_what_is_right():
 @pytest.mark.parametrize("mistake", EXERCISES)
 def test_an_exercise_is_a_small_edit_and_does_not_name_the_mistake(mistake):
     text = handout(NUMBERS[mistake], "exercise.py")
-    assert mistake in MISTAKES
+    assert mistake in PLANTS
     assert mistake.lower() not in " ".join(text.lower().replace("#", "").split())
     source = inspect.getsource(resnet)
     for old, new in EXERCISES[mistake].edits:
