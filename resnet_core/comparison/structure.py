@@ -307,11 +307,11 @@ def by_result(layers: list[Layer]) -> Iterator[Layer]:
 @torch.no_grad()
 def known_by_result(layers: Sequence[Layer]) -> tuple[str, Settings] | None:
     """The activation or pool that gives the layers' results on random numbers."""
-    shape = layers[0].operation.read_shape
+    shape = shape_before(layers[0])
     x = 4 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     try:
         result = run(layers, x.clone())
-    except (RuntimeError, TypeError, KeyError):
+    except (RuntimeError, TypeError, KeyError, IndexError):
         return None
     known: list[tuple[tuple[str, Settings], Tensor]] = [(ALIAS, x)]
     known += [(("act", {"name": name}), function(x)) for name, function in ACTIVATIONS.items()]
@@ -320,13 +320,18 @@ def known_by_result(layers: Sequence[Layer]) -> tuple[str, Settings] | None:
     return next((kind for kind, expected in known if same_values(expected, result)), None)
 
 
+def shape_before(layer: Layer) -> tuple[int, ...]:
+    """The shape of what a layer reads; of a join, at the fork."""
+    return next((shape_before(arm[0]) for arm in layer.arms if arm), layer.operation.read_shape)
+
+
 def matrix_product(layers: Sequence[Layer]) -> Layer | None:
     """The linear layer or 1x1 convolution that products with a matrix of weights are."""
     leaves = [leaf for layer in layers for leaf in layer.operation.leaves.values() if leaf.learned and not leaf.made]
     matrices, biases = ([leaf for leaf in leaves if leaf.value.dim() == axes] for axes in (2, 1))
     if len(matrices) != 1 or len(biases) > 1 or len(leaves) != len(matrices) + len(biases):
         return None
-    x = torch.randn(layers[0].operation.read_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(shape_before(layers[0]), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     bias = {"bias": biases[0]} if biases else {}
     for weight in (matrices[0].value, matrices[0].value.t()):
         out, read = weight.shape
@@ -343,12 +348,12 @@ POINTWISE = {"kernel": 1, "stride": 1, "padding": 0, "padding_mode": "zeros", "d
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    return one.numel() == other.numel() and torch.allclose(one.flatten(), other.flatten(), atol=1e-9)
+    return one.numel() == other.numel() and torch.allclose(one.flatten(), other.flatten().double(), atol=1e-9)
 
 
 def is_norm(layers: Sequence[Layer]) -> bool:
     """Whether arithmetic on maps, not on images, normalises: by a mean or a variance, or by a scale and a shift."""
-    if not layers or layers[0].operation.read_shape[1] <= 4 or count(layers, "pool"):
+    if not layers or shape_before(layers[0])[1] <= 4 or count(layers, "pool"):
         return False
     kinds = {layer.kind for layer in layers if layer.settings.get("factor", layer.settings.get("by")) in TENSORS}
     by_itself = any(is_reduced(layer) for layer in layers)

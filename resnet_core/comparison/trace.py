@@ -287,7 +287,8 @@ class Recorder(TorchFunctionMode):
                 self.note_cast(name, args[0])
                 return args[0]
         tensors = [each for each in (*flat(args), *flat(kwargs)) if isinstance(each, Tensor)]
-        depends = self.record and name not in FACTORIES | LIKE and any(each in self.numbers for each in tensors)
+        read = tensors[:1] if name in LIKE else tensors  # what is only made like the images does not depend on them
+        depends = self.record and name not in FACTORIES and any(each in self.numbers for each in read)
         if not depends:
             result = mapped(self.widen, func(*args, **kwargs))
             self.note_sources(name, tensors, result)
@@ -405,14 +406,15 @@ def is_narrow(value: Any) -> bool:
 FACTORIES, RANDOM, PARTS, VIEWS, SAME = (
     frozenset(names.split())
     for names in (
-        "new new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like",
+        "new new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
+        "rand_like randn_like",
         "rand randn rand_like randn_like randint bernoulli normal uniform dropout",
         "__getitem__ chunk split narrow select unbind",
         "view reshape flatten squeeze unsqueeze expand_as unflatten view_as permute transpose t expand",
         "contiguous clone detach to float double type type_as __get__ requires_grad",
     )
 )
-LIKE = {"rand_like", "randn_like"}
+LIKE = ("to", "type_as", "view_as", "expand_as")
 NARROW = (torch.float32, torch.float16, torch.bfloat16, "torch.FloatTensor", "torch.HalfTensor")
 
 

@@ -507,7 +507,9 @@ def test_what_differs_and_is_no_known_mistake_is_said():
     assert rungs["parameters"].endswith("; never run: unused")
     assert rungs["loss and gradients"] == "gradient of conv1.weight: only the second network has one"
     swapped = compare(tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)), Around(tiny(), half_gradient), images())
-    assert swapped.likely_cause.startswith("BatchNorm eps 1e-3")
+    assert swapped.likely_cause.startswith(
+        "neither network is a healthy ResNet: beside it, the first has BatchNorm eps"
+    )
     restless = compare(
         Around(tiny(), lambda self, x: self.network(x) + torch.randn(())), tiny(), images(), diagnosis_seconds=2
     )

@@ -1,0 +1,280 @@
+"""Layers that people write by hand, and other things that torch's own modules do not do: each is called what it is."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from parity.drop_in import images as random_images
+from resnet_core.comparison.compare import compare
+from resnet_core.comparison.diagnosis import Examined, diagnose
+from resnet_core.comparison.references import complete, nearest
+from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
+
+images = partial(random_images, size=48)
+
+
+def tiny(block=BasicBlock, **config):
+    torch.manual_seed(0)
+    return ResNet(block, [1, 1, 1, 1], num_classes=10, **config)
+
+
+def with_blocks(change, network=None):
+    """A network after a change of each block."""
+    network = network or tiny()
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        change(stage[0])
+    return network
+
+
+class Does(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+class Moments(nn.Module):
+    """Normalises over the batch, by hand, with a shift and a scale that learn."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gain, self.shift = (nn.Parameter(torch.rand(1, channels, 1, 1)) for _ in range(2))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+
+    def forward(self, x):
+        mean, var = self.mean, self.var
+        if self.training:
+            mean = x.mean((0, 2, 3))
+            var = (x - mean[:, None, None]).square().mean((0, 2, 3))
+        x = (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+        return x * self.gain + self.shift
+
+
+class OverChannels(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class RootMeanSquare(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(channels, 1, 1))
+
+    def forward(self, x):
+        return x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt() * self.gain
+
+
+class Fixed(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("gain", torch.rand(channels, 1, 1) + 0.5)
+        self.register_buffer("shift", torch.rand(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.gain + self.shift
+
+
+class Groups(nn.Module):
+    """A grouped convolution as one for each part of the channels."""
+
+    def __init__(self, conv, groups):
+        super().__init__()
+        width = conv.in_channels // groups
+        self.parts = nn.ModuleList(nn.Conv2d(width, width, 3, conv.stride, 1, bias=False) for _ in range(groups))
+
+    def forward(self, x):
+        return torch.cat([part(x) for part, x in zip(self.parts, x.chunk(len(self.parts), 1), strict=True)], 1)
+
+
+class Product(nn.Module):
+    def __init__(self, rows, columns, form):
+        super().__init__()
+        self.matrix, self.form = nn.Parameter(torch.randn(rows, columns) / columns**0.5), form
+
+    def forward(self, x):
+        return torch.einsum(self.form, self.matrix, x)
+
+
+class Joined(nn.Module):
+    """A block whose branch and shortcut are joined by another function."""
+
+    def __init__(self, block, join):
+        super().__init__()
+        self.block, self.join = block, join
+
+    def forward(self, x):
+        block = self.block
+        y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+        return F.relu(self.join(y, block.downsample(x)))
+
+
+def at(name, *layers):
+    """A function that puts these layers behind the module of this name."""
+
+    def change(module):
+        setattr(module, name, nn.Sequential(getattr(module, name), *layers))
+
+    return change
+
+
+def in_place_of(name, make):
+    def change(module):
+        setattr(module, name, make(getattr(module, name)))
+        return module
+
+    return change
+
+
+def images_through(function):
+    return nn.Sequential(Does(lambda self, x: function(x)), tiny())
+
+
+def in_training(change):
+    return Does(lambda self, x: change(x) if self.training else x)
+
+
+def blurred():
+    network, weight = tiny(), torch.ones(64, 1, 3, 3) / 9
+    blur = Does(lambda self, x: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight.to(x), stride=2, groups=64))
+    network.maxpool = nn.Sequential(nn.MaxPool2d(3, 1, 1), blur)
+    return network
+
+
+def joined(stage, join):
+    network = tiny()
+    layer = getattr(network, stage)
+    layer[0] = Joined(layer[0], join)
+    return network
+
+
+def pointwise(conv):
+    return Product(conv.out_channels, conv.in_channels, "oc,bchw->bohw")
+
+
+SCALED = in_training(lambda x: x * (torch.rand(len(x), 1, 1, 1) > 0.2).float() / 0.8)
+KINDS = {
+    "norm by hand": (partial(tiny, norm_layer=Moments), ("norm by hand instead of BatchNorm",)),
+    "channels' LayerNorm": (partial(tiny, norm_layer=OverChannels), ("LayerNorm over channels instead of BatchNorm",)),
+    "root mean square": (partial(tiny, norm_layer=RootMeanSquare), ("norm by hand instead of BatchNorm",)),
+    "fixed": (partial(tiny, norm_layer=Fixed), ("fixed scale and shift instead of BatchNorm",)),
+    "stochastic depth": (lambda: with_blocks(at("bn2", SCALED)), ("stochastic depth",)),
+    "noise": (
+        lambda: nn.Sequential(in_training(lambda x: x + torch.randn_like(x)), tiny()),
+        ("random noise on the images",),
+    ),
+    "computed weights": (
+        lambda: with_blocks(lambda block: nn.utils.parametrizations.weight_norm(block.conv1)),
+        ("convolutions with computed weights at the first convolution of each block",),
+    ),
+    "ReLU by hand": (lambda: in_place_of("relu", lambda relu: Does(lambda self, x: x * (x > 0)))(tiny()), ()),
+    "SiLU by hand": (
+        lambda: in_place_of("relu", lambda relu: Does(lambda self, x: x * x.sigmoid()))(tiny()),
+        ("SiLU instead of ReLU in the stem",),
+    ),
+    "permuted pool": (
+        lambda: in_place_of(
+            "avgpool", lambda pool: Does(lambda self, x: x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)[..., None, None])
+        )(tiny()),
+        (),
+    ),
+    "one side, then the other": (
+        lambda: in_place_of("avgpool", lambda pool: Does(lambda self, x: x.mean(3).mean(2)))(tiny()),
+        (),
+    ),
+    "einsum": (
+        lambda: with_blocks(in_place_of("conv3", pointwise), tiny(Bottleneck)),
+        (),
+    ),
+    "groups": (
+        lambda: with_blocks(in_place_of("conv2", partial(Groups, groups=4)), tiny(Bottleneck)),
+        ("4 groups in the 3x3",),
+    ),
+    "two pools": (
+        lambda: in_place_of(
+            "avgpool", lambda pool: Does(lambda self, x: torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
+        )(in_place_of("fc", lambda fc: nn.Linear(1024, 10))(tiny())),
+        ("average and max-pool at the head",),
+    ),
+    "maximum": (lambda: joined("layer3", torch.maximum), ("maximum instead of the addition in layer3",)),
+    "blur": (blurred, ("max-pool with stride 1", "fixed filter 3x3 stride 2 too many in the stem")),
+    "BGR": (
+        lambda: images_through(lambda x: x[:, [2, 1, 0]] / 255),
+        ("the images' channels in the order (2, 1, 0)", "normalised input"),
+    ),
+    "resized": (lambda: images_through(lambda x: F.interpolate(x, size=(40, 40))), ("images resized",)),
+}
+
+
+@pytest.fixture(scope="module")
+def references():
+    return {block: Examined(tiny(block), images()) for block in (BasicBlock, Bottleneck)}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_layer_is_called_what_it_computes(name, references):
+    build, mistakes = KINDS[name]
+    diagnosis = diagnose(build(), references[Bottleneck if name in ("einsum", "groups") else BasicBlock], images())
+    assert diagnosis.mistakes == mistakes, diagnosis
+
+
+def test_ways_that_cross_are_said_to(references):
+    def dense(self, x):
+        y = self.one(x)
+        z = self.two(y) + x
+        return self.three(z) + y
+
+    patient = tiny()
+    patient.layer1 = Does(dense)
+    for name in ("one", "two", "three"):
+        setattr(patient.layer1, name, nn.Conv2d(64, 64, 3, padding=1))
+    cause = compare(patient, tiny(), images(), rungs=["logits"]).likely_cause
+    assert cause.startswith("unknown: the ways that part at layer1.one (test_kinds.py:")
+    assert "cross each other" in cause
+
+
+def test_another_output_in_training_is_said():
+    patient = nn.Sequential(tiny(), Does(lambda self, x: (x, x) if self.training else x))
+    result = compare(patient, tiny(), images(), rungs=["logits", "training logits"])
+    assert "it returns a tuple in training, not a tensor of logits" in result.rungs[-1].detail
+    assert "the forward in training (TypeError: Sequential returns a tuple in training" in result.likely_cause
+
+
+def test_where_neither_network_is_healthy_both_are_judged():
+    first, second = (
+        tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)),
+        tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)),
+    )
+    first.relu, second.maxpool = nn.Identity(), nn.MaxPool2d(2)
+    result = compare(first, second, images(), rungs=["logits"])
+    assert result.likely_cause == (
+        "neither network is a healthy ResNet: beside it, the first has BatchNorm eps 1e-3 and no stem ReLU, and the "
+        "second has BatchNorm eps 1e-3 and 2x2 max-pool"
+    )
+    assert [(each.network, each.name) for each in result.differences] == [
+        ("first", "no stem ReLU"),
+        ("second", "2x2 max-pool"),
+    ]
+    assert result.reference.endswith("the healthy one that is nearest")
+
+
+def test_a_parametrized_network_finds_its_reference():
+    network = tiny()
+    nn.utils.parametrizations.weight_norm(network.conv1)
+    assert nearest(network).config == {"num_classes": 10}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_layers_that_torch_cannot_see_are_refused_with_a_remedy():
+    network = Does(lambda self, x: tiny()(x))
+    with pytest.raises(ValueError, match="plain list, which torch does not look into, or name a reference"):
+        complete(network, None, None)
+    scripted = tiny()
+    scripted.layer2 = torch.jit.script(scripted.layer2)
+    with pytest.raises(TypeError, match="its layer2 is a TorchScript program; give its source"):
+        compare(scripted, tiny(), images())
