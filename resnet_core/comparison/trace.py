@@ -287,8 +287,8 @@ class Recorder(TorchFunctionMode):
                 self.note_cast(name, args[0])
                 return args[0]
         tensors = [each for each in (*flat(args), *flat(kwargs)) if isinstance(each, Tensor)]
-        read = tensors[:1] if name in LIKE else tensors  # what is only made like the images does not depend on them
-        depends = self.record and name not in FACTORIES and any(each in self.numbers for each in read)
+        values = tensors[:1] if name in LIKE else tensors  # what is only made like the images does not depend on them
+        depends = self.record and name not in FACTORIES and any(each in self.numbers for each in values)
         if not depends:
             result = mapped(self.widen, func(*args, **kwargs))
             self.note_sources(name, tensors, result)
