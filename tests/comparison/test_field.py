@@ -194,15 +194,22 @@ def test_layers_made_in_forward_are_named_as_what_they_are():
 
 def consistent(result):
     """No sentence says that two networks are equal where a rung differs, or that they differ where none does."""
-    passed = {rung.name: rung.passed for rung in result.rungs}
+    cause, passed = result.likely_cause or "", {rung.name: rung.passed for rung in result.rungs}
     if result:
         assert (result.likely_cause, result.mistakes, result.differences) == (None, None, ())
         return
-    assert "computes what the reference does" not in (result.likely_cause or "")
-    if "no operation differs" in (result.likely_cause or ""):
-        assert passed.get("logits", True)
-        assert passed.get("training logits", True)
+    assert cause
     assert result.mistakes != ()
+    assert "computes what the reference does" not in cause
+    if "no operation differs" in cause:
+        assert all(passed[name] for name in ("names and shapes", "logits", "training logits"))
+        assert not result.differences
+    if "computes exactly what this network does" in cause:
+        assert result.mistakes == tuple(each.name for each in result.differences)
+        assert all(name in cause for name in result.mistakes[:8])
+    judged = {each.network for each in result.differences}
+    assert judged <= ({"second"} if "so the second is judged" in cause else {"first", "second"})
+    assert "second" not in judged or "neither network is a healthy" in cause or "so the second is judged" in cause
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
