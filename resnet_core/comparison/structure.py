@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -272,12 +273,17 @@ def is_strange(layer: Layer) -> bool:
     return layer.kind == "other" or len(layer.arms) > 1
 
 
-REDUCTIONS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "max", "min"}
-ELEMENTARY = {"sub", "div", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "neg", "exp", "log", "clamp_max"}
-ELEMENTARY |= {"gt", "ge", "lt", "le", "where", "clamp", "clamp_min", "maximum", "minimum", "threshold", "hardtanh"}
-ELEMENTARY |= {"matmul", "einsum", "mm", "addmm"}
+# Functions of arithmetic, of which hand-written layers are made.
+REDUCTIONS, OTHERS = (
+    frozenset(names.split())
+    for names in (
+        "mean var std var_mean std_mean sum norm max min",
+        "add sub mul div pow square sqrt rsqrt reciprocal abs neg exp log gt ge lt le where clamp clamp_min clamp_max "
+        "maximum minimum threshold hardtanh matmul einsum mm addmm permute transpose movedim reshape view flatten",
+    )
+)
+ELEMENTARY = REDUCTIONS | OTHERS
 BY_HAND = ("LayerNorm", "norm by hand", "fixed scale and shift")
-ELEMENTARY |= REDUCTIONS | {"permute", "transpose", "movedim", "reshape", "view", "flatten", "add", "mul"}
 
 
 def is_elementary(layer: Layer) -> bool:
@@ -334,13 +340,14 @@ def matrix_product(layers: Sequence[Layer]) -> Layer | None:
     x = torch.randn(shape_before(layers[0]), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     bias = {"bias": biases[0]} if biases else {}
     for weight in (matrices[0].value, matrices[0].value.t()):
-        out, read = weight.shape
+        out = len(weight)
         settings = {**POINTWISE, "bias": bool(bias), "out": out} if x.dim() == 4 else {"out": out, "bias": bool(bias)}
         kernel = weight[:, :, None, None] if x.dim() == 4 else weight
         tensors = {"weight": replace(matrices[0], value=kernel), **bias}
         layer = Layer("conv" if x.dim() == 4 else "linear", settings, layers[0].operation, tensors)
-        if read == x.shape[1] and same_values(run(layers, x.clone()), layer(x)):
-            return layer
+        with suppress(RuntimeError, TypeError):
+            if same_values(run(layers, x.clone()), layer(x)):
+                return layer
     return None
 
 
@@ -353,7 +360,8 @@ def same_values(one: Tensor, other: Tensor) -> bool:
 
 def is_norm(layers: Sequence[Layer]) -> bool:
     """Whether arithmetic on maps, not on images, normalises: by a mean or a variance, or by a scale and a shift."""
-    if not layers or shape_before(layers[0])[1] <= 4 or count(layers, "pool"):
+    shape = shape_before(layers[0]) if layers else ()
+    if len(shape) < 2 or shape[1] <= 4 or count(layers, "pool"):
         return False
     kinds = {layer.kind for layer in layers if layer.settings.get("factor", layer.settings.get("by")) in TENSORS}
     by_itself = any(is_reduced(layer) for layer in layers)
