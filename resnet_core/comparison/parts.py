@@ -266,6 +266,43 @@ def is_squeezing(gate: Layer) -> bool:
 
 WHERE = {"after": "block, after the addition", "branch": "block", "join": "block"}
 
+# Part, action, kind with setting, and where it matters a value (a factor, a slot, whether a setting is on) -> the name.
+NAMES: dict[tuple[Any, ...], str] = {
+    ("stem", "missing", "act"): "no stem {name}",
+    ("stem", "extra", "channels"): "the images' {layer}",
+    ("stem", "extra", "resize"): "images resized",
+    ("stem", "extra", "shift", "random"): "random noise on the images",
+    ("head", "extra", "dropout", 0.5): "dropout before the head",
+    ("head", "extra", "dropout"): "{layer} before the head",
+    ("head", "extra", "act"): "{name} in the output",
+    ("head", "setting", "linear out"): "{edit.ours} classes instead of {edit.theirs}",
+    ("head", "setting", "linear bias", True): "head with bias",
+    ("head", "setting", "linear bias", False): "head without bias",
+    ("head", "setting", "linear weight"): "head with a computed weight",
+    ("join", "setting", "shortcut shared", True): "projections read the first activation",
+    ("join", "setting", "shortcut shared", False): "projections read the block's input",
+    ("join", "missing", "shortcut"): "no shortcut",
+    ("join", "extra", "shortcut"): "a shortcut too many",
+    ("shortcut", "extra", "act"): "{name}",
+    ("shortcut", "extra", "scale", 0.5): "shortcut halved",
+    ("shortcut", "extra", "scale"): "shortcut times {value}",
+    **{
+        ("shortcut", "setting", f"conv {setting}"): f"{setting} {{edit.ours}} in the shortcut"
+        for setting in ("stride", "padding", "dilation", "groups")
+    },
+    ("after", "extra", "scale", 0.5): "branch and shortcut averaged",
+    ("after", "extra", "scale"): "sum of branch and shortcut times {value}",
+    ("branch", "missing", "act", 1): "no {name} inside the block",
+    ("branch", "missing", "act"): "no {name} after the {slot} convolution",
+    ("branch", "extra", "act"): "{name} after the {slot} convolution",
+    ("branch", "extra", "scale", "learned"): "learned scale on the branch",
+    ("branch", "extra", "scale", "random"): "stochastic depth",
+    ("branch", "extra", "scale"): "branch times {value}",
+    ("branch", "extra", "dropout"): "{layer} inside the block",
+    ("branch", "extra", "norm", 0): "{name} before the first convolution",
+    ("branch", "extra", "norm"): "{name} too many after the {slot} convolution",
+}
+
 
 def ordinal(edit: Edit) -> str:
     return ORDINALS[min(edit.place.slot, 5)]
@@ -275,64 +312,21 @@ def alone(edit: Edit) -> str:
     """What an edit is called that is a mistake by itself."""
     layer, part = edit.layer, edit.place.part
     settings = layer.settings if layer else {}
-    name = name_of(edit.reference if edit.action == "missing" else layer)
-    factor = number(settings.get("factor"))
-    match part, edit.action, edit.setting or edit.kind:
-        case "stem", "missing", "act":
-            return f"no stem {name}"
-        case "stem", "extra", "channels":
-            return f"the images' {described(layer)}"
-        case "stem", "extra", "resize":
-            return "images resized"
-        case "stem", "extra", "shift" if settings["by"] == "random":
-            return "random noise on the images"
-        case "head", "extra", "dropout":
-            probability = "" if settings["probability"] == 0.5 else f" {settings['probability']:g}"
-            return f"dropout{probability} before the head"
-        case "head", "extra", "act":
-            return f"{name} in the output"
-        case "head", "setting", "out":
-            return f"{edit.ours} classes instead of {edit.theirs}"
-        case "head", "setting", "bias":
-            return "head with bias" if edit.ours else "head without bias"
-        case "head", "setting", "weight":
-            return "head with a computed weight"
-        case _, "setting", "shared":
-            read = "first activation" if edit.ours else "block's input"
-            return f"projections read the {read}"
-        case _, "missing", "shortcut":
-            return "no shortcut"
-        case _, "extra", "shortcut":
-            return "a shortcut too many"
-        case "shortcut", "extra", "act":
-            return name
-        case "shortcut", "extra", "scale":
-            return "shortcut halved" if factor == "0.5" else f"shortcut times {factor}"
-        case "shortcut", "setting", setting if edit.kind == "conv":
-            return f"{setting} {edit.ours} in the shortcut"
-        case "after", "extra", "scale":
-            return "branch and shortcut averaged" if factor == "0.5" else f"sum of branch and shortcut times {factor}"
-        case "branch", "missing", "act" if edit.place.slot == 1:
-            return f"no {name} inside the block"
-        case "branch", "missing", "act":
-            return f"no {name} after the {ordinal(edit)} convolution"
-        case "branch", "extra", "act":
-            return f"{name} after the {ordinal(edit)} convolution"
-        case "branch", "extra", "scale":
-            names = {"learned": "learned scale on the branch", "random": "stochastic depth"}
-            return names.get(factor, f"branch times {factor}")
-        case "branch", "extra", "dropout":
-            return f"{described(layer)} inside the block"
-        case "branch", "extra", "norm" if edit.place.slot:
-            return f"{name} too many after the {ordinal(edit)} convolution"
-        case "branch", "extra", "norm":
-            return f"{name} before the first convolution"
-        case "branch", "extra", "join" if layer and is_gate(layer) and is_squeezing(layer):
-            return "squeeze-and-excitation"
+    value = {"scale": settings.get("factor"), "shift": settings.get("by"), "dropout": settings.get("probability")}.get(
+        edit.kind, edit.place.slot
+    )
+    key = part, edit.action, f"{edit.kind} {edit.setting}".rstrip()
+    name = NAMES.get((*key, bool(edit.ours) if edit.setting else value)) or NAMES.get(key)
+    if name:
+        described_layer = name_of(edit.reference if edit.action == "missing" else layer)
+        fields = {"name": described_layer, "layer": described(layer), "value": number(value), "slot": ordinal(edit)}
+        return name.format(edit=edit, **fields)
 
     where = WHERE.get(part, part)
     if edit.action == "missing":
         return f"no {described(edit.reference)} in the {where}"
     if edit.action == "extra" and layer:
+        if part == "branch" and is_gate(layer) and is_squeezing(layer):
+            return "squeeze-and-excitation"
         return f"{described(layer)}{'' if is_gate(layer) else ' too many'} in the {where}"
     return f"{edit.kind} {edit.setting} {edit.ours} instead of {edit.theirs} in the {where}"

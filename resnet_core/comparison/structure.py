@@ -129,8 +129,8 @@ def layers_of(trace: Trace) -> tuple[Layer, ...]:
             visited[end] = visited.get(end, 0) + 1
             if visited[end] > (1 if kind in ("conv", "linear", "norm") else 16):
                 raise EntangledError(
-                    f"the ways that part at {operation.place} cross each other, as in a DenseNet; only networks of "
-                    "blocks, each with a shortcut around it, are told apart"
+                    f"the ways that part at {operation.place} cross each other, as in a DenseNet; the doctor "
+                    "judges networks of blocks, each with one shortcut around it"
                 )
             arms: tuple[tuple[Layer, ...], ...] = ()
             if kind == "join":
