@@ -181,10 +181,16 @@ class OwnImages:
         if "test" in self.names:
             return "test"
         self._require("train")
+        remedy = "give some lines the split val" if self.listed else f"put some images as {self.path}/val/CLASS/IMAGE"
         raise ValueError(
-            f"{self.path} has no folder val or test to evaluate on; put some images as {self.path}/val/CLASS/IMAGE, or "
-            "train with --data.val-share 0.2, which holds back a fifth of the training images"
+            f"{self.path} has no {self.kind} val or test to evaluate on; {remedy}, or train with --data.val-share 0.2, "
+            "which holds back a fifth of the training images"
         )
+
+    @property
+    def kind(self) -> str:
+        """What people call a part."""
+        return "split" if self.listed else "folder"
 
     def part(self, name: str) -> Part:
         """The part of that name. Raises ValueError where it does not exist or has no images."""
@@ -197,12 +203,15 @@ class OwnImages:
         if name in self.names:
             return
         if name == "train" and self.names == {WHOLE}:
-            raise ValueError(
-                f"{self.path} has no folder train; put the images as {self.path}/train/CLASS/IMAGE and "
-                f"{self.path}/val/CLASS/IMAGE, or split its class folders with --data.val-share 0.2"
+            remedy = (
+                f"put the images as {self.path}/train/CLASS/IMAGE and {self.path}/val/CLASS/IMAGE, or split its class "
+                "folders"
             )
+            if self.listed:
+                remedy = "add the column split with train and val, or hold back a fifth of the images"
+            raise ValueError(f"{self.path} has no {self.kind} train; {remedy} with --data.val-share 0.2")
         found = folders_in(self.path) if name == "train" and self.folders else sorted(self.names)
-        raise ValueError(f"{self.path} has no folder {name}; it has {shortened(found)}")
+        raise ValueError(f"{self.path} has no {self.kind} {name}; it has {shortened(found)}")
 
     @cached_property
     def _held_back(self) -> dict[str, Part]:

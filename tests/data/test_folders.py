@@ -128,7 +128,10 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
     rows = "".join(f"all/a/{number}.png,{number % 2}\n" for number in range(6))
     dataset = load(listed("path,label\n" + rows), val_share=0.4)
     assert dataset.test.labels.tolist() == [0, 1]
-    refuses(listed("path,label\n" + rows), "hold back|--data.val-share 0.2")
+    refuses(
+        listed("path,label\n" + rows),
+        "no split train; add the column split .* or hold back .* --data.val-share 0.2",
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,10 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
         ("path,label\nall\\a\\0.png,x\n", "which is not a file; write / between folders"),
         ("path,label\n", "lists no images"),
         ("path,label\nall/a/0.png,\n", "line 2 has no label"),
+        (
+            "path,label,split\nall/a/0.png,x,train\n",
+            "no split val or test to evaluate on; give some lines",
+        ),
         ("path,label\nall/a/9.png,x\n", "line 2 names .*all/a/9.png, which is not a file"),
         ("path,label\nall/a/0.png,x\nall/a/0.png,y\n", "lines 2 and 3 both name all/a/0.png"),
         ("path,label,split\nall/a/0.png,x,holdout\n", "line 2 has the split 'holdout'; choose one of train, val"),
