@@ -70,7 +70,7 @@ def read_container(path: str | Path) -> Container:
         path = file
     try:
         content = READERS[kind](file)
-        metadata = read_header(file)[1] if kind == "safetensors" else {}
+        content, metadata = content if kind == "safetensors" else (content, {})
     except WeightsError:
         raise
     except MALFORMED as error:
@@ -267,8 +267,8 @@ OTHERS = {
 # safetensors: 8 bytes of header length, the header as JSON, the tensors' bytes without gaps.
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, verified where the file carries a SHA-256. Raises WeightsError."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata, verified where the file carries a SHA-256. Raises WeightsError."""
     _, metadata = read_header(path)
     try:
         tensors = load(path.read_bytes())  # not mapped: truncating a mapped file kills its readers
@@ -278,7 +278,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if DIGEST in metadata and metadata[DIGEST] != digest(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its SHA-256 is not the one written with it; fetch or write it again")
-    return tensors
+    return tensors, metadata
 
 
 # Folders.

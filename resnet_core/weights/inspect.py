@@ -197,6 +197,8 @@ class Inspection:
         if self.info is not None:
             return () if self.is_prepared(network) else ("how images are prepared, which it does not record",)
         notes = []
+        if is_bottleneck(network.model):
+            notes.append("whether strides became dilations, as in segmentation networks: they are taken for strides")
         if is_bottleneck(network.model) and not network.shows_stride:
             usual = f"{network.scheme}'s networks are v1" if is_v1(network) else "v1.5 is assumed"
             usual = "v1, as you say" if self.stride_in_1x1 else usual

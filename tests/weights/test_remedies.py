@@ -150,6 +150,9 @@ def test_a_v1_network_under_other_names_is_loaded_as_the_caller_says(follow):
     found = inspect_weights("x", stride_in_1x1=True)
     assert found.command() == "resnet-core predict x IMAGE --stride-in-1x1"
     assert any("v1, as you say" in note for note in found.cannot_show())
+    assert any("whether strides became dilations" in note for note in found.cannot_show())
+    dilated = resnet_core.resnet50(weights="x", replace_stride_with_dilation=[False, False, True])
+    assert dilated.layer4[1].conv2.dilation == (2, 2)
     assert "stride" not in inspect_weights("x").command()
 
 
