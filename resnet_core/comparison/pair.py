@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.trace import Leaf, Operation, Trace, perturb_constants, trace
@@ -102,8 +103,8 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
         if isinstance(module, torch.jit.ScriptModule):
             what = f"its {path} is" if path else "it is"
             raise TypeError(f"the {which} network cannot be looked into: {what} a TorchScript program; give its source")
-    if isinstance(network, nn.Module):
-        model = copy.deepcopy(model)
+    if not any(is_lazy(each) for each in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(model)  # also what a function returns, which may be somebody's network
     model = model.to(inputs.device).float().eval()
 
     try:
