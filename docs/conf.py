@@ -22,7 +22,13 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "annotated", "repository"]
 exclude_patterns = ["_build", "explorer", "annotated/notes", "figures"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4
-myst_url_schemes = {"http": None, "https": None, "mailto": None, "repository": {"url": "{{path}}"}}
+myst_url_schemes = {
+    "http": None,
+    "https": None,
+    "mailto": None,
+    "repository": {"url": "{{path}}"},
+    "explorer": {"url": "explorer/index.html#{{path}}?{{query}}"},
+}
 default_role = "code"  # in docstrings
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False

@@ -311,7 +311,7 @@ def test_the_page_of_parity_lists_every_rung():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
-    for link in re.findall(r"\]\((?!https?:|repository:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for link in re.findall(r"\]\((?!https?:|repository:|explorer:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), link
 
 

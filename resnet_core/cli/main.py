@@ -231,7 +231,7 @@ def in_one_line(framed: str) -> str:
     if len(blocks) < 2:  # a frame of another form
         return " ".join(framed.split())
 
-    mistake = " ".join(blocks[1].split()).removesuffix(".")
+    mistake = re.sub(r"\[([A-Z]+)\]", r"\1", " ".join(blocks[1].split()).removesuffix("."))
     for python, plain in IN_PLAIN_WORDS.items():
         mistake = re.sub(python, plain, mistake)
     if missing := re.fullmatch(r"Missing from resnet-core ([\w ]+): (.*)\(required\)", mistake):

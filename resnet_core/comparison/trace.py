@@ -276,6 +276,8 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.__deepcopy__:  # its memo is no argument: it holds everything that was copied so far
+            return func(*args, **kwargs)
         name = plain_name(func)
 
         # In float64, what would make float32 of it is left out.

@@ -297,7 +297,7 @@ def test_other_errors_are_reported_in_one_line(student, tmp_path, monkeypatch, c
         "exercise 99": f"exercises are numbered from 1 to {len(EXERCISES)}, got 99; choose one of these",
         "exercise nope": "NUMBER must be a whole number, got 'nope'; "
         "`resnet-core exercise --help` explains all options",
-        "exercise --out here.py": "--out here.py needs the exercise's number before it",
+        "exercise --out here.py": "--out here.py needs the exercise's number before it, or --task",
     }.items():
         assert main(words.split()) == 2
         assert capsys.readouterr().err == f"resnet-core: {message}\n"

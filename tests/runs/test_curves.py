@@ -70,7 +70,7 @@ def test_each_run_is_drawn_in_a_colour_of_its_own_with_a_label(count, tmp_path):
     assert len(set(colours)) == count
     assert max(line.get_linewidth() for line in drawn[:count]) < min(line.get_linewidth() for line in drawn[count:])
     legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
-    assert legends == [["training", "test"], ["top-1", "top-5"], ["learning rate"]]
+    assert legends == [["training", "evaluation"], ["top-1", "top-5"], ["learning rate"]]
     labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert labels == ([] if count == 1 else [folder.name for folder in folders])
 
