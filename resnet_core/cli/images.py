@@ -222,7 +222,7 @@ def readable(results: Results) -> Results:
 def ended(results: Results, out: Path | None) -> int:
     """Prints what was written and which images could not be read. Returns the exit status."""
     done = readable(results)
-    if out:
+    if out and out.exists():
         print(f"{out}: {len(done):,} {'image' if len(done) == 1 else 'images'}")
     for _, result in results:
         if isinstance(result, ImageError):

@@ -66,7 +66,7 @@ def check_images(
 ) -> CheckReport:
     """Decodes every image of a folder or a CSV list, and writes the hashes of the files into the folder.
 
-    `advance(done, total)` is called as files are done. Raises ValueError for a path that is neither.
+    `advance(done, total)` is called as files are done. Raises ValueError for a path that is neither, or without images.
     """
     path = Path(path)
     if not path.exists():
@@ -74,6 +74,9 @@ def check_images(
     root = path if path.is_dir() else path.parent
     parts, skipped = images_of(path)
     names = [name for found in parts.values() for name in found]
+    if not names:
+        skips = f"; skipped: {skipped}" if str(skipped) else ""
+        raise ValueError(f"{path} holds no images{skips}; name the folder of the images")
 
     # Each file is decoded and hashed once.
     groups = [names[start : start + FILES_AT_A_TIME] for start in range(0, len(names), FILES_AT_A_TIME)]

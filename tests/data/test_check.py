@@ -129,3 +129,11 @@ def test_hashes_that_cannot_be_kept_are_reported(tmp_path, monkeypatch):
 
     monkeypatch.setattr("resnet_core.data.check.replace_file", refuse)
     assert "hashes were not kept, since" in check_images(tmp_path).skipped
+
+
+def test_a_folder_without_images_is_refused(tmp_path, cli):
+    (tmp_path / "notes.txt").write_text("mine")
+    finished = cli("data", "check", tmp_path)
+    assert finished.returncode == 2
+    assert "holds no images" in finished.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
