@@ -6,6 +6,7 @@ import copy
 
 import torch
 import torchvision
+from torch import nn
 
 import resnet_core
 from parity.drop_in import images
@@ -15,6 +16,17 @@ from resnet_core.foundation.precision import float_errors
 
 ARITHMETICS = ("logits", "channels_last", "bfloat16", "float16", "torch.compile")
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+def trained_statistics(network: nn.Module) -> nn.Module:
+    """The network with BatchNorm statistics and weights as training leaves them, and not those of a new one."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return network
 
 
 def errors(name: str, arithmetic: str, size: int = 64) -> tuple[float, float]:

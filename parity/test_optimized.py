@@ -7,10 +7,10 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import resnet_core
 from parity.benchmarks.speed import case_of
+from parity.error_budget import trained_statistics
 from parity.test_torchvision import SMALL_FIRST
 from resnet_core.foundation.precision import FACTOR
 from resnet_core.inference.optimize import optimize_for_inference, relative_error
@@ -25,12 +25,7 @@ def budget(network, images, dtype):
     return exact, FACTOR * max(relative_error(plain, exact), torch.finfo(dtype).eps / 2)
 
 
-def cases():
-    small = [pytest.param("cifar_resnet20", id="cifar_resnet20"), *SMALL_FIRST]
-    return pytest.mark.parametrize("name", small)
-
-
-@cases()
+@pytest.mark.parametrize("name", ["cifar_resnet20", *SMALL_FIRST])
 def test_a_model_keeps_to_the_budget_in_float32_and_bfloat16_and_its_classes_in_int8(name, tmp_path):
     case = case_of(name, 4, 40, "cpu", tmp_path)  # whose head knows the images apart
     network, images = case.network, case.images
@@ -43,17 +38,6 @@ def test_a_model_keeps_to_the_budget_in_float32_and_bfloat16_and_its_classes_in_
     logits = optimize_for_inference(network, images, "int8", calibration=[images])(images)
     assert torch.cosine_similarity(logits, exact).min() > 0.9
     assert torch.equal(logits.argmax(1), exact.argmax(1))
-
-
-def trained_statistics(network):
-    """The network with BatchNorm statistics and weights as training leaves them, and not those of a new one."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return network
 
 
 @settings(max_examples=6, deadline=None, database=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 import resnet_core
 from parity.benchmarks.turns import Call
+from resnet_core.inference.formats import quantize_onnx
 from resnet_core.inference.optimize import head_of
 from resnet_core.train import TrainConfig, Trainer, World
 from resnet_core.train.metrics import classification_sums
@@ -202,19 +204,8 @@ def onnxruntime_inference(case: Case, *, int8: bool = False) -> Inputs:
 
     file = onnx_file(case)
     if int8:
-        from onnxruntime.quantization import CalibrationDataReader, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        class Batches(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.rest = iter([{"images": batch.numpy()} for batch in case.batches()])
-
-            def get_next(self) -> dict[str, Any] | None:
-                return next(self.rest, None)
-
-        prepared, file = case.folder / "prepared.onnx", case.folder / "int8.onnx"
-        quant_pre_process(onnx_file(case), prepared)
-        quantize_static(prepared, file, Batches(), per_channel=True)
+        file = Path(shutil.copy(file, case.folder / "int8.onnx"))
+        quantize_onnx(file, case.batches())
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = case.threads

@@ -22,8 +22,6 @@ from resnet_core.weights.pickles import Inert, module_tensors, walk
 
 # Layers without tensors that a pickled module and a TorchScript archive name, and those of them that ours have.
 LAYER_KIND = re.compile(r"\bnn\.modules\.(?:activation|pooling)\.(?:___torch_mangle_\d+\.)?(\w+)$")
-
-
 OUR_LAYERS = {"ReLU", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d"}
 
 

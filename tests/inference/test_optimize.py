@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 import resnet_core
+from parity.error_budget import trained_statistics
 from resnet_core import optimize_for_inference
 from resnet_core.foundation.precision import FACTOR
 from resnet_core.inference.optimize import OptimizedNetwork, fastest, relative_error
@@ -65,17 +66,6 @@ NETWORKS = {
 }
 
 
-def randomized(network):
-    """The network with BatchNorm statistics and weights as training leaves them, and not those of a new one."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return network
-
-
 def exact(network, images):
     with torch.no_grad():
         return copy.deepcopy(network).eval().double()(images.double())
@@ -84,7 +74,7 @@ def exact(network, images):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float32_is_as_exact_as_the_network_and_bfloat16_as_the_network_in_bfloat16(name):
     torch.manual_seed(0)
-    network, images = randomized(NETWORKS[name]()), torch.randn(2, 3, 40, 40)
+    network, images = trained_statistics(NETWORKS[name]()), torch.randn(2, 3, 40, 40)
     before, was_training = copy.deepcopy(network.state_dict()), network.training
     expected = exact(network, images)
 
@@ -111,7 +101,7 @@ def test_every_convolution_is_one_operation():
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "v1 dilated"])
 def test_int8_is_near_and_the_same_each_time(name):
     torch.manual_seed(0)
-    network, images = randomized(NETWORKS[name]()), torch.randn(2, 3, 40, 40)
+    network, images = trained_statistics(NETWORKS[name]()), torch.randn(2, 3, 40, 40)
     optimized = optimize_for_inference(network, images, "int8", calibration=[images, images.flip(3)])
     assert optimized.error < 0.15  # one value that is written over too early would be wrong by its own size
     again = [optimized(images) for _ in range(2)]
