@@ -64,15 +64,6 @@ def test_any_configuration_and_any_batch_keep_to_the_budget(
     assert relative_error(optimized(images), exact) <= allowed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_torchs_compiler_keeps_to_the_same_budget(name, tmp_path):
-    case = case_of(name, 2, 64, "cpu", tmp_path)
-    exact, allowed = budget(case.network, case.images, torch.float32)
-    with torch.no_grad():
-        assert relative_error(torch.compile(case.network)(case.images), exact) <= allowed
-
-
 def test_torchvisions_own_network_is_taken():
     network = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
     images = torch.randn(2, 3, 40, 40)

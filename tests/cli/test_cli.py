@@ -274,13 +274,13 @@ def test_short_names_stand_for_the_settings_that_people_change_most():
     assert train.advice is None
 
 
-def test_a_first_try_that_does_not_fit_is_refused_with_the_option_to_change(cli):
+def test_a_first_try_that_does_not_fit_is_refused_with_the_option_to_change(cli, tmp_path):
     shorter = cli("train", "finetune", "--epochs", 1)
     assert (
         "--schedule.warmup-epochs (1) must be less than --epochs (1); lower it with --schedule.warmup-epochs 0.1"
         in shorter.stderr
     )
-    larger = cli("train", "digits", "--batch", 2000, "--dry-run")
+    larger = cli("train", "digits", "--batch", 2000, "--out", tmp_path / "run", "--dry-run")
     assert "2000 is larger than the 1437 samples; make it smaller with --batch 359" in larger.stderr
 
 
