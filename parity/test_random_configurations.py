@@ -88,7 +88,7 @@ def test_random_configuration_gives_the_same_bits_or_the_same_error(configuratio
 
 
 @pytest.mark.slow
-@settings(unhurried, max_examples=150)
+@settings(unhurried, max_examples=75)
 @search
 def test_many_random_configurations_give_the_same_bits_or_the_same_errors(configuration, width, shape, seed):
     check(configuration, width, shape, seed)

@@ -158,7 +158,8 @@ def test_an_environment_that_says_too_little_is_reported_with_the_remedy(
 
 def test_a_rank_that_does_not_know_how_many_there_are_is_alone(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "0")
-    assert "batch          1 process x 64 samples" in cli("train", "digits", "--out", tmp_path / "run", "--dry-run").stdout
+    printed = cli("train", "digits", "--out", tmp_path / "run", "--dry-run").stdout
+    assert "batch          1 process x 64 samples" in printed
 
 
 @pytest.mark.parametrize("words", ["train digit", "train digits --train.epochs 0", "train digits --optimizer.lrr 1"])
