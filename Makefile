@@ -52,6 +52,8 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m parity.benchmarks.speed inference --models resnet18 resnet101 resnext50_32x4d \
 		--without compiled timm --rounds 5 --out docs/results/speed-models.json
 	.venv-bench/bin/python -m parity.benchmarks.speed training --out docs/results/speed-training.json
+	.venv-bench/bin/python -m parity.benchmarks.speed training --models cifar_resnet20 --batch 128 --image-size 32 \
+		--out docs/results/speed-training-small.json
 	.venv-bench/bin/python -m parity.benchmarks.speed startup --out docs/results/speed-startup.json
 	.venv-bench/bin/python -m parity.benchmarks.speed page
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +22,7 @@ from parity.benchmarks.turns import Call
 from resnet_core.inference.formats import quantize_onnx
 from resnet_core.inference.optimize import head_of
 from resnet_core.train import TrainConfig, Trainer, World
+from resnet_core.train.fast import CHOSEN, choose_compiled, choose_form
 from resnet_core.train.metrics import classification_sums
 
 LR = 1e-3
@@ -374,6 +376,17 @@ def trainer_step(case: Case, **settings: Any) -> Callable[[], Tensor]:
     return lambda: torch.tensor(next(steps).loss)
 
 
+def fast_step(case: Case) -> Callable[[], Tensor]:
+    """The same with what `--train.fast` turns on for a run of 10,000 such steps."""
+
+    def step_of(form: TrainConfig) -> Callable[[], Tensor]:
+        return trainer_step(case, **{name: getattr(form, name) for name in CHOSEN})
+
+    say = partial(print, file=sys.stderr, flush=True)
+    form = choose_form(TrainConfig(), step_of, cuda_graphs=False, say=say)
+    return step_of(choose_compiled(form, step_of, num_steps=10_000, num_shapes=3, say=say))
+
+
 ALL_OF_THESE: dict[str, Any] = {"precision": "bf16", "channels_last": True, "compile": True}
 
 TRAINING = (
@@ -414,6 +427,7 @@ TRAINING = (
     Contender(
         name="ours, bf16 channels_last compiled", precision="bfloat16", make=partial(trainer_step, **ALL_OF_THESE)
     ),
+    Contender(name="ours, fast", precision="bfloat16", make=fast_step, device="cpu"),
     Contender(
         name="ours, all of these",
         precision="bfloat16",

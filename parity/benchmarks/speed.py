@@ -36,7 +36,8 @@ from resnet_core.inference.optimize import relative_error
 ROUNDS = 7
 SECONDS_PER_TURN = 0.4
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-RESULTS = [PAGE.parent / "results" / f"speed-{name}.json" for name in ("inference", "models", "training", "startup")]
+PARTS = ("inference", "models", "training", "training-small", "startup")
+RESULTS = [PAGE.parent / "results" / f"speed-{part}.json" for part in PARTS]
 BEGIN, END = "<!-- written by parity.benchmarks.speed page -->", "<!-- end of what it writes -->"
 
 # ResNet-50 training at 224 pixels on one GPU, images/s: the closed division of MLPerf Training v4.0.

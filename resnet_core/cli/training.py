@@ -88,7 +88,8 @@ class Train:
         note = f"note: {self.advice}" if self.advice else None
 
         if self.dry_run:
-            experiment, folder = load(recipe), RunFolder(self.out)
+            folder = RunFolder(self.out)
+            experiment = load(folder.settled(recipe))
             folder.check_before(experiment, processes)
             folder.check_same_run(experiment, allow_changes=self.allow_changes)
             if is_main_process():

@@ -44,6 +44,8 @@ class Plan:
     batch: int
     """Samples of one process in one step."""
     accumulation: int
+    fast: bool
+    """Whether settings are chosen by a measurement before the run begins."""
     lr_fn: Schedule
     weights_bytes: int
     """Of weights, gradients, optimizer state and average, in each process."""
@@ -60,6 +62,7 @@ class Plan:
         count = "1 process" if self.processes == 1 else f"{self.processes} processes"
         frozen = f", {self.frozen:,} of them frozen" if self.frozen else ""
         start = f", from the weights {self.weights}" if self.weights else ""
+        fast = "fast           steps are measured before the first one, and what makes them faster is turned on"
         memory = [bytes_ / 2**30 for bytes_ in (self.weights_bytes, self.activation_bytes)]
 
         return "\n".join(
@@ -69,6 +72,7 @@ class Plan:
                 f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
                 f"images         {self.image_sizes}",
                 f"batch          {count} x {self.batch} samples{parts}",
+                *[fast] * self.fast,
                 f"learning rate  {curve}",
                 f"               {rates[0]:.3g} first, {peak:.3g} at most, {rates[-1]:.3g} last",
                 f"memory         about {sum(memory):.2f} GiB a process: {memory[0]:.2f} for weights and optimizer, "
@@ -114,6 +118,7 @@ def make_plan(experiment: Experiment, processes: int = 1) -> Plan:
         processes=processes,
         batch=batch,
         accumulation=recipe.train.accumulation,
+        fast=recipe.train.fast,
         lr_fn=recipe.lr_fn(len(train_loader)),
         weights_bytes=4 * (parameters * copies + trained * trained_copies),
         activation_bytes=part * values * bytes_each,

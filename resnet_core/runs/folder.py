@@ -21,6 +21,7 @@ from resnet_core.foundation.lock import owning
 from resnet_core.foundation.toml import from_mapping, merged, read_toml, to_toml
 from resnet_core.recipes.checks import check
 from resnet_core.recipes.experiment import Experiment
+from resnet_core.recipes.fast import with_choice_of
 from resnet_core.recipes.recipe import ModelConfig, Recipe
 from resnet_core.train import CheckpointError
 from resnet_core.train.checkpoint import RECORD, list_checkpoints, read_record
@@ -107,7 +108,7 @@ class RunFolder:
 
         settings = [
             f"{key} is {there!r} there and {here!r} here"
-            for key, there, here in differences_of(recipe_there, experiment.recipe)
+            for key, there, here in differences_of(recipe_there, self.settled(experiment.recipe))
         ]
         if settings:
             raise ValueError(f"{self.path} holds the run of another recipe ({'; '.join(settings)}); {remedy}")
@@ -148,6 +149,12 @@ class RunFolder:
                 state = read_record(path)["state"]
                 return _as_recipe(tomllib.loads(state["recipe"]), str(path / RECORD)), state["data"]
         return self.read_recipe(), self.read_environment().get("data", {})
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with the settings in place of `train.fast` with which the folder's run has begun, if it has."""
+        if not (recipe.train.fast and self.has_begun):
+            return recipe
+        return with_choice_of(recipe, self.recorded_recipe()[0])
 
     def read_recipe(self) -> Recipe:
         """The recipe. Raises ValueError if there is none, or it cannot be read."""

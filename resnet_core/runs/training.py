@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from resnet_core.distributed.signals import signal_received
 from resnet_core.foundation.errors import shortened
 from resnet_core.foundation.version import __version__
 from resnet_core.recipes.experiment import Experiment, load, make_loaders, make_trainer
+from resnet_core.recipes.fast import measured
 from resnet_core.recipes.recipe import Recipe
 from resnet_core.runs.folder import RunFolder, write_errors
 from resnet_core.train import NonFiniteLossError, Trainer, World, join_world, stop_on_signals
@@ -54,6 +56,12 @@ def run(
         reported = folder.path if world.is_main else None
         hidden = scores_to_hide(len(experiment.dataset.class_names))
         report = Report(reported, quiet=not world.is_main, tensorboard=recipe.run.tensorboard, hidden=hidden)
+        if recipe.train.fast:
+            recipe = world.run_on_rank_0(partial(settled, folder, experiment, world, report))
+            experiment = replace(experiment, recipe=recipe)
+        if recipe.run.threads:
+            torch.set_num_threads(recipe.run.threads)
+
         (signals or until_run_ends).enter_context(stop_on_signals())
         trainer = make_trainer(experiment, world, report=report, folder=folder.path, stop_asked=signal_received)
         if note:
@@ -74,6 +82,12 @@ def run(
         result = result_of(trainer, scores)
         world.run_on_rank_0(partial(finish, folder, experiment, trainer, result))
         return result
+
+
+def settled(folder: RunFolder, experiment: Experiment, world: World, report: Report) -> Recipe:
+    """The recipe with what `train.fast` stands for: recorded by the folder's run or, where none has begun, measured."""
+    recipe = folder.settled(experiment.recipe)
+    return measured(experiment, world, report.say) if recipe.train.fast else recipe
 
 
 def fit(trainer: Trainer, folder: RunFolder, experiment: Experiment) -> dict[str, float]:

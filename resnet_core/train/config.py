@@ -13,6 +13,9 @@ class TrainConfig:
 
     epochs: int = 90
     """Passes over the training images."""
+    fast: bool = False
+    """Before the run begins, measure some steps and turn on what makes them faster here: bf16, channels_last, compile,
+    cuda_graphs, run.threads. What is on stays on. The run's recipe records the choice, with which the run continues."""
     precision: str = "float32"
     """float32, or bf16 for automatic mixed precision, in which weights, gradients and averages stay float32."""
     channels_last: bool = False
@@ -67,8 +70,13 @@ class RunConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses GPUs if there is one for each process of this machine, else the CPU. Devices round differently."""
+    threads: int = 0
+    """CPU threads of each training process; 0 leaves the number to torch. Another number may round differently."""
     log_every_steps: int = 10
     """Record loss, speed and learning rate every this many steps."""
+    check_every_steps: int = 1
+    """Check the losses every this many steps, and before a step is logged, evaluated or saved. Above 1 a GPU need not
+    wait at each step, and a lost loss or a request to stop is noticed up to this many steps, less one, later."""
     eval_every_epochs: int = 1
     """Evaluate every this many epochs."""
     checkpoint_every_epochs: int = 1
@@ -85,10 +93,11 @@ class RunConfig:
     """Also write the metrics for TensorBoard."""
 
     def __post_init__(self) -> None:
-        for name in ("log_every_steps", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints"):
+        at_least_1 = ("log_every_steps", "check_every_steps", "eval_every_epochs", "checkpoint_every_epochs")
+        for name in (*at_least_1, "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("checkpoint_every_steps", "compare_replicas_every_steps"):
+        for name in ("threads", "checkpoint_every_steps", "compare_replicas_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name} must be at least 0, got {getattr(self, name)}; 0 turns it off")
         if not 1 <= self.timeout_seconds < math.inf:

@@ -16,8 +16,13 @@ from resnet_core.train.config import TrainConfig
 def prepare_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     """The model on its device, in the form that the configuration asks for.
 
-    Raises ValueError where the device cannot compute that.
+    Raises ValueError where the device cannot compute that, and for `fast`, which stands for settings to be measured.
     """
+    if config.fast:
+        raise ValueError(
+            "train.fast is replaced by what `resnet-core train` measures before it makes a trainer; set "
+            "train.precision, channels_last and compile yourself"
+        )
     config.check_device(world.device.type, world.size)
     if config.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -154,6 +154,7 @@ class Trainer:
         self.restored = False  # whether `restore()` has looked for one
         self.scores: dict[str, float] | None = None  # of the current weights, once they are evaluated
         self.stopping = False  # whether any rank was asked to stop
+        self.unchecked: list[tuple[int, Tensor]] = []  # step -> its loss and norm, which are still on the device
         self.seconds = 0.0  # spent in fit(), also before a restart
         self.data_wait = 0.0  # of these, waiting for batches, on this rank
         self.communication_wait = 0.0  # and waiting for other ranks' gradients
@@ -198,7 +199,8 @@ class Trainer:
     def steps(self) -> Iterator[Step]:
         """Does one optimizer step for each item it yields, up to the last one: `fit`'s loop, for a loop of your own.
 
-        Raises ValueError when a batch has fewer samples than `accumulation` parts, and otherwise what `fit` raises.
+        With `run.check_every_steps` above 1 it yields only the steps at which losses are checked. Raises ValueError
+        when a batch has fewer samples than `accumulation` parts, and otherwise what `fit` raises.
         """
         self.config.smallest_part(self.train_loader.global_batch // self.world.size)
         while self.step < self.num_steps:
@@ -215,7 +217,8 @@ class Trainer:
                 every = self.run.compare_replicas_every_steps
                 if every and self.step % every == 0:
                     self.compare_replicas()
-                yield step
+                if step:
+                    yield step
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         try:
@@ -223,8 +226,8 @@ class Trainer:
         except StoppedError:
             self._stop_without_data()
 
-    def train_step(self, inputs: Tensor, targets: Tensor) -> Step:
-        """Forward, backward and update with this rank's part of the global batch."""
+    def train_step(self, inputs: Tensor, targets: Tensor) -> Step | None:
+        """Forward, backward and update with this rank's part of the global batch; None if its loss is checked later."""
         self.model.train()
         seed_random_layers(random_layers_seed(self.seed, self.step, self.world.rank), self.world.device)
         lr = self.lr_fn(self.step)
@@ -237,24 +240,42 @@ class Trainer:
         # A request to stop travels with the loss, so that all ranks learn of it in the same step.
         stop = self.stop_asked() or (self.writer is not None and self.writer.failed())
         means = self.world.mean(torch.stack([loss, torch.full_like(loss, stop)]))
-        mean_loss, stops, norm = torch.cat([means, gradient_norm[None]]).tolist()  # the only wait for the GPU
-        self.stopping = stops > 0
-
-        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            lost = f"the loss is {mean_loss}" if not math.isfinite(mean_loss) else f"the gradients' norm is {norm}"
-            raise NonFiniteLossError(
-                f"{lost} at step {self.step + 1} of {self.num_steps}: training stopped before that "
-                "update; lower the learning rate, lengthen the warm-up, or look at that batch's data",
-                step=self.step,
-            )
+        self.unchecked.append((self.step, torch.cat([means, gradient_norm[None]])))
+        checked = self._check_losses() if self._check_is_due() else None
 
         self.optimizer.step()
         self.step += 1
         self.scores = None
         if self.average:
             self.average.update(self.model, self.step)
+        if checked is None:
+            return None
+        mean_loss, norm = checked
         epoch = self.step / len(self.train_loader)
         return Step(step=self.step, epoch=epoch, loss=mean_loss, lr=lr, gradient_norm=norm)
+
+    def _check_is_due(self) -> bool:
+        """Whether this step's loss is checked at once, as before all that is logged, evaluated or saved."""
+        every = self.run.check_every_steps, self.run.log_every_steps, self.run.checkpoint_every_steps
+        return any(steps and (self.step + 1) % steps == 0 for steps in (*every, len(self.train_loader)))
+
+    def _check_losses(self) -> tuple[float, float]:
+        """The last step's loss and gradients' norm. Raises NonFiniteLossError for the first step that has lost one."""
+        measured = [(step, *values.tolist()) for step, values in self.unchecked]  # the only wait for the GPU
+        self.unchecked.clear()
+        self.stopping = any(stops > 0 for _, _, stops, _ in measured)
+
+        for step, loss, _, norm in measured:
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                lost = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {norm}"
+                late = self.step - step
+                when = f"{late} step{'s' * (late > 1)} later, with nothing saved" if late else "before that update"
+                raise NonFiniteLossError(
+                    f"{lost} at step {step + 1} of {self.num_steps}: training stopped {when}; lower the learning rate, "
+                    "lengthen the warm-up, or look at that batch's data",
+                    step=step,
+                )
+        return loss, norm
 
     def _compute_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulates this rank's gradients, averages them over the ranks, and returns this rank's mean loss."""
@@ -334,6 +355,8 @@ class Trainer:
         waits inside the next step for this rank's gradients, and its buffers have seen that step's batch.
         """
         if self.world.is_main:
+            if self.unchecked:
+                self._check_losses()
             self.world.announce(SAVING)
             if self.writer and self.step != self.saved_step:
                 self._write()

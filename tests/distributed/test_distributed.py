@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.train import NonFiniteLossError, RunConfig, TrainConfig, Trainer, World, join_world, launch
+from resnet_core.train import (
+    NonFiniteLossError,
+    RunConfig,
+    StoppedError,
+    TrainConfig,
+    Trainer,
+    World,
+    join_world,
+    launch,
+)
 from resnet_core.train.metrics import classification_sums
 from resnet_core.train.report import Report, read_records
 from tests import forks
@@ -82,15 +91,24 @@ def fail_on_rank_1(folder):
     return 0
 
 
-def lose_the_loss_on_rank_1(folder):
+def end_by_rank_1(folder):
+    """Rank 1 loses a loss or is asked to stop, at a step of which the losses are checked at once, or later."""
     with join_world("cpu") as world:
-        one = make_trainer(world, nn.Identity)
-        one.loss_fn = lambda outputs, targets: outputs.sum() * (float("nan") if (world.rank, one.step) == (1, 2) else 1)
-        try:
-            for _ in one.steps():
-                pass
-        except NonFiniteLossError as error:
-            (folder / f"rank{world.rank}.txt").write_text(str(error))
+        found = []
+        for every, lost, asked in ((1, 2, None), (3, 1, None), (3, None, 4)):
+            one = make_trainer(world, nn.Identity)
+            one.run = RunConfig(check_every_steps=every, log_every_steps=100)
+
+            def here(step, one=one):
+                return (world.rank, one.step) == (1, step)
+
+            one.loss_fn = lambda outputs, _, lost=lost, here=here: outputs.mean() * (float("nan") if here(lost) else 1)
+            one.stop_asked = partial(here, asked)
+            try:
+                one.fit()
+            except (NonFiniteLossError, StoppedError) as error:
+                found.append(str(error))
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(found))
     return 0
 
 
@@ -210,11 +228,14 @@ def test_a_failing_rank_ends_the_others_with_its_status(tmp_path):
     assert forks.launch(fail_on_rank_1, (tmp_path,), 2) == 7
 
 
-def test_a_loss_lost_on_one_rank_stops_all_at_the_same_step(tmp_path):
-    assert forks.launch(lose_the_loss_on_rank_1, (tmp_path,), 2) == 0
-    found = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+def test_a_loss_lost_or_a_stop_asked_for_on_one_rank_stops_all_at_the_same_step(tmp_path):
+    assert forks.launch(end_by_rank_1, (tmp_path,), 2) == 0
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert found[0] == found[1]
-    assert found[0].startswith("the loss is nan at step 3 of 9")
+    at_once, later, stopped = found[0]
+    assert at_once.startswith("the loss is nan at step 3 of 9: training stopped before that update")
+    assert later.startswith("the loss is nan at step 2 of 9: training stopped 1 step later, with nothing saved")
+    assert stopped.startswith("stopped after step 6 of 9")
 
 
 def test_waiting_for_a_slow_rank_is_seen_when_it_happens(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.data import EvalLoader, Split, TrainLoader
-from resnet_core.train import NonFiniteLossError, RunConfig, TrainConfig, Trainer, World
+from resnet_core.train import NonFiniteLossError, RunConfig, StoppedError, TrainConfig, Trainer, World
 from resnet_core.train.averaging import AveragingConfig, WeightAverage
 from resnet_core.train.checkpoint import list_checkpoints
 from resnet_core.train.metrics import classification_sums
@@ -158,6 +158,39 @@ def test_a_continued_record_has_each_step_once(tmp_path):
         trainer(tmp_path / "checkpoints", report=report).fit()
     steps = [record["step"] for record in read_records(tmp_path / "metrics.jsonl") if record["event"] == "train"]
     assert steps == [1, 2, 3, 4, 5, 6, 8]
+
+
+LATER = {"more": {"run": RunConfig(check_every_steps=3, log_every_steps=100)}}
+
+
+def test_losses_that_are_checked_later_change_nothing(tmp_path):
+    once, later = trainer(), trainer(tmp_path, **LATER)
+    steps = [step for step in once.steps() if step.step % 3 == 0]
+    for step, other in zip(steps, later.steps(), strict=True):
+        assert step == other
+        if step.step == 6:
+            later.save()
+    assert_same_state(later, once)
+    assert_a_cut_changes_nothing(tmp_path / "cut", 6, **LATER)
+
+    # A request to stop waits for the check.
+    stopped = trainer(tmp_path / "stopped", **LATER)
+    stopped.stop_asked = lambda: stopped.step == 4
+    with pytest.raises(StoppedError, match="stopped after step 6 of 9, saved"):
+        stopped.fit()
+
+
+def test_a_lost_loss_that_is_found_later_is_named_and_not_saved(tmp_path):
+    one = trainer(tmp_path, **LATER)
+    one.loss_fn = lambda *batch: F.cross_entropy(*batch) * (float("nan") if one.step == 3 else 1)
+    with pytest.raises(NonFiniteLossError, match="nan at step 4 of 9: training stopped 2 steps later, with nothing"):
+        one.fit()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
+
+    # Where data do not come, the losses so far are checked before they are saved.
+    one.unchecked.append((4, torch.full((3,), float("nan"))))
+    with pytest.raises(NonFiniteLossError, match="nan at step 5 of 9"):
+        one._stop_without_data()
 
 
 def test_a_lost_loss_stops_before_the_weights_and_names_the_step(tmp_path):
@@ -357,12 +390,18 @@ def test_a_cuda_graph_is_refused_on_the_cpu_and_by_several_processes():
         trainer(cuda_graphs=True)
 
 
+def test_a_trainer_does_not_measure():
+    with pytest.raises(ValueError, match=r"train\.fast is replaced by what `resnet-core train` measures"):
+        trainer(fast=True)
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [
         (TrainConfig, "epochs"),
         (TrainConfig, "accumulation"),
         (RunConfig, "log_every_steps"),
+        (RunConfig, "check_every_steps"),
         (RunConfig, "eval_every_epochs"),
         (RunConfig, "checkpoint_every_epochs"),
         (RunConfig, "keep_checkpoints"),
@@ -374,7 +413,7 @@ def test_settings_below_1_are_refused(config, name):
         config(**{name: 0})
 
 
-@pytest.mark.parametrize("name", ["checkpoint_every_steps", "compare_replicas_every_steps"])
+@pytest.mark.parametrize("name", ["threads", "checkpoint_every_steps", "compare_replicas_every_steps"])
 def test_settings_below_0_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1; 0 turns it off"):
         RunConfig(**{name: -1})
