@@ -24,6 +24,7 @@ WIDTH, HEIGHT, MARGIN = 800, 550, 20
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 BOLD = 'font-weight="600"'
 CENTERED = 'text-anchor="middle"'
+END = 'text-anchor="end"'
 DASHED = 'stroke-dasharray="3 2"'
 GAP = 7  # between two bars of a group
 
@@ -78,6 +79,11 @@ class Drawing:
             f"M{x:.1f},{y:.1f}C{x:.1f},{y - 20:.1f} {to:.1f},{y - 20:.1f} {to:.1f},{y:.1f}", self.theme.shortcut, style
         )
 
+    def svg(self, height: float, title: str) -> str:
+        view = f'viewBox="0 0 {WIDTH} {height:.0f}" font-family="{FONT}" font-size="12"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" {view} role="img"><title>{title}</title>'
+        return "\n".join([head, *self.elements, "</svg>\n"])
+
 
 def picture(theme: Theme) -> str:
     """The network from left to right, and below it the two kinds of blocks in its second stage."""
@@ -99,9 +105,7 @@ def picture(theme: Theme) -> str:
     draw_block(drawing, 330, f"{kind}, the first of {stage}", first, shapes["layer1"], shapes["layer2"])
     draw_block(drawing, 450, f"{kind}, the others of {stage}", second, shapes["layer2"], shapes["layer2"])
 
-    view = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="{FONT}" font-size="12"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {view} role="img"><title>{title}: {totals}</title>'
-    return "\n".join([head, *drawing.elements, "</svg>\n"])
+    return drawing.svg(HEIGHT, f"{title}: {totals}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     python docs/figures.py
 
-A test draws them again and compares. Blocks and colours come from architecture.py.
+A test draws them again and compares. Blocks and colours come from architecture.py, boxes and bars from diagrams.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from architecture import BOLD, CENTERED, FONT, MARGIN, THEMES, WIDTH, Drawing, Theme, draw_block
+from architecture import BOLD, CENTERED, END, THEMES, WIDTH, Drawing, Theme, draw_block
+from diagrams import checkpoint, file, in_words, ranks, rungs, speed, speed_records
 
 import resnet_core
 from resnet_core.models.describe import describe
@@ -26,13 +27,6 @@ from resnet_core.models.registry import build_on_meta
 from resnet_core.recipes import get_recipe
 
 DOCS = Path(__file__).parent
-END = 'text-anchor="end"'
-
-
-def svg(drawing: Drawing, height: float, title: str) -> str:
-    view = f'viewBox="0 0 {WIDTH} {height:.0f}" font-family="{FONT}" font-size="12"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {view} role="img"><title>{title}</title>'
-    return "\n".join([head, *drawing.elements, "</svg>\n"])
 
 
 # Line charts ---------------------------------------------------------------------------------------------------------
@@ -77,7 +71,7 @@ def chart(
     for label, points, color, _ in sorted(lines, key=lambda line: line[1][-1][1]):
         above = min(up(points[-1][1]) + 4, above - 15)
         drawing.text(right + 10, above, label, color=color, style=BOLD)
-    return svg(drawing, bottom + 46, title)
+    return drawing.svg(bottom + 46, title)
 
 
 def degradation_rows() -> list[dict[str, Any]]:
@@ -174,7 +168,7 @@ def stack(title: str, *blocks: Block) -> Callable[[Theme], str]:
         for block in blocks:
             draw_block(drawing, y, *block)
             y += 120
-        return svg(drawing, y - 4, title)
+        return drawing.svg(y - 4, title)
 
     return draw
 
@@ -187,39 +181,6 @@ def layer(name: str, stage: int, block: int) -> nn.Module:
 def v1() -> nn.Module:
     model: Any = build_on_meta("resnet50", stride_in_1x1=True)
     return model.layer2[0]
-
-
-# Two ranks -----------------------------------------------------------------------------------------------------------
-
-
-def ranks(theme: Theme) -> str:
-    """What two processes share in a step, and what each has of its own."""
-    drawing = Drawing(theme)
-
-    def box(x: float, y: float, width: float, words: str, more: str, color: str = "") -> None:
-        drawing.rectangle(x, y, width, 46, theme.box, f'stroke="{color or theme.line}"')
-        drawing.text(x + width / 2, y + 20, words, style=f"{CENTERED} {BOLD}")
-        drawing.text(x + width / 2, y + 36, more, color=theme.muted, style=f'{CENTERED} font-size="11"')
-
-    def row(y: float, number: int) -> None:
-        drawing.text(MARGIN, y - 10, f"rank {number}", style=BOLD)
-        box(MARGIN, y, 118, "its half", "images of the batch")
-        drawing.arrow(142, y + 23, 160)
-        box(164, y, 150, "forward", "weights: equal to the bit")
-        drawing.arrow(318, y + 23, 336)
-        box(340, y, 150, "BatchNorm", "statistics of its half", theme.stride)
-        drawing.arrow(494, y + 23, 512)
-        box(516, y, 110, "backward", "its own gradient")
-        drawing.path(f"M630,{y + 23}H652V{125 if number == 0 else 143}", theme.shortcut)
-        drawing.path(f"M684,{125 if number == 0 else 143}V{y + 23}H700m-5,-3.5l5,3.5l-5,3.5", theme.shortcut)
-        box(704, y, 76, "update", "the same")
-
-    row(40, 0)
-    row(182, 1)
-    drawing.rectangle(600, 117, 130, 34, theme.box, f'stroke="{theme.shortcut}"')
-    drawing.text(665, 138, "mean of gradients", style=f"{CENTERED} {BOLD}", color=theme.shortcut)
-    drawing.text(MARGIN, 138, "one global batch, split in two", color=theme.muted)
-    return svg(drawing, 244, "One step of two ranks: separate BatchNorm statistics, one mean gradient")
 
 
 FIGURES: dict[str, Callable[[Theme], str]] = {
@@ -244,6 +205,10 @@ FIGURES: dict[str, Callable[[Theme], str]] = {
     "signal": signal,
     "rates": rates,
     "ranks": ranks,
+    "file": file,
+    "checkpoint": checkpoint,
+    "rungs": rungs,
+    **{name: partial(speed, record=record) for name, record in speed_records().items()},
 }
 
 
@@ -256,10 +221,18 @@ def degradation_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def speed_pictures() -> str:
+    """The pictures of docs/performance.md, one for each record of speed."""
+    return "\n\n".join(
+        "\n".join(f"![{in_words(record)}](figures/{name}-{mode}.svg){{.only-{mode}}}" for mode in THEMES)
+        for name, record in speed_records().items()
+    )
+
+
 def files() -> dict[str, str]:
     """Each file's name and text."""
     texts = {f"{name}-{mode}.svg": draw(theme) for name, draw in FIGURES.items() for mode, theme in THEMES.items()}
-    return texts | {"degradation.md": degradation_table()}
+    return texts | {"degradation.md": degradation_table(), "speed.md": speed_pictures() + "\n"}
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_figures_are_what_their_script_draws_and_small(figures):
 def test_figures_are_shown_in_light_and_dark():
     shown = {
         (path.rsplit("/", 1)[-1], mode)
-        for page in SITE
+        for page in [*SITE, *(DOCS / "figures").glob("*.md")]
         for path, mode in re.findall(r"\]\(([\w./-]+\.svg)\)\{\.only-(light|dark)\}", page.read_text())
     }
     assert {name for name, mode in shown if f"-{mode}.svg" not in name} == set()
@@ -116,9 +116,16 @@ def test_every_public_name_is_on_the_page_of_its_package():
         assert f"automodule:: resnet_core{room}\n" in pages
 
 
-def test_every_page_is_in_the_table_of_contents():
+def test_every_page_is_in_the_table_of_contents_under_its_own_title():
     index = (DOCS / "index.md").read_text()
     trees = "".join(re.findall(r"^```\{toctree\}\n(.*?)```", index, re.MULTILINE | re.DOTALL))
-    listed = set(re.findall(r"^(?:[^:\n]*<)?([\w/]+)>?$", trees, re.MULTILINE))
+    listed = {line for line in trees.splitlines() if line and not line.startswith(":")}
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in SITE}
     assert {page for page in pages if not page.startswith(("annotated/notes", "index"))} == listed
+
+
+def test_a_page_ends_with_where_to_go_next():
+    texts = [page for page in SITE if page.parent.name not in ("api", "notes", "report")]
+    ends = {name_of(page): page.read_text().rstrip().rsplit("\n\n", 1)[-1] for page in texts}
+    lost = {name for name, end in ends.items() if not re.search(r"\bNext: .*\]\(", end, re.DOTALL)}
+    assert lost == {"docs/index.md", "docs/changelog.md"}
