@@ -93,7 +93,7 @@ docs-output: .venv/installed
 	$(BIN)/python -m pytest tests/test_readme.py -n 0 --write-outputs
 
 site-test: docs
-	.venv-docs/bin/python -m pytest tests/site -n 2
+	.venv-docs/bin/python -m pytest tests/site -n 2 --dist load
 
 clean:
 	rm -rf docs/_build .venv .venv-bench .venv-docs .venv-interop .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -7,12 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_core import list_models
-from resnet_core.models.cifar import CifarResNet
-from resnet_core.models.describe import _in_shortcut, _ReceptiveField, describe
-from resnet_core.models.registry import MODELS, build_on_meta
-from tests.site.conftest import SITE
+from resnet_core.models.describe import _in_shortcut, _ReceptiveField
+from resnet_core.models.registry import build_on_meta
+from tests.site.conftest import open_explorer
 
-EXPLORER = (SITE / "explorer" / "index.html").as_uri()
 NODES = """settings => [...Architecture.flatten(ArchitectureView.describe(settings)).values()].map(
     ({ source, formula, children, config, ...numbers }) => numbers)"""
 TIMES = " \N{MULTIPLICATION SIGN} "
@@ -20,7 +18,7 @@ TIMES = " \N{MULTIPLICATION SIGN} "
 
 @pytest.fixture
 def explorer(page):
-    page.goto(EXPLORER)
+    open_explorer(page, "#architecture")
     return page
 
 
@@ -82,9 +80,9 @@ def bytes_kept(model, size, channels):
     return sum(kept.values())
 
 
-def assert_equal(nodes, build, size, channels=3):
+def assert_equal(nodes, model, size, channels=3):
     """Every module's numbers, and the bytes of the whole network."""
-    for path, numbers in measured(build(), size, channels).items():
+    for path, numbers in measured(model, size, channels).items():
         if path not in nodes:
             assert path.endswith(("downsample", "maxpool")), f"the page has no {path}"  # an identity
             continue
@@ -93,13 +91,13 @@ def assert_equal(nodes, build, size, channels=3):
         if _in_shortcut(path):
             del numbers["field"]  # describe() does not follow the shortcut
         assert {key: nodes[path][key] for key in numbers} == numbers, path
-    assert nodes[""]["kept"] == bytes_kept(build(), size, channels)
+    assert nodes[""]["kept"] == bytes_kept(model, size, channels)
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_every_layers_numbers_equal_pytorchs(name, explorer):
-    nodes = nodes_of(explorer, model=name, size=97)
-    assert_equal(nodes, lambda: build_on_meta(name), 97)
+@pytest.mark.parametrize(("name", "size"), list(zip(list_models(), cycle((64, 97, 224, 288)), strict=False)))
+def test_every_layers_numbers_equal_pytorchs(name, size, explorer):
+    nodes = nodes_of(explorer, model=name, size=size)
+    assert_equal(nodes, build_on_meta(name), size)
 
 
 @pytest.mark.parametrize(
@@ -114,23 +112,7 @@ def test_every_layers_numbers_equal_pytorchs(name, explorer):
 )
 def test_the_settings_numbers_equal_pytorchs(settings, config, explorer):
     nodes = nodes_of(explorer, size=66, **settings)
-    assert_equal(nodes, lambda: build_on_meta(settings["model"], **config), 66, settings.get("channels", 3))
-
-
-def test_the_rows_of_describe_stand_in_the_page(explorer):
-    for (name, row), size in zip(MODELS.items(), cycle((32, 224, 288)), strict=False):
-        nodes = nodes_of(explorer, model=name, size=size)
-        description = describe(name, size)
-        for expected in description.rows:
-            node = nodes[expected.name]
-            parameters = node["parameters"] + (nodes["bn1"]["parameters"] if expected.name == "conv1" else 0)
-            shape = list(expected.output_shape)[: 1 if row.network is CifarResNet or expected.name == "avgpool" else 3]
-            assert node["shape"][: len(shape)] == shape
-            assert parameters == expected.parameters
-            assert node["multiplyAdds"] == expected.multiply_adds
-            assert node["field"] == expected.receptive_field
-        assert nodes[""]["parameters"] == description.parameters
-        assert nodes[""]["multiplyAdds"] == description.multiply_adds
+    assert_equal(nodes, build_on_meta(settings["model"], **config), 66, settings.get("channels", 3))
 
 
 # ---- the architecture, driven
@@ -184,6 +166,7 @@ def test_two_models_stand_side_by_side_with_their_differences_marked(explorer):
 
 
 def test_the_keyboard_suffices(explorer):
+    open_explorer(explorer, "", anew=True)
     explorer.keyboard.press("Tab")
     assert explorer.evaluate("document.activeElement.className") == "skip"
     explorer.get_by_role("button", name="Unfold layer1", exact=True).focus()
@@ -206,15 +189,11 @@ ODD_LINKS = (
 )
 
 
-@pytest.mark.parametrize("link", ODD_LINKS)
-def test_a_link_that_nobody_made_shows_what_it_can(link, page):
-    page.goto(EXPLORER + link)
-    assert page.locator("main h2").first.is_visible()
-    assert page.locator("main b").count() == 0
-
-
-def test_a_link_cannot_give_a_model_what_it_does_not_have(explorer):
-    explorer.goto("about:blank")
-    explorer.goto(EXPLORER + ODD_LINKS[1])
-    assert explorer.locator("#a-groups").input_value() == "32"
-    assert explorer.locator("#b-width").input_value() == "64"
+def test_a_link_that_nobody_made_shows_what_it_can(page):
+    for link in ODD_LINKS:
+        open_explorer(page, link, anew=True)
+        assert page.locator("main h2").first.is_visible()
+        assert page.locator("main b").count() == 0
+        if "b.model" in link:  # what a model does not have, a link cannot give it
+            assert page.locator("#a-groups").input_value() == "32"
+            assert page.locator("#b-width").input_value() == "64"

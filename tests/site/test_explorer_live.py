@@ -8,17 +8,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageDraw
 from torch import nn
 
 from resnet_core.models.resnet import BasicBlock
 from resnet_core.weights import load_model, read_info
-from tests.site.conftest import ROOT, SITE
+from tests.site.conftest import ROOT, SITE, look_at, open_explorer
 
 FOLDER = ROOT / "docs" / "explorer"
 NETWORK = FOLDER / "network.safetensors"
-LIVE = (SITE / "explorer" / "index.html").as_uri() + "#live"
+LIVE = "#live?image=1"
 LABELS = torch.arange(10).repeat_interleave(10)
 
 BLOCKS = [f"layer{stage}.{number}" for stage in (1, 2, 3) for number in (0, 1, 2)]
@@ -87,14 +86,14 @@ def wait_for_accuracy(page, right):
 
 
 def test_logits_equal_pytorchs_with_every_change(page, images):
-    page.goto(LIVE)
+    open_explorer(page, LIVE)
     for edits in EVERY_CHANGE:
         assert_close(torch.tensor(page.evaluate(LOGITS, edits)), logits_of(images[::14], **edits))
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_the_answer_and_the_accuracy_as_in_pytorch(switch, page, images):
-    page.goto(f"{LIVE}?image=35")
+    open_explorer(page, "#live?image=35")
     page.locator(f"#switch-{switch}").check()
     logits = logits_of(images, **SWITCHES[switch])
     right = int((logits.argmax(1) == LABELS).sum())
@@ -104,7 +103,7 @@ def test_a_switch_changes_the_answer_and_the_accuracy_as_in_pytorch(switch, page
 
 
 def test_a_block_is_skipped_and_a_shortcut_cut_and_a_link_holds_it(page, images):
-    page.goto(LIVE)
+    open_explorer(page, LIVE)
     page.locator("#switch-skip").select_option("layer3.1")
     page.locator('[data-key="tile-layer2.1"]').click()
     page.locator("#block-cut").check()
@@ -121,7 +120,7 @@ def test_a_block_is_skipped_and_a_shortcut_cut_and_a_link_holds_it(page, images)
 
 
 def test_the_evidence_adds_up_to_the_logit(page, images):
-    page.goto(LIVE)
+    open_explorer(page, LIVE)
     page.locator('[data-key="class-9"]').click()
     numbers = page.locator("#evidence .lines .number").all_inner_texts()
     *parts, logit = [float(text.replace("\N{MINUS SIGN}", "-")) for text in numbers]
@@ -130,7 +129,7 @@ def test_the_evidence_adds_up_to_the_logit(page, images):
 
 
 def test_the_reader_draws_with_the_mouse_and_with_the_keyboard(page):
-    page.goto(LIVE)
+    open_explorer(page, LIVE)
     page.locator("#choose-draw").check()
     empty = shown_logits(page)
     box = page.locator("#pad").bounding_box()
@@ -154,7 +153,7 @@ def test_a_photograph_gives_pytorchs_logits_and_its_name_stays_text(page, tmp_pa
     ImageDraw.Draw(picture).polygon([(60, 40), (220, 40), (200, 260), (80, 260)], fill=70)
     file = tmp_path / "<img src=x onerror=alert(1)>.png"
     picture.save(file)
-    page.goto(LIVE)
+    open_explorer(page, LIVE)
     page.locator("#choose-photograph").check()
     page.locator("#photo").set_input_files(file)
     page.locator("#photo-status", has_text=file.name).wait_for()
@@ -173,7 +172,7 @@ def test_a_photograph_gives_pytorchs_logits_and_its_name_stays_text(page, tmp_pa
 
 
 def test_the_keyboard_suffices(page, images):
-    page.goto(LIVE)
+    open_explorer(page, LIVE)
     page.locator('#gallery input[value="0"]').focus()
     page.keyboard.press("ArrowRight")
     assert_close(shown_logits(page), logits_of(images[1:2])[0])
@@ -192,21 +191,14 @@ def test_class_names_stay_text(page):
     out = SITE / "explorer" / "evil.html"
     try:
         build(out, replace(read_info(NETWORK), class_names=(evil,) * 10))
-        page.goto(f"{out.as_uri()}#live")
+        page.goto(f"{out.as_uri()}{LIVE}")
         assert page.locator("#answer h2").inner_text().startswith(evil)
         assert page.locator("#evil").count() == 0
     finally:
         out.unlink(missing_ok=True)
 
 
-def test_the_live_tab_is_readable_at_every_width_in_light_and_dark(page, screenshots):
-    page.goto(f"{LIVE}?cut=layer2.0&skip=layer3.1")
+def test_the_live_tab_is_readable_at_every_width_in_light_and_dark(page):
+    open_explorer(page, f"{LIVE}&cut=layer2.0&skip=layer3.1")
     assert float(page.locator("#milliseconds").get_attribute("data-milliseconds")) < 300
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        for width in (400, 900, 1400):
-            page.set_viewport_size({"width": width, "height": 900})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.screenshot(path=screenshots / f"explorer-live-{width}-{scheme}.jpg", full_page=True, type="jpeg")
-        violations = Axe().run(page, options={"preload": False}).response["violations"]
-        assert [each["id"] for each in violations if each["impact"] in ("serious", "critical")] == []
+    look_at(page, "explorer-live")
