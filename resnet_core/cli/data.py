@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,9 @@ from rich.progress import Progress
 
 from resnet_core.cli.errors import SOME_FAILED, check_at_least
 from resnet_core.cli.weights import unset
-from resnet_core.data.check import CheckReport, check_images, write_exclude
+from resnet_core.data.check import CheckReport, check_exclude, check_images, write_exclude
 from resnet_core.data.resize import resize_images
+from resnet_core.foundation.errors import printable
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class DataCheck:
     """
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """A folder of images in any layout, or a CSV list."""
+    """A folder of images, with class folders or without, or a CSV list."""
     write_exclude: Annotated[Path | None, unset("FILE")] = None
     """Write the images that were found into this file; training leaves them out with --data.exclude FILE."""
     bits: int = 0
-    """How many bits the values of 16-bit files fill, such as 12; 0 takes what each file states."""
+    """How many bits the values of 16-bit files fill, 1 to 16; 0 takes what each file states."""
     workers: int = os.cpu_count() or 1
     """Number of processes that decode. By default one for each core; 0 decodes in this process."""
     json: bool = False
@@ -44,15 +46,17 @@ class DataCheck:
         check_at_least(0, bits=self.bits, workers=self.workers)
 
     def __call__(self) -> int:
+        if self.write_exclude:
+            check_exclude(self.write_exclude)
         with bar_of_images() as advance:
             report = check_images(self.path, bits=self.bits, workers=self.workers, advance=advance)
 
+        print(json.dumps(asdict(report), indent=2) if self.json else as_text(report))
         if self.write_exclude:
             write_exclude(self.write_exclude, report.problems)
-        if self.json:
-            print(json.dumps(report.as_dict(), indent=2))
-        else:
-            print_report(report, self.write_exclude)
+            if not self.json:
+                count, path = len(report.problems), self.write_exclude
+                print(f"{path} lists {count:,}: train with --data.exclude {shlex.quote(str(path))}")
         return SOME_FAILED if report.problems else 0
 
 
@@ -93,7 +97,7 @@ class DataResize:
             )
 
         for line in (*report.unreadable, *report.notes):
-            print(line)
+            print(printable(line))
         kept = f", {report.kept:,} were there already" if report.kept else ""
         print(
             f"{self.destination}: {report.written:,} images written with a shorter side of {self.shorter_side} pixels "
@@ -111,16 +115,13 @@ def bar_of_images() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_report(report: CheckReport, excluded: Path | None) -> None:
-    """Prints each problem in one line, and then the sums."""
-    for problem in report.problems:
-        print(problem.reason)
+def as_text(report: CheckReport) -> str:
+    """Each problem in one line, and then the sums."""
+    lines = [printable(problem.reason) for problem in report.problems]
     if report.skipped:
-        print(f"skipped: {report.skipped}")
+        lines.append(f"skipped: {report.skipped}")
     unreadable, duplicates = len(report.unreadable), len(report.duplicates)
-    print(f"{report.images:,} images, decoded by {report.decoder}: {unreadable:,} cannot be used")
+    lines.append(f"{report.images:,} images, decoded by {report.decoder}: {unreadable:,} cannot be used")
     if duplicates:
-        noun = "image to train on is" if duplicates == 1 else "images to train on are"
-        print(f"{duplicates:,} {noun} also in another part")
-    if excluded:
-        print(f"{excluded} lists {len(report.problems):,}: train with --data.exclude {excluded}")
+        lines.append(f"{duplicates:,} {'image is' if duplicates == 1 else 'images are'} in the data more than once")
+    return "\n".join(lines)

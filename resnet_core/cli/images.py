@@ -21,7 +21,8 @@ from resnet_core.cli.weights import FromFile, unset
 from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.distributed.rendezvous import is_main_process
-from resnet_core.foundation.atomic import replace_file
+from resnet_core.foundation.atomic import LONGEST_NAME, replace_file
+from resnet_core.foundation.errors import printable
 from resnet_core.inference.explain import as_png, captum_attr, explain
 from resnet_core.inference.files import with_bar
 from resnet_core.inference.networks import load_network, only_predicts
@@ -137,9 +138,8 @@ class Predict(InBatches):
             print(json.dumps([record(image, result) for image, result in results], indent=2))
         elif not self.out:
             for image, guesses in readable(results):
-                print(
-                    image, *(f"  {guess.probability:7.2%}  {guess.name or guess.index}" for guess in guesses), sep="\n"
-                )
+                lines = [f"  {guess.probability:7.2%}  {guess.name or guess.index}" for guess in guesses]
+                print(*map(printable, (str(image), *lines)), sep="\n")
         return ended(results, self.out)
 
 
@@ -209,7 +209,8 @@ class Explain(OverImages):
                 results.append((file, damage))
                 continue
             self.out.mkdir(parents=True, exist_ok=True)
-            replace_file(self.out / f"{number:0{len(str(len(files)))}}-{file.name}.png", as_png(explanation))
+            name = f"{number:0{len(str(len(files)))}}-{file.name[:LONGEST_NAME]}.png"
+            replace_file(self.out / name, as_png(explanation))
             results.append((file, explanation))
         return ended(results, self.out)
 
@@ -223,7 +224,8 @@ def ended(results: Results, out: Path | None) -> int:
     """Prints what was written and which images could not be read. Returns the exit status."""
     done = readable(results)
     if out and out.exists():
-        print(f"{out}: {len(done):,} {'image' if len(done) == 1 else 'images'}")
+        of_all = f" of {len(results):,}" if len(done) < len(results) else ""
+        print(f"{out}: {len(done):,}{of_all} {'image' if len(results) == 1 else 'images'}")
     for _, result in results:
         if isinstance(result, ImageError):
             print_error(result)

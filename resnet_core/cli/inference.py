@@ -18,9 +18,10 @@ from resnet_core.cli.errors import check_at_least
 from resnet_core.cli.images import check_new_file
 from resnet_core.cli.training import describe_scores
 from resnet_core.cli.weights import FromFile, unset
-from resnet_core.data import DataConfig, dataset_of
-from resnet_core.data.datasets import IN_FOLDERS
+from resnet_core.data import DataConfig
+from resnet_core.data.datasets import IN_FOLDERS, load_evaluation
 from resnet_core.distributed.rendezvous import is_main_process
+from resnet_core.foundation.errors import printable
 from resnet_core.inference.evaluate import evaluate_weights
 from resnet_core.inference.export import export, find_exporter
 from resnet_core.inference.formats import Format, Precision
@@ -126,11 +127,12 @@ def class_lines(classes: Sequence[ClassScore]) -> list[str]:
     """A table of the classes, with a header."""
     if not classes:
         return []
+    classes = [replace(score, name=printable(score.name)) for score in classes]
     width = max(len("class"), *(len(score.name) for score in classes))
     lines = [f"{'class':<{width}}  images   recall  precision  most often taken for"]
     for score in classes:
         precision = f"{score.precision:.2%}" if score.precision is not None else "none"
-        other = f"{score.taken_for} ({score.times})" if score.times else ""
+        other = printable(f"{score.taken_for} ({score.times})") if score.times else ""
         lines.append(
             f"{score.name:<{width}}  {score.count:>6,}  {score.recall:>7.2%}  {precision:>9}  {other}".rstrip()
         )
@@ -186,7 +188,7 @@ class Quantize(OnLabels):
 def calibration_batches(data: DataConfig, info: WeightsInfo, count: int, batch: int = 32) -> list[Tensor]:
     """Training images, evenly spread over the data, prepared as `info.transform` says."""
     assert info.transform is not None  # or they could not be evaluated
-    images = dataset_of(data).train
+    images, _, _ = load_evaluation(data.name, data.path, data.folder_options, "train")
     numbers = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().tolist()
     parts = [numbers[start : start + batch] for start in range(0, len(numbers), batch)]
     return [info.transform.of_images(images.take(part)) for part in parts]
@@ -213,7 +215,8 @@ class Export(OnLabels):
     """Height and width of the input. By default the size at which the weights were evaluated, or else 224, or 32 for
     networks for small images."""
     dynamic_size: bool = False
-    """Accept images of any height and width from 33 pixels, and check the file at two more sizes."""
+    """Accept images of any height and width from 33 pixels (from 9 with small_images, from 5 for CIFAR networks), and
+    check the file at two more sizes."""
     opset: Annotated[int | None, unset("11..17")] = None
     """Version of ONNX's operators, for runtimes that lack the one that torch writes by default."""
 

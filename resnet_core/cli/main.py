@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -142,7 +143,9 @@ def parse_train(words: list[str]) -> Train:
         train = parse(Train, options, prog=f"resnet-core train {name}", default=defaults)
     except ValueError as error:
         raise ValueError(with_flags(str(error), words)) from None
-    return replace(train, advice=scaling_advice(recipe, train.recipe))
+    chosen = last_value_of("--optimizer.lr", options)
+    advice = scaling_advice(recipe, train.recipe) if chosen is None else None
+    return replace(train, advice=advice and with_flags(advice, words))
 
 
 def recipe_of(name: str) -> Recipe:
@@ -191,7 +194,8 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
         with (
             redirect_stderr(errors),
             nullcontext() if is_main_process() else redirect_stdout(io.StringIO()),
-            patch("docstring_parser.parse_from_object", docstrings_in_one_line),
+            patch("docstring_parser.parse_from_object", docstrings_with_flags),
+            patch.object(sys.stdout, "write", partial(without_empty_defaults, sys.stdout.write)),
         ):
             return tyro.cli(command, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
     except SystemExit as stop:
@@ -203,12 +207,18 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
         ) from None
 
 
-def docstrings_in_one_line(command: Any, read: Callable[[Any], Any] = docstring_parser.parse_from_object) -> Any:
-    """What the help says of each option, without the line breaks of the source, which tyro would keep."""
+def docstrings_with_flags(command: Any, read: Callable[[Any], Any] = docstring_parser.parse_from_object) -> Any:
+    """What the help says of each option: settings as flags, and without the line breaks of the source."""
     docstring = read(command)
     for option in docstring.params:
-        option.description = option.description and " ".join(option.description.split())
+        option.description = option.description and with_flags(" ".join(option.description.split()), ())
     return docstring
+
+
+def without_empty_defaults(write: Callable[[str], int], text: str) -> int:
+    """Writes help in which options that are empty by default show no default; blanks keep its frame straight."""
+    shown = "(default: '')"
+    return write(text.replace(shown, " " * len(shown)))
 
 
 # What Python and tyro say of a wrong value -> what a user can use.

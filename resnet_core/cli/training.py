@@ -84,7 +84,7 @@ class Train:
             raise ValueError("--processes starts processes; under torchrun use its --nproc-per-node instead")
         numbers = {name: rank_from_environment(name) for name in RANK_VARIABLES}
         processes = numbers["WORLD_SIZE"] if under_torchrun else self.processes
-        recipe = with_absolute_data_path(self.recipe)
+        recipe = with_absolute_paths(self.recipe)
         note = f"note: {self.advice}" if self.advice else None
 
         if self.dry_run:
@@ -108,10 +108,10 @@ class Train:
         return launch(train_here, arguments, processes)
 
 
-def with_absolute_data_path(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The same recipe, which finds its data from any folder: its run will be evaluated from others, too."""
-    path = recipe.data.path and str(Path(recipe.data.path).absolute())
-    return replace(recipe, data=replace(recipe.data, path=path))
+    path, exclude = (each and str(Path(each).absolute()) for each in (recipe.data.path, recipe.data.exclude))
+    return replace(recipe, data=replace(recipe.data, path=path, exclude=exclude))
 
 
 def train_here(recipe: Recipe, out: Path, allow_changes: bool, note: str | None) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import PIL
 from PIL import features
 
-from resnet_core.data.folders import WHOLE, Skipped, part_folders, read_list
-from resnet_core.data.images import ImageError, list_folder, opened, read_image
+from resnet_core.data.folders import WHOLE, FolderOptions, OwnImages, Skipped, check_source, folders_in
+from resnet_core.data.images import HASHES, MOST_BITS, ImageError, list_folder, opened, read_image
 from resnet_core.data.loaders import KeyedLoader
-from resnet_core.data.manifest import HASHES, OWN_FILES, FileRecord, hash_of, record_of, to_csv
+from resnet_core.data.manifest import FileRecord, hash_of, record_of, to_csv
 from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.foundation.atomic import replace_file
 
@@ -46,10 +46,6 @@ class CheckReport:
     skipped: str
     """What is not read, in words."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
     @property
     def problems(self) -> tuple[Problem, ...]:
         return self.unreadable + self.duplicates
@@ -69,8 +65,9 @@ def check_images(
     `advance(done, total)` is called as files are done. Raises ValueError for a path that is neither, or without images.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name a folder of images or a CSV file")
+    check_source(path)
+    if not 0 <= bits <= MOST_BITS:
+        raise ValueError(f"bits must be in 0..{MOST_BITS}, got {bits}")
     root = path if path.is_dir() else path.parent
     parts, skipped = images_of(path)
     names = [name for found in parts.values() for name in found]
@@ -80,7 +77,7 @@ def check_images(
 
     # Each file is decoded and hashed once.
     groups = [names[start : start + FILES_AT_A_TIME] for start in range(0, len(names), FILES_AT_A_TIME)]
-    loader = KeyedLoader(ExaminedFiles(root, bits), workers=min(workers, len(groups)), pin_memory=False)
+    loader = KeyedLoader(partial(examined, root, bits), workers=min(workers, len(groups)))
     problems: dict[str, str] = {}
     records: list[FileRecord] = []
     done = 0
@@ -135,58 +132,51 @@ def short_reason(error: ImageError, path: Path) -> str:
     return reason.partition("); ")[0] if is_no_image else text
 
 
-@dataclass(frozen=True)
-class ExaminedFiles:
-    """For each of several files its record with the hash, and why it cannot be used; empty where it can."""
-
-    root: Path
-    bits: int
-
-    def __getitem__(self, names: Sequence[str]) -> Any:
-        return [self.examine(name) for name in names]
-
-    def examine(self, name: str) -> tuple[FileRecord | None, str]:
-        path = self.root / name
+def examined(root: Path, bits: int, names: Sequence[str]) -> list[tuple[FileRecord | None, str]]:
+    """For each file its record with the hash, and why it cannot be used; empty where it can."""
+    found: list[tuple[FileRecord | None, str]] = []
+    for name in names:
+        path, record, reason = root / name, None, ""
         try:
-            record = replace(record_of(str(path), self.root), sha256=hash_of(str(path)))
+            record = replace(record_of(str(path), root), sha256=hash_of(str(path)))
+            read_image(path, bits)
         except OSError as error:
-            return None, f"{name}: {error.strerror}"
-        try:
-            read_image(path, self.bits)
+            reason = f"{name}: {error.strerror}"
         except ImageError as error:
-            return record, f"{name}: {short_reason(error, path)}"
-        return record, ""
+            reason = f"{name}: {short_reason(error, path)}"
+        found.append((record, reason))
+    return found
 
 
 def images_of(path: Path) -> tuple[dict[str, list[str]], Skipped]:
     """Part -> the images in it, as paths inside the folder of the data; and what is skipped."""
-    skipped = Skipped()
-    if not path.is_dir():
-        listed = read_list(path)
-        return {
-            part: [name for names in each.files.values() for name in names] for part, each in listed.items()
-        }, skipped
+    own = OwnImages(path, FolderOptions())
+    skipped = own.skipped
+    found = {part: [name for names in each.files.values() for name in names] for part, each in own.listed.items()}
+    if found:
+        return found, skipped
 
-    found: dict[str, list[str]] = {}
-    for part, folder in (part_folders(path) or {WHOLE: path}).items():
+    for part, folder in (own.folders or {WHOLE: path}).items():
         listing = list_folder(folder)
         prefix = f"{folder.name}/" if part != WHOLE else ""
         found[part] = [prefix + name for name in listing.images]
-        for kind in ("photographs", "hidden", "other"):
-            getattr(skipped, kind).extend(prefix + name for name in getattr(listing, kind) if name not in OWN_FILES)
+        skipped.add(listing, prefix)
+    if own.folders:
+        skipped.folders += [name for name in folders_in(path) if path / name not in own.folders.values()]
     return found, skipped
 
 
 def duplicates(parts: dict[str, list[str]], hashes: dict[str, str]) -> tuple[Problem, ...]:
-    """The images to train on whose bytes are also in another part."""
-    others = {
-        hashes[name]: name for part, names in parts.items() if part != "train" for name in names if name in hashes
-    }
-    return tuple(
-        Problem(name, f"{name}: the same bytes as {others[hashes[name]]}")
-        for name in parts.get("train", ())
-        if hashes.get(name) in others
-    )
+    """The images to train on whose bytes are also in another part or, where a share will be held back, came before."""
+    known = {hashes[name]: name for part in ("val", "test") for name in parts.get(part, ()) if name in hashes}
+    found = []
+    for name in parts.get("train", parts.get(WHOLE, [])):
+        sha256 = hashes.get(name)
+        if sha256 in known:
+            found.append(Problem(name, f"{name}: the same bytes as {known[sha256]}"))
+        elif sha256 and WHOLE in parts:
+            known[sha256] = name
+    return tuple(found)
 
 
 def write_hashes(root: Path, records: Sequence[FileRecord]) -> str:
@@ -198,10 +188,16 @@ def write_hashes(root: Path, records: Sequence[FileRecord]) -> str:
     return ""
 
 
-def write_exclude(path: Path, problems: Sequence[Problem]) -> None:
-    """Writes the list that `--data.exclude` reads. Raises ValueError for a file that is not such a list."""
-    if path.exists() and not path.read_bytes().startswith(EXCLUDE_HEAD.encode()):
+def check_exclude(path: Path) -> None:
+    """Raises ValueError for a file that `write_exclude` would replace without having written it."""
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(EXCLUDE_HEAD.encode())):
         raise ValueError(f"{path} exists and is not such a list; choose another file with --write-exclude")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not a folder; create it, or choose another file with --write-exclude")
+
+
+def write_exclude(path: Path, problems: Sequence[Problem]) -> None:
+    """Writes the list that `--data.exclude` reads. Raises ValueError where that cannot be."""
     if broken := [each.path for each in problems if "\n" in each.path]:
         raise ValueError(f"{broken[0]!r} has a line break in its name, which a list cannot hold; rename that file")
 

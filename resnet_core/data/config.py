@@ -8,6 +8,7 @@ from functools import partial
 from resnet_core.data.datasets import DATASETS, IMAGE_FOLDER, load_dataset
 from resnet_core.data.decoders import DECODERS, PILLOW
 from resnet_core.data.folders import FolderOptions
+from resnet_core.data.images import MOST_BITS
 from resnet_core.data.loaders import EvalLoader, TrainLoader
 from resnet_core.data.splits import Dataset
 from resnet_core.data.transforms import LARGEST_SIZE, Augmentation, Mixing, growing_size
@@ -35,7 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval_size": (0, LARGEST_SIZE),
     "workers": (0, INFINITY),
     "val_share": (0, 0.9),
-    "bits": (0, 16),
+    "bits": (0, MOST_BITS),
 }
 
 # Settings that only an image folder has.
@@ -54,13 +55,13 @@ class DataConfig:
     path and label, and split if you like. Only digits need none."""
     val_share: float = 0.0
     """Hold back this share of each class of an image folder's training images for validation, where it has no
-    validation part: 0.2 is a fifth."""
+    validation part: 0.2 is a fifth, 0.9 the most."""
     val_seed: int = 0
     """Seed of the draw of data.val_share. It depends on the images' names only, not on the recipe's seed."""
     exclude: str = ""
     """A file that lists images of an image folder to leave out, one a line; `resnet-core data check` can write it."""
     bits: int = 0
-    """How many bits the values of an image folder's 16-bit files fill, such as 12; 0 takes what each file states."""
+    """How many bits the values of an image folder's 16-bit files fill, 1 to 16; 0 takes what each file states."""
     decoder: str = PILLOW
     """What decodes an image folder's training images: pillow, or simplejpeg, which is faster (see docs/data.md).
     Evaluation always uses pillow."""
@@ -69,9 +70,10 @@ class DataConfig:
     eval_batch: int = 256
     """Samples that each process evaluates at a time."""
     random_resized_crop: float = 0.0
-    """RandomResizedCrop: the smallest share of an image's area that a crop covers. 0 turns it off; 0.08 is usual."""
+    """RandomResizedCrop: the smallest share of an image's area, up to 1, that a crop covers. 0 turns it off; 0.08 is
+    usual."""
     crop_padding: int = 0
-    """Shift each training image by up to this many pixels in each direction."""
+    """Shift each training image by up to this many pixels in each direction; 0 shifts none."""
     flip: bool = False
     """Mirror half of the training images."""
     trivial_augment: bool = False
@@ -81,9 +83,10 @@ class DataConfig:
     rand_augment_magnitude: int = 9
     """Strength of RandAugment's operations, 0 to 30."""
     random_erasing: float = 0.0
-    """Share of the training images in which a rectangle is replaced by the mean colour."""
+    """Share of the training images, 0 to 1, in which a rectangle is replaced by the mean colour."""
     mixup: float = 0.0
-    """Alpha of MixUp, which blends pairs of images; 0 turns it off. With cutmix, each batch uses one of the two."""
+    """Alpha of MixUp, which blends pairs of images; 0 turns it off. With data.cutmix, each batch uses one of
+    them."""
     cutmix: float = 0.0
     """Alpha of CutMix, which pastes a rectangle of one image into another; 0 turns it off."""
     repeated_augmentation: int = 1
@@ -92,11 +95,12 @@ class DataConfig:
     train_size: int = 0
     """Height and width of training images in pixels; 0 uses the evaluation size."""
     train_size_start: int = 0
-    """Height and width in the first epoch, from which images grow to train_size; 0 trains at train_size throughout."""
+    """Height and width in the first epoch, from which images grow to data.train_size; 0 trains at that size
+    throughout."""
     train_size_step: int = 32
     """Growing sizes are multiples of this. A ResNet divides a side by 32, a CIFAR ResNet by 4."""
     train_size_epochs: int = 0
-    """Number of epochs in which images grow, the last of them at train_size; 0 takes all epochs."""
+    """Number of epochs in which images grow, the last of them at data.train_size; 0 takes all epochs."""
     eval_resize: int = 0
     """Evaluation resizes the shorter side to this many pixels and then crops the centre; 0 takes the dataset's own."""
     eval_size: int = 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_core.data.folders import FolderOptions, load_image_folder, load_test_folder
+from resnet_core.data.folders import FolderOptions, check_source, load_image_folder, load_test_folder
 from resnet_core.data.formats import read_cifar10_records, read_idx
 from resnet_core.data.splits import Dataset, ImageFiles, LabelledImages, Split
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
@@ -188,11 +188,7 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
     """What `load` reads from the folder. Raises ValueError for a folder that does not exist or cannot be read."""
     if not path:
         raise ValueError(f"{name} is read from a folder; name it with --data.path DIR")
-    if not Path(path).exists():
-        raise ValueError(f"{path} does not exist; name the folder of the images")
-    is_list = name == IMAGE_FOLDER and path.endswith(".csv")
-    if not Path(path).is_dir() and not is_list:
-        raise ValueError(f"{path} is a file; name the folder of the images")
+    check_source(Path(path), may_be_list=name == IMAGE_FOLDER)
     try:
         return load(Path(path))
     except OSError as error:

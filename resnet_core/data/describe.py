@@ -6,6 +6,7 @@ import torch
 
 from resnet_core.data.sampler import steps_per_epoch
 from resnet_core.data.splits import Dataset, LabelledImages
+from resnet_core.foundation.errors import shortened
 
 
 def describe(dataset: Dataset, *, global_batch: int, repeats: int = 1) -> list[tuple[str, str]]:
@@ -15,14 +16,14 @@ def describe(dataset: Dataset, *, global_batch: int, repeats: int = 1) -> list[t
 
     sizes = torch.bincount(train.labels, minlength=len(dataset.class_names))
     smallest, largest = int(sizes.argmin()), int(sizes.argmax())
-    names = dataset.class_names
+    names = [shortened([name]) for name in dataset.class_names]
     lines.append(
         (
             "classes",
             f"{sizes[smallest]:,} to {sizes[largest]:,} images each to train on: {names[smallest]} has the fewest, "
             f"{names[largest]} the most"
             if sizes[smallest] < sizes[largest]
-            else f"{sizes[smallest]:,} images each to train on",
+            else f"{sizes[smallest]:,} {'image' if sizes[smallest] == 1 else 'images'} each to train on",
         )
     )
 

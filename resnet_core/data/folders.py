@@ -9,6 +9,8 @@ import csv
 import hashlib
 import io
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -21,25 +23,26 @@ import torch
 from resnet_core.data.images import (
     HEIC,
     HEIC_REMEDY,
+    OWN_FILES,
     PHOTOGRAPHS,
     ImageError,
+    Listing,
     endings,
     is_hidden,
     list_folder,
     refuse_dangling,
 )
-from resnet_core.data.manifest import OWN_FILES
+from resnet_core.data.manifest import LONGEST_PATH
 from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.foundation.errors import shortened
 
-# Part of the data -> the names that its folder may have, in any case.
-PARTS = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test",),
-}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+# A folder's name, in any case, or a split in a list -> the part of the data that it is.
+PARTS = {"train": "train", **dict.fromkeys(("val", "valid", "validation", "dev"), "val"), "test": "test"}
 WHOLE = ""  # the part that is the whole dataset, where there are no others
+LIKE_A_PART = re.compile(r"(?<![a-z])(train|val|valid|test)(ing|ation)?(?![a-z])", re.IGNORECASE)  # seg_train, Testing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +61,19 @@ class Skipped:
 
     photographs: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
+
+    def add(self, listing: Listing, inside: str = "") -> None:
+        """Adds what is not read of a folder, which lies `inside` the dataset's."""
+        for mine, names in (
+            (self.photographs, listing.photographs),
+            (self.hidden, listing.hidden),
+            (self.other, listing.other),
+        ):
+            mine += [inside + name for name in names]
 
     def __str__(self) -> str:
         """In one line; empty where nothing is skipped."""
@@ -69,6 +82,7 @@ class Skipped:
             f"HEIC photographs ({HEIC_REMEDY})": heic,
             "photographs that are not read (save them as JPEG or PNG)": sorted(set(self.photographs).difference(heic)),
             "images outside any class folder": self.outside,
+            "folders that are not a part of the data": self.folders,
             "hidden names": self.hidden,
             "other files": self.other,
             "images on the exclude list": self.excluded,
@@ -114,13 +128,16 @@ def load_image_folder(path: Path, options: FolderOptions | None = None) -> Datas
     224 x 224.
     """
     own = OwnImages(path, options or FolderOptions())
+    own.require_parts_to_train()
     train, evaluated = own.part("train"), own.part(own.evaluated)
 
     names = tuple(sorted(train.files))
-    if set(evaluated.files) - set(names):
+    if unknown := sorted(set(evaluated.files) - set(names)):
+        letters = [{unicodedata.normalize("NFC", name) for name in each} for each in (unknown, names)]
+        encoding = "" if letters[0].isdisjoint(letters[1]) else " (the same letters, but other Unicode characters)"
         raise ValueError(
-            f"{train.where} and {evaluated.where} must have the same classes; only in one of them: "
-            f"{shortened(sorted(set(names) ^ set(evaluated.files)), most=20)}; rename or remove them"
+            f"{evaluated.where} has classes that {train.where} lacks: {shortened(unknown, most=20)}{encoding}; rename "
+            "or remove them"
         )
 
     notes = own.notes(evaluated)
@@ -161,6 +178,7 @@ class OwnImages:
         self.root = path if path.is_dir() else path.parent
         self.excluded = read_exclude(options.exclude)
         self.skipped = Skipped()
+        self.nested: list[str] = []
         self.listed = {} if path.is_dir() else read_list(path)
         self.folders = part_folders(path) if path.is_dir() else {}
         self.names = {*self.listed, *self.folders} or {WHOLE}
@@ -180,11 +198,22 @@ class OwnImages:
             return "val"
         if "test" in self.names:
             return "test"
-        self._require("train")
-        remedy = "give some lines the split val" if self.listed else f"put some images as {self.path}/val/CLASS/IMAGE"
         raise ValueError(
-            f"{self.path} has no {self.kind} val or test to evaluate on; {remedy}, or train with --data.val-share 0.2, "
-            "which holds back a fifth of the training images"
+            f"{self.path} has no {self.kind} val or test to evaluate on, only train; add one, or choose --split train"
+        )
+
+    def require_parts_to_train(self) -> None:
+        """Raises ValueError where there is nothing to train on, or nothing to evaluate on."""
+        if self.options.val_share or self.names not in ({WHOLE}, {"train"}):
+            return
+        is_whole = self.names == {WHOLE}
+        lacking = "train" if is_whole else "val or test to evaluate on"
+        remedy = f"put images into {f'{self.path}/train/CLASS and ' if is_whole else ''}{self.path}/val/CLASS"
+        if self.listed:
+            remedy = f"write {'train and val' if is_whole else 'val for some images'} into the column split"
+        raise ValueError(
+            f"{self.path} has no {self.kind} {lacking}; {remedy}, or hold back a fifth of the images with "
+            "--data.val-share 0.2"
         )
 
     @property
@@ -196,28 +225,19 @@ class OwnImages:
         """The part of that name. Raises ValueError where it does not exist or has no images."""
         if self.options.val_share and name != "test":
             return self._held_back[name]
-        self._require(name)
-        return self._read(name)
+        return self._required(name)
 
-    def _require(self, name: str) -> None:
+    def _required(self, name: str) -> Part:
         if name in self.names:
-            return
-        if name == "train" and self.names == {WHOLE}:
-            remedy = (
-                f"put the images as {self.path}/train/CLASS/IMAGE and {self.path}/val/CLASS/IMAGE, or split its class "
-                "folders"
-            )
-            if self.listed:
-                remedy = "add the column split with train and val, or hold back a fifth of the images"
-            raise ValueError(f"{self.path} has no {self.kind} train; {remedy} with --data.val-share 0.2")
-        found = folders_in(self.path) if name == "train" and self.folders else sorted(self.names)
-        raise ValueError(f"{self.path} has no {self.kind} {name}; it has {shortened(found)}")
+            return self._read(name)
+        found = folders_in(self.path) if self.path.is_dir() else sorted(filter(None, self.listed))
+        raise ValueError(f"{self.path} has no {self.kind} {name}; it has {shortened(found) or 'none'}")
 
     @cached_property
     def _held_back(self) -> dict[str, Part]:
         """Training and validation parts, drawn from one: the same files whatever else the folder holds."""
         share, seed = self.options.val_share, self.options.val_seed
-        whole = self._read(WHOLE if self.names == {WHOLE} else "train")
+        whole = self._read(WHOLE) if self.names == {WHOLE} else self._required("train")
 
         kept: dict[str, list[str]] = {}
         held: dict[str, list[str]] = {}
@@ -227,6 +247,10 @@ class OwnImages:
             taken = set(drawn[:count])
             kept[name] = [file for file in files if file not in taken]
             held[name] = [file for file in files if file in taken]
+        if not any(held.values()):
+            raise ValueError(
+                f"{whole.where} has one image of each class, so none can be held back for validation; add images"
+            )
         where = f"a share of {share:g} of each class in {whole.where}, drawn with --data.val-seed {seed}"
         return {"train": Part(whole.folder, whole.where, kept), "val": Part(whole.folder, where, held)}
 
@@ -243,15 +267,17 @@ class OwnImages:
         for class_name in class_names:
             listing = list_folder(folder / class_name)
             inside = f"{prefix}{class_name}/"
-            self.skipped.photographs += [inside + each for each in listing.photographs]
-            self.skipped.hidden += [inside + each for each in listing.hidden]
-            self.skipped.other += [inside + each for each in listing.other]
+            self.skipped.add(listing, inside)
             if not listing.images:
                 there = f" that are read (it holds {examples(listing.photographs)})" if listing.photographs else ""
                 raise ImageError(
                     f"{folder / class_name} is a folder without images{there}; known endings are "
-                    f"{', '.join(sorted(endings()))}"
+                    f"{', '.join(sorted(endings()))}; put images there, or remove the folder"
                 )
+            inner = [inside + each for each in listing.images if "/" in each]
+            if name == WHOLE and len(inner) == len(listing.images):
+                refuse_parts(folder / class_name)
+            self.nested += inner
             files[class_name] = [f"{class_name}/{each}" for each in listing.images]
         return self._checked(Part(folder, str(folder), files))
 
@@ -271,8 +297,9 @@ class OwnImages:
         prefix = f"{part.folder.relative_to(self.root)}/" if part.folder != self.root else ""
         files = {}
         for class_name, names in part.files.items():
-            files[class_name] = [name for name in names if prefix + name not in self.excluded]
-            self.skipped.excluded += [prefix + name for name in names if prefix + name in self.excluded]
+            listed = {name: (prefix + name).removeprefix("./") for name in names}
+            files[class_name] = [name for name, path in listed.items() if path not in self.excluded]
+            self.skipped.excluded += sorted(self.excluded.intersection(listed.values()))
             if not files[class_name]:
                 raise ValueError(
                     f"{self.options.exclude} excludes every image of {class_name} in {part.where}; shorten that list, "
@@ -290,9 +317,14 @@ class OwnImages:
         unread = [name for name in unread if name != "split train"]
         if unread:
             notes["evaluation"] += f"; {shortened(unread)} {'is' if len(unread) == 1 else 'are'} not read"
+        if self.nested:
+            notes["nested"] = f"{len(self.nested):,} images lie in folders inside a class: {shortened(self.nested)}"
         if skipped := str(self.skipped):
             notes["skipped"] = skipped
-        if absent := sorted(name for name in self.excluded if name[0] == "/" or not (self.root / name).exists()):
+        absent = sorted(
+            name for name in self.excluded if (name[0] == "/" and not self.listed) or not (self.root / name).exists()
+        )
+        if absent:
             notes["exclude list"] = f"names {len(absent):,} that are no files inside {self.root}: {shortened(absent)}"
         return notes
 
@@ -306,29 +338,64 @@ def part_folders(path: Path) -> dict[str, Path]:
     """Part -> its folder, for each that there is. Raises ValueError where two folders are the same part."""
     found: dict[str, Path] = {}
     for entry in sorted(path.iterdir()):
-        for part, names in PARTS.items():
-            if entry.name.lower() in names and entry.is_dir():
-                if part in found:
-                    raise ValueError(
-                        f"{path} holds both {found[part].name} and {entry.name}, which are the same part of the data; "
-                        "keep one of them, or join them"
-                    )
-                found[part] = entry
+        part = PARTS.get(entry.name.lower())
+        if part is None or not entry.is_dir():
+            continue
+        if part in found:
+            raise ValueError(
+                f"{path} holds both {found[part].name} and {entry.name}, which are the same part of the data; keep one "
+                "of them, or join them"
+            )
+        found[part] = entry
     return found
 
 
+def refuse_parts(folder: Path) -> None:
+    """Raises ValueError for what is no class, but a part of the data by its name or by the names of its folders."""
+    if len(parts := part_folders(folder)) > 1:
+        raise ValueError(f"{folder} is not a class, since it has the parts {', '.join(parts)}; name that folder")
+    if LIKE_A_PART.search(folder.name):
+        raise ValueError(
+            f"{folder} is named like a part of the data, and holds folders; call the parts train, and val or test"
+        )
+
+
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The classes: sorted names of the folders inside, without hidden ones. Raises ImageError for a dangling link."""
+    """The classes: sorted names of the folders inside, without hidden ones.
+
+    Raises ImageError for a dangling link, and ValueError where there are none or a name is not text.
+    """
     refuse_dangling(path for path in sorted(folder.iterdir()) if not is_hidden(path.name))
     names = folders_in(folder)
     if not names:
-        raise ValueError(f"{folder} has no class folders; put its images as {folder}/CLASS/IMAGE")
+        is_class = f", or rename it if {folder.name} is a class" if folder.name.lower() in PARTS else ""
+        raise ValueError(f"{folder} has no class folders; put its images as {folder}/CLASS/IMAGE{is_class}")
+    for name in names:
+        refuse_other_encoding(name, f"{folder} has a class folder")
     return names
+
+
+def refuse_other_encoding(class_name: str, where: str) -> None:
+    """Raises ValueError for a class whose name no run could record."""
+    try:
+        class_name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} {class_name!a}, which is not UTF-8; write that name in UTF-8") from error
 
 
 def folders_in(path: Path) -> tuple[str, ...]:
     """Sorted names of the folders inside, without hidden ones."""
     return tuple(sorted(each.name for each in path.iterdir() if each.is_dir() and not is_hidden(each.name)))
+
+
+def check_source(path: Path, *, may_be_list: bool = True) -> None:
+    """Raises ValueError for a path that is neither a folder nor, where that may be, a CSV list."""
+    wanted = f"the folder of the images{' or a CSV list' if may_be_list else ''}"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name {wanted}")
+    if not path.is_dir() and not (may_be_list and path.suffix.lower() == ".csv"):
+        unpack = "unpack it, and " if path.suffix.lower() in ARCHIVES else ""
+        raise ValueError(f"{path} is a file; {unpack}name {wanted}")
 
 
 def read_list(path: Path) -> dict[str, Part]:
@@ -342,36 +409,53 @@ def read_list(path: Path) -> dict[str, Part]:
         raise ValueError(f"{path} cannot be read ({error.strerror}); name a folder of images or a CSV file") from error
     if "\0" in text:
         raise ValueError(f"{path} is not a list in UTF-8; name a folder of images, or save the list as CSV in UTF-8")
-    rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-    if not {"path", "label"} <= set(columns):
+    rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    try:
+        columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        if [columns.count(name) for name in ("path", "label", "split")] not in ([1, 1, 0], [1, 1, 1]):
+            raise ValueError(
+                f"{path} has the columns {', '.join(columns)[:80] or 'none'}; it needs path and label, and may have "
+                "split, each once and separated by commas"
+            )
+        parts = parts_of(rows, path)
+    except csv.Error as error:
         raise ValueError(
-            f"{path} has the columns {', '.join(columns)[:80] or 'none'}; it needs path and label, and may have split, "
-            "separated by commas"
-        )
+            f"{path} is not CSV from line {rows.line_num + 1} on ({error}); close what is in quotes, and double quotes "
+            "inside it"
+        ) from error
+    if not parts:
+        raise ValueError(f"{path} lists no images; give each a line: path,label")
+    return parts
 
-    parts_of_name = {name: part for part, names in PARTS.items() for name in names}
+
+def parts_of(rows: csv.DictReader[str], path: Path) -> dict[str, Part]:
+    """The parts of a list's rows. Raises ValueError naming the line that cannot be used."""
+    has_splits = "split" in (rows.fieldnames or ())
     parts: dict[str, Part] = {}
     seen: dict[str, int] = {}
     for row in rows:
-        line, name, label = rows.line_num, row["path"], (row["label"] or "").strip()
-        split = (row.get("split") or "").strip().lower()
-        part = parts_of_name.get(split, "") if "split" in columns else WHOLE
+        where = f"{path}, line {rows.line_num}"
+        name, label, split = (row.get(column) or "" for column in ("path", "label", "split"))
+        label = label.strip()
+        part = PARTS.get(split.strip().lower(), "") if has_splits else WHOLE
+        if any(row.get(None) or ()):
+            raise ValueError(f"{where} has more values than columns; put a value that holds a comma into quotes")
         if not name or not label:
-            raise ValueError(f"{path}, line {line} has no {'path' if not name else 'label'}; fill it in, or remove it")
-        if "split" in columns and not part:
-            raise ValueError(f"{path}, line {line} has the split {split!r}; choose one of {', '.join(parts_of_name)}")
-        if name in seen:
-            raise ValueError(f"{path}, lines {seen[name]} and {line} both name {name}; remove one of them")
+            raise ValueError(f"{where} has no {'path' if not name else 'label'}; fill it in, or remove it")
+        if has_splits and not part:
+            raise ValueError(f"{where} has the split {split!r}; choose one of {', '.join(PARTS)}")
         if not (path.parent / name).is_file():
             remedy = "write / between folders" if "\\" in name else "correct the path"
-            raise ValueError(f"{path}, line {line} names {path.parent / name}, which is not a file; {remedy}")
+            file = shortened([str(path.parent / name)], longest=LONGEST_PATH)
+            raise ValueError(f"{where} names {file}, which is not a file; {remedy}")
+        refuse_other_encoding(label, f"{where} has the label")
+        file = os.path.normpath(path.parent / name)
+        if file in seen:
+            raise ValueError(f"{path}, lines {seen[file]} and {rows.line_num} both name {name}; remove one of them")
 
-        seen[name] = line
-        where = f"{path}, split {part}" if part else str(path)
-        parts.setdefault(part, Part(path.parent, where, {})).files.setdefault(label, []).append(name)
-    if not parts:
-        raise ValueError(f"{path} lists no images; give each a line: path,label")
+        seen[file] = rows.line_num
+        of_part = f"{path}, split {part}" if part else str(path)
+        parts.setdefault(part, Part(path.parent, of_part, {})).files.setdefault(label, []).append(name)
     return parts
 
 
@@ -380,7 +464,7 @@ def read_exclude(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); correct --data.exclude") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}); correct data.exclude") from error
     return frozenset(line.removeprefix("./") for line in text.split("\n") if line and not line.startswith("#"))

@@ -62,6 +62,11 @@ NEEDED = {"HEIC": ("HEIF", HEIC_REMEDY), "AVIF": ("AVIF", "pip install 'pillow>=
 COLOURS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
+HASHES = ".resnet-core-hashes.csv"  # written by `data check` into the folder of the data
+SETTINGS_OF_COPY = ".resnet-core-resize.json"  # by `data resize` into the copy
+OWN_FILES = (HASHES, SETTINGS_OF_COPY)
+
+MOST_BITS = 16  # of a channel
 WHITE_OF_16_BITS = 65535
 DARKEST_WHITE = 2**14  # 16-bit values that stay below are nearly black: they probably fill fewer bits
 TIFF_BITS, TIFF_WHITES = 258, (341, 281)  # tags: BitsPerSample; SMaxSampleValue and MaxSampleValue
@@ -253,10 +258,15 @@ class Listing:
 def list_folder(folder: str | Path) -> Listing:
     """All files in a folder at any depth, with those behind links, sorted.
 
-    Raises ImageError for a link that leads nowhere, and for one that leads back to a folder above it.
+    Raises ImageError for a folder that cannot be read, and for a link that leads nowhere or back to a folder above it.
     """
     listing = Listing()
-    fill(listing, str(folder), "", ())
+    try:
+        fill(listing, str(folder), "", ())
+    except OSError as error:
+        raise ImageError(
+            f"{error.filename or folder} cannot be read ({error.strerror}); allow reading it, or leave it out"
+        ) from error
     for names in vars(listing).values():
         names.sort(key=lambda name: name.split("/"))
     return listing
@@ -273,6 +283,8 @@ def fill(listing: Listing, root: str, inside: str, above: tuple[tuple[int, int],
 
     with os.scandir(here) as entries:
         for entry in entries:
+            if entry.name in OWN_FILES:
+                continue
             name = os.path.join(inside, entry.name)
             ending = os.path.splitext(entry.name)[1].lower()
             if is_hidden(entry.name):

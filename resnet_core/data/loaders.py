@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +34,6 @@ def stacked(images: Images) -> Tensor:
     return images if isinstance(images, Tensor) else torch.stack(images)
 
 
-class KeyedBatches(Protocol):
-    """Makes the batch of a key, in any process."""
-
-    def __getitem__(self, key: Any, /) -> Any: ...
-
-
 @dataclass(frozen=True)
 class AugmentedBatches:
     """Makes the batch of a `TrainKey`; labels are class numbers `[N]` or, after `mix`, shares of classes `[N, K]`."""
@@ -51,7 +45,7 @@ class AugmentedBatches:
     seed: int
     rank: int
 
-    def __getitem__(self, key: TrainKey, /) -> Batch:
+    def __call__(self, key: TrainKey) -> Batch:
         epoch, position, samples = key
         indices = [index for index, _ in samples]
         # Each copy is a view of its own: 0 .. repeats - 1 in the first epoch, and so on.
@@ -70,7 +64,7 @@ class PlainBatches:
     split: LabelledImages
     transform: Callable[[Images], Tensor]
 
-    def __getitem__(self, indices: list[int], /) -> Batch:
+    def __call__(self, indices: list[int]) -> Batch:
         return self.transform(self.split.take(indices)), self.split.labels[indices]
 
 
@@ -152,14 +146,18 @@ class EvalLoader:
 
 
 class KeyedLoader:
-    """Makes the batches of keys, in their order, with torch's DataLoader. Its workers live on from list to list."""
+    """Makes the batches of keys, in their order, with torch's DataLoader. Its workers live on from list to list.
 
-    def __init__(self, batches: KeyedBatches, *, workers: int, pin_memory: bool) -> None:
-        self.sampler = KeySampler()
+    `make(key)` makes a batch, in any process.
+    """
+
+    def __init__(self, make: Callable[[Any], Any], *, workers: int, pin_memory: bool = False) -> None:
+        self.keys: list[Any] = []  # which DataLoader goes through next
+        self.lists = 0
         with any_number_of_workers():
             self.loader: DataLoader[Any] = DataLoader(
-                ErrorsAsValues(batches),  # type: ignore[arg-type]
-                sampler=self.sampler,
+                ErrorsAsValues(make),  # type: ignore[arg-type]
+                sampler=self.keys,
                 batch_size=None,
                 collate_fn=unchanged,
                 num_workers=workers,
@@ -172,10 +170,11 @@ class KeyedLoader:
 
     def iterate(self, keys: list[Any]) -> Iterator[Any]:
         """The batches of the keys. Raises ImageError for a damaged file, WorkerError for a batch that got lost."""
-        self.sampler.keys = keys
+        self.keys[:] = keys
+        self.lists = mine = self.lists + 1
         self.loader.worker_init_fn = partial(begin_worker, os.getpid())
         for batch in self._started():
-            if self.sampler.keys is not keys:
+            if self.lists != mine:
                 raise RuntimeError(
                     "Another epoch was started before this one was finished; iterate one epoch at a time."
                 )
@@ -202,28 +201,15 @@ def any_number_of_workers() -> Iterator[None]:
         yield
 
 
-class KeySampler:
-    """The list of keys that DataLoader goes through next."""
-
-    def __init__(self) -> None:
-        self.keys: list[Any] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
 @dataclass(frozen=True)
 class ErrorsAsValues:
     """Returns ImageError instead of raising it: DataLoader would put a worker's traceback into its one line."""
 
-    batches: KeyedBatches
+    make: Callable[[Any], Any]
 
     def __getitem__(self, key: Any) -> Any:
         try:
-            return self.batches[key]
+            return self.make(key)
         except ImageError as error:
             return error
 

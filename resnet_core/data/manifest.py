@@ -12,17 +12,16 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from resnet_core.data.images import HASHES
 from resnet_core.data.splits import Dataset, ImageFiles, Split
 from resnet_core.foundation.errors import shortened
 
 HASHED_BELOW = 10**9  # bytes of all files together
-HASHES = ".resnet-core-hashes.csv"  # in the folder of the data, where a hidden name is skipped
-SETTINGS_OF_COPY = ".resnet-core-resize.json"  # in a copy of `data resize`
-OWN_FILES = {HASHES, SETTINGS_OF_COPY}
 LONGEST_PATH = 4096  # characters: a file is named in full
 FILES_AT_A_TIME = 64  # that a thread hashes: a task for each file costs more than a small file
 
@@ -73,10 +72,7 @@ def files_of(dataset: Dataset) -> tuple[FileRecord, ...]:
     records = [record_of(path, folder) for path in paths]
 
     known = read_hashes(folder)
-    records = [
-        replace(each, sha256=known[each.path].sha256) if each == bare(known.get(each.path)) else each
-        for each in records
-    ]
+    records = [known[each.path] if each.path in known and known[each.path].is_same(each) else each for each in records]
     if sum(each.size for each in records) >= HASHED_BELOW:
         return tuple(records)
     missing = [number for number, each in enumerate(records) if not each.sha256]
@@ -88,11 +84,6 @@ def files_of(dataset: Dataset) -> tuple[FileRecord, ...]:
 def record_of(path: str, folder: Path) -> FileRecord:
     status = os.stat(path)
     return FileRecord(os.path.relpath(path, folder), status.st_size, status.st_mtime_ns)
-
-
-def bare(record: FileRecord | None) -> FileRecord | None:
-    """The record without its hash."""
-    return replace(record, sha256="") if record else None
 
 
 def hashes_of(paths: Sequence[str]) -> list[str]:
@@ -148,8 +139,12 @@ def from_csv(data: bytes) -> tuple[FileRecord, ...]:
 
 
 def read_hashes(folder: Path) -> Mapping[str, FileRecord]:
-    """What `data check` wrote into the folder, by path; nothing where it wrote nothing that can be read."""
-    try:
-        return {each.path: each for each in from_csv((folder / HASHES).read_bytes())}
-    except (OSError, ValueError):
-        return {}
+    """What `data check` wrote into the folder or the one above it, by path; nothing that cannot be read."""
+    found: dict[str, FileRecord] = {}
+    for place, prefix in ((folder.parent, f"{folder.name}/"), (folder, "")):
+        with suppress(OSError, ValueError):
+            for each in from_csv((place / HASHES).read_bytes()):
+                if each.path.startswith(prefix):
+                    path = each.path.removeprefix(prefix)
+                    found[path] = replace(each, path=path)
+    return found

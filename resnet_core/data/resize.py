@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_core.data.folders import Skipped
-from resnet_core.data.images import ImageError, list_folder, read_image
+from resnet_core.data.images import SETTINGS_OF_COPY, ImageError, list_folder, read_image
 from resnet_core.data.loaders import KeyedLoader
-from resnet_core.data.manifest import SETTINGS_OF_COPY
 from resnet_core.foundation.atomic import replace_file, replacing
 from resnet_core.foundation.errors import shortened
 
@@ -49,8 +51,9 @@ def resize_images(
     """Writes each image of a folder into another one as an upright JPEG file whose shorter side has that many pixels.
 
     Images are resized as evaluation does it. Smaller ones keep their size, and JPEG files among them are copied. Other
-    files' names get the ending .jpg. The same call continues an interrupted copy, and makes those again whose image is
-    newer. `advance(done, total)` is called as files are done. Raises ValueError for folders that cannot be used.
+    files' names get the ending .jpg. The same call continues an interrupted copy, and makes those again whose image has
+    changed: a copy has its image's time. `advance(done, total)` is called as files are done. Raises ValueError for
+    folders that cannot be used.
     """
     source, destination = Path(source), Path(destination)
     if not source.is_dir():
@@ -58,20 +61,21 @@ def resize_images(
     if shorter_side < 1:
         raise ValueError(f"the shorter side must be at least 1 pixel, got {shorter_side}")
     if not 1 <= quality <= 100:
-        raise ValueError(f"the quality must be at least 1 and at most 100, got {quality}")
+        raise ValueError(f"the quality must be in 1..100, got {quality}")
     listing = list_folder(source)
     copies = names_of_copies(listing.images)
     start_copy(destination, source, {"source": str(source.resolve()), "shorter_side": shorter_side, "quality": quality})
 
     pairs = [(source / name, destination / copy) for name, copy in copies.items()]
     groups = [pairs[start : start + FILES_AT_A_TIME] for start in range(0, len(pairs), FILES_AT_A_TIME)]
-    loader = KeyedLoader(SmallerFiles(shorter_side, quality), workers=min(workers, len(groups)), pin_memory=False)
+    loader = KeyedLoader(partial(copied, shorter_side, quality), workers=min(workers, len(groups)))
     outcomes: list[str] = []
     for results in loader.iterate(groups):
         outcomes += results
         advance(len(outcomes), len(pairs))
 
-    skipped = Skipped(photographs=listing.photographs, hidden=listing.hidden, other=listing.other)
+    skipped = Skipped()
+    skipped.add(listing)
     notes = [f"skipped: {skipped}"] if str(skipped) else []
     if extra := sorted(set(list_folder(destination).images) - set(copies.values())):
         notes.append(f"{destination} holds images that {source} does not; remove them: {shortened(extra)}")
@@ -101,10 +105,10 @@ def start_copy(destination: Path, source: Path, settings: dict[str, Any]) -> Non
     record = destination / SETTINGS_OF_COPY
     if record.exists():
         before = json.loads(record.read_text())
-        if before != settings:
-            changed = [
-                f"{key} {before.get(key)}, not {value}" for key, value in settings.items() if before.get(key) != value
-            ]
+        changed = [
+            f"{key} {before.get(key)}, not {value}" for key, value in settings.items() if before.get(key) != value
+        ]
+        if changed:
             raise ValueError(f"{destination} was made with {' and '.join(changed)}; choose another folder")
     elif destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not an earlier copy; choose a new folder")
@@ -115,36 +119,36 @@ def start_copy(destination: Path, source: Path, settings: dict[str, Any]) -> Non
         half_written.unlink()
 
 
-@dataclass(frozen=True)
-class SmallerFiles:
-    """For each of several pairs makes the second file from the first: WRITTEN, KEPT, or why it cannot be read."""
+def copied(shorter_side: int, quality: int, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Makes the second file of each pair from the first: WRITTEN, KEPT, or why it cannot be."""
+    return [make_copy(*pair, shorter_side, quality) for pair in pairs]
 
-    shorter_side: int
-    quality: int
 
-    def __getitem__(self, pairs: Sequence[tuple[Path, Path]]) -> Any:
-        return [self.make(*pair) for pair in pairs]
-
-    def make(self, source: Path, copy: Path) -> str:
-        if copy.exists() and copy.stat().st_mtime_ns >= source.stat().st_mtime_ns:
+def make_copy(source: Path, copy: Path, shorter_side: int, quality: int) -> str:
+    """The same for one pair. Raises ImageError where nothing can be written."""
+    try:
+        times = source.stat()
+        if copy.exists() and copy.stat().st_mtime_ns == times.st_mtime_ns:
             return KEPT
-        try:
-            image = read_image(source)
-        except ImageError as error:
-            return str(error)
+        image = read_image(source)
 
-        try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(copy) as aside:
-                if min(image.size) <= self.shorter_side and copy.name == source.name:
-                    shutil.copyfile(source, aside)
-                else:
-                    self.smaller(image.convert("RGB")).save(aside, format="JPEG", quality=self.quality)
-        except OSError as error:
-            raise ImageError(f"{copy} cannot be written ({error.strerror or error}); make room, and go on") from error
-        return WRITTEN
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as aside:
+            if min(image.size) <= shorter_side and copy.name == source.name:
+                shutil.copyfile(source, aside)
+            else:
+                smaller(image.convert("RGB"), shorter_side).save(aside, format="JPEG", quality=quality)
+            os.utime(aside, ns=(times.st_atime_ns, times.st_mtime_ns))
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{source} has a name that is too long for its copy {copy.name}; rename it"
+        raise ImageError(f"{copy} cannot be written ({error.strerror or error}); make room, and go on") from error
+    return WRITTEN
 
-    def smaller(self, image: Image) -> Image:
-        from torchvision.transforms.v2 import functional as V
 
-        return V.resize(image, [self.shorter_side], antialias=True) if min(image.size) > self.shorter_side else image
+def smaller(image: Image, shorter_side: int) -> Image:
+    from torchvision.transforms.v2 import functional as V
+
+    return V.resize(image, [shorter_side], antialias=True) if min(image.size) > shorter_side else image

@@ -81,11 +81,10 @@ class ImageTransform:
     """How many bits the values of 16-bit files fill, for who reads the image; 0: what each file states."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.crop_size <= self.resize_size <= LARGEST_SIZE:
-            raise ValueError(
-                f"the crop must be at least 1 pixel and at most as large as the resized image, which is at most "
-                f"{LARGEST_SIZE} pixels; got crop_size {self.crop_size} and resize_size {self.resize_size}"
-            )
+        if not 1 <= self.resize_size <= LARGEST_SIZE:
+            raise ValueError(f"resize_size must be in 1..{LARGEST_SIZE} pixels, got {self.resize_size}")
+        if not 1 <= self.crop_size <= self.resize_size:
+            raise ValueError(f"crop_size must be in 1..{self.resize_size} pixels (resize_size), got {self.crop_size}")
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be above 0, got {self.std}")
         if len(self.mean) != len(self.std) or len(self.mean) not in CHANNEL_MODES:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
+LONGEST_NAME = 50  # characters, of up to 4 bytes each: the name of the other file must stay below 255 bytes
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -16,7 +18,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Whatever ends the process, `path` is the old file or the new one. An exception removes what was written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{token_hex(4)}.part")
+    aside = path.with_name(f".{path.name[:LONGEST_NAME]}.{token_hex(4)}.part")
     try:
         yield aside
         sync(aside)

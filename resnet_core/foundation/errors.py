@@ -32,4 +32,4 @@ def shortened(names: Iterable[str], most: int = 3, longest: int = 80) -> str:
     shown = ", ".join(
         name if name.isprintable() and len(name) < longest else f"{name[:cut]!a}..." for name in names[:most]
     )
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ def results_of_files(
     mine = rank_share(len(paths), rank=world.rank, world_size=world.size)
     batches = [[paths[number] for number in mine[start : start + batch]] for start in range(0, len(mine), batch)]
     workers = workers if len(batches) > 1 else 0
-    loader = KeyedLoader(FileBatches(transform), workers=workers, pin_memory=False)
+    loader = KeyedLoader(partial(pixels_or_errors, transform), workers=workers)
 
     def results_of_this_rank() -> list[R | ImageError]:
         found: list[R | ImageError] = []
@@ -65,17 +65,12 @@ def with_bar(items: Iterable[R], total: int, *, shown: bool = True) -> Iterable[
     return track(items, "images", total, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
-@dataclass(frozen=True)
-class FileBatches:
-    """Files -> each one's pixels `[C, H, W]`, or the ImageError."""
-
-    transform: ImageTransform
-
-    def __getitem__(self, paths: list[Path]) -> list[Tensor | ImageError]:
-        return [self.pixels(path) for path in paths]
-
-    def pixels(self, path: Path) -> Tensor | ImageError:
+def pixels_or_errors(transform: ImageTransform, paths: Sequence[Path]) -> list[Tensor | ImageError]:
+    """Each file's pixels `[C, H, W]`, or the ImageError."""
+    found: list[Tensor | ImageError] = []
+    for path in paths:
         try:
-            return self.transform(read_image(path, self.transform.bits))
+            found.append(transform(read_image(path, transform.bits)))
         except ImageError as error:
-            return error
+            found.append(error)
+    return found

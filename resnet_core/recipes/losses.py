@@ -19,10 +19,10 @@ class LossConfig:
     name: str = "cross_entropy"
     """cross_entropy, or binary_cross_entropy, which treats each class as an independent yes or no."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    """Share of the target that is spread evenly over all classes, below 1 (Szegedy et al. 2016, arXiv:1512.00567)."""
     target_threshold: float = 0.0
     """For binary_cross_entropy of mixed images: classes whose share of the image exceeds this become targets of 1, all
-    others 0. At 0, the shares themselves are the targets."""
+    others 0. It is below 1; at 0, the shares themselves are the targets."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

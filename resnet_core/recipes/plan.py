@@ -59,6 +59,7 @@ class Plan:
         curve = "".join(BARS[math.ceil(rate / peak * len(BARS)) - 1 if rate > 0 else 0] for rate in rates)
 
         parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
+        epochs = "epoch" if self.epochs == 1 else "epochs"
         count = "1 process" if self.processes == 1 else f"{self.processes} processes"
         frozen = f", {self.frozen:,} of them frozen" if self.frozen else ""
         start = f", from the weights {self.weights}" if self.weights else ""
@@ -69,7 +70,7 @@ class Plan:
             [
                 f"model          {self.model}, {self.parameters:,} parameters{frozen}{start}",
                 *(f"{label:<15}{text}" for label, text in self.data),
-                f"steps          {steps:,}: {self.epochs} epochs of {self.steps_per_epoch:,}",
+                f"steps          {steps:,}: {self.epochs} {epochs} of {self.steps_per_epoch:,}",
                 f"images         {self.image_sizes}",
                 f"batch          {count} x {self.batch} samples{parts}",
                 *[fast] * self.fast,

@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from resnet_core.data import DataConfig
+from resnet_core.data import DataConfig, ImageFiles
 from resnet_core.data.manifest import FileRecord, changes, content, from_csv, to_csv
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.foundation.lock import NAME as LOCK
@@ -83,6 +83,16 @@ class RunFolder:
             check(experiment, processes)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file, not a folder; choose another folder with --out")
+        images = experiment.dataset.train
+        if (
+            isinstance(images, ImageFiles)
+            and Path(experiment.recipe.data.path).is_dir()
+            and self.path.resolve().is_relative_to(images.folder.resolve())
+        ):
+            raise ValueError(
+                f"{self.path} lies in {images.folder}, where each folder is a class of images; choose another folder "
+                "with --out"
+            )
         if not list_checkpoints(self.checkpoints) and not self._recipe.exists() and self.foreign_files():
             raise ValueError(f"{self.path} holds other files and no run; choose another folder with --out")
 

@@ -15,9 +15,10 @@ class AveragingConfig:
     """Exponential moving average of the weights (Tarvainen & Valpola 2017, arXiv:1703.01780)."""
 
     ema_decay: float = 0.0
-    """Share of the old average that an update keeps; 0 turns averaging off."""
+    """Share of the old average that an update keeps, below 1; 0 turns averaging off."""
     ema_every_steps: int = 1
-    """Optimizer steps between updates. The average remembers about ema_every_steps / (1 - ema_decay) steps."""
+    """Optimizer steps between updates. The average remembers about averaging.ema_every_steps / (1 -
+    averaging.ema_decay) steps."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:

@@ -22,7 +22,7 @@ class ScheduleConfig:
     warmup: Literal["linear", "constant"] = "linear"
     """linear rises from the start factor to the peak; constant stays at the start factor."""
     warmup_start_factor: float = 0.0
-    """Learning rate at the start of warm-up, as a share of the peak: 0.1 starts at a tenth of it."""
+    """Learning rate at the start of warm-up, as a share of the peak, 0 to 1: 0.1 starts at a tenth of it."""
     final_lr: float = 0.0
     """Learning rate at the end of cosine and one_cycle."""
     t_max_epochs: float = 0.0
@@ -31,7 +31,7 @@ class ScheduleConfig:
     milestones: tuple[float, ...] = ()
     """Multiply the learning rate by gamma at these epochs, counted from the start of the run."""
     gamma: float = 0.1
-    """Factor of the learning rate at each milestone."""
+    """Factor of the learning rate at each milestone, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         if self.name not in SHAPES:

@@ -171,7 +171,7 @@ def _info_for(model: str | None, read: Found, path: Path) -> WeightsInfo:
         info = with_the_rest(info, described, read.network)
     info = info or assumed(read.network)
     if model not in (None, info.model):
-        raise WeightsError(f"{path} holds weights of {info.model}, not {model}")
+        raise WeightsError(f"{path} holds weights of {info.model}, not {model}; leave --model out")
     return info
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from resnet_core.data.check import check_images
-from resnet_core.data.manifest import HASHES
+from resnet_core.data.images import HASHES
 from tests.data.test_folders import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")  # Python 3.12, of a fork
@@ -46,7 +46,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(folder, cli, workers):
     assert twice == "train/dog/5.png: the same bytes as val/cat/0.png"
     assert skipped == "skipped: hidden names: 1 (val/dog/.hidden.png)"
     assert (total[:9], total[-17:]) == ("28 images", " 2 cannot be used")
-    assert in_both == "1 image to train on is also in another part"
+    assert in_both == "1 image is in the data more than once"
 
 
 TRAIN = ("train", "finetune", "--model.name", "cifar_resnet20", "--model.weights", "", "--dry-run")
@@ -86,8 +86,11 @@ def test_headers_of_a_large_set_are_left_to_training(folder, cli, monkeypatch):
 def test_a_file_that_is_not_such_a_list_is_not_overwritten(folder, tmp_path, cli):
     (tmp_path / "notes.txt").write_text("mine")
     refused = cli("data", "check", folder, *HERE, "--write-exclude", tmp_path / "notes.txt")
-    assert (refused.returncode, (tmp_path / "notes.txt").read_text()) == (2, "mine")
+    assert (refused.returncode, refused.stdout, (tmp_path / "notes.txt").read_text()) == (2, "", "mine")
     assert "exists and is not such a list; choose another file with --write-exclude" in refused.stderr
+    refused = cli("data", "check", folder, *HERE, "--write-exclude", tmp_path / "there" / "list.txt")
+    assert "there is not a folder; create it, or choose another file" in refused.stderr
+    assert not (folder / HASHES).exists()
 
 
 def test_names_that_a_list_can_hold_and_one_that_it_cannot(tmp_path, cli):
@@ -109,7 +112,11 @@ def test_a_list_in_csv_is_checked_by_its_splits(folder, cli):
     )
     checked = cli("data", "check", folder / "list.csv", *HERE)
     assert checked.stdout.startswith("train/dog/5.png: the same bytes as val/cat/0.png\n3 images, ")
-    assert "does not exist; name a folder of images or a CSV file" in cli("data", "check", "nowhere").stderr
+    assert "does not exist; name the folder of the images or a CSV list" in cli("data", "check", "nowhere").stderr
+    picture = folder / "val" / "cat" / "0.png"
+    assert "0.png is a file; name the folder of the images or a CSV list" in cli("data", "check", picture).stderr
+    (folder / "all.zip").touch()
+    assert "all.zip is a file; unpack it, and name the folder" in cli("data", "check", folder / "all.zip").stderr
 
 
 def test_16_bit_files_are_checked_as_they_are_trained_on(tmp_path, cli):
@@ -119,6 +126,7 @@ def test_16_bit_files_are_checked_as_they_are_trained_on(tmp_path, cli):
     assert "set --data.bits 12 if white is 4095" in cli(*words, "--json").stdout
     assert cli(*words, "--bits", 12).returncode == 0
     assert "0.png: has the value 4000, and white is 1023" in cli(*words, "--bits", 10).stdout
+    assert "bits must be in 0..16, got 40" in cli(*words, "--bits", 40).stderr
 
 
 def test_hashes_that_cannot_be_kept_are_reported(tmp_path, monkeypatch):
@@ -129,6 +137,17 @@ def test_hashes_that_cannot_be_kept_are_reported(tmp_path, monkeypatch):
 
     monkeypatch.setattr("resnet_core.data.check.replace_file", refuse)
     assert "hashes were not kept, since" in check_images(tmp_path).skipped
+
+
+def test_images_that_are_there_twice_are_named_where_a_share_will_be_held_back_and_folders_beside_the_parts(tmp_path):
+    write_images(tmp_path / "train", {"cat": 2, "dog\x1b[31m": 1})
+    shutil.copy(tmp_path / "train" / "cat" / "1.png", tmp_path / "train" / "cat" / "2.png")
+    (twice,) = check_images(tmp_path / "train").problems
+    assert twice.reason == "cat/2.png: the same bytes as cat/1.png"
+    (tmp_path / "unlabelled").mkdir()
+    checked = check_images(tmp_path)
+    assert checked.problems == ()
+    assert checked.skipped == "folders that are not a part of the data: 1 (unlabelled)"
 
 
 def test_a_folder_without_images_is_refused(tmp_path, cli):

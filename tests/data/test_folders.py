@@ -62,7 +62,9 @@ def test_a_class_without_evaluated_images_is_named_and_an_unknown_one_is_refused
     assert dataset.test.labels.tolist() == [1, 1]
     assert dict(dataset.notes)["evaluation"].endswith("/val; it has no images of cat, elk")
     write_images(tmp_path / "val", {"fox": 1})
-    refuses(tmp_path, "must have the same classes; only in one of them: cat, elk, fox")
+    write_images(tmp_path / "train", {"caf\u00e9": 1})
+    write_images(tmp_path / "val", {"cafe\u0301": 1})
+    refuses(tmp_path, r"val has classes that .*train lacks: cafe\u0301, fox \(the same letters, but other .*; rename")
 
 
 @pytest.mark.parametrize("inside", ["", "train"])
@@ -87,13 +89,41 @@ def test_a_share_of_each_class_is_held_back(tmp_path, tmp_path_factory, inside):
 
 def test_a_folder_of_classes_needs_a_share_and_a_folder_with_validation_none(tmp_path):
     write_images(tmp_path, BOTH)
-    refuses(tmp_path, r"or split its class folders with --data.val-share 0.2")
+    refuses(
+        tmp_path, r"no folder train; put images into .*/train/CLASS and .* or hold back a fifth .* --data.val-share"
+    )
     write_images(tmp_path / "parts" / "train", BOTH)
     refuses(
-        tmp_path / "parts", r"no folder val or test .* or train with --data.val-share 0.2, which holds back a fifth"
+        tmp_path / "parts", r"no folder val or test .* or hold back a fifth of the images with --data.val-share 0.2"
     )
+    with pytest.raises(ValueError, match="only train; add one, or choose --split train"):
+        load_test("image_folder", str(tmp_path / "parts"))
     write_images(tmp_path / "parts" / "val", BOTH)
     refuses(tmp_path / "parts", "has images for validation; leave out --data.val-share 0.2", val_share=0.2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "val_share", "message"),
+    [
+        (
+            {"Training/cat": 1, "Testing/cat": 1},
+            0.2,
+            "Testing is named like a part of the data, and holds folders; call",
+        ),
+        ({"in/train/cat": 1, "in/val/cat": 1}, 0.2, "in is not a class, since it has the parts train, val; name that"),
+        (
+            {"bus": 2, "train": 2},
+            0.2,
+            "train has no class folders; put .*/CLASS/IMAGE, or rename it if train is a class",
+        ),
+        ({"images/cat": 2, "test/cat": 2}, 0.2, "has no folder train; it has images, test"),
+        ({"cat": 1, "dog": 1}, 0.2, "has one image of each class, so none can be held back for validation; add"),
+        ({"cat": 2, "caf\udce9": 2}, 0.2, r"has a class folder 'caf.udce9', which is not UTF-8; write that name"),
+    ],
+)
+def test_folders_that_are_not_what_they_look_like_are_refused(tmp_path, counts, val_share, message):
+    write_images(tmp_path, counts)
+    refuses(tmp_path, message, val_share=val_share)
 
 
 @pytest.fixture
@@ -102,8 +132,8 @@ def listed(tmp_path):
     write_images(tmp_path / "all", {"a": 6})
 
     def write(text):
-        (tmp_path / "list.csv").write_text("\ufeff" + text)  # as a spreadsheet saves it
-        return tmp_path / "list.csv"
+        (tmp_path / "LIST.CSV").write_bytes(f"\ufeff{text}".encode(errors="surrogateescape"))  # as spreadsheets save it
+        return tmp_path / "LIST.CSV"
 
     return write
 
@@ -130,7 +160,7 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
     assert dataset.test.labels.tolist() == [0, 1]
     refuses(
         listed("path,label\n" + rows),
-        "no split train; add the column split .* or hold back .* --data.val-share 0.2",
+        "no split train; write train and val into the column split, or hold back .* --data.val-share 0.2",
     )
 
 
@@ -140,7 +170,7 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
         ("file,class\n", "has the columns file, class; it needs path and label"),
         (
             "path;label\n",
-            "has the columns path;label; it needs path and label, and may have split, separated by commas",
+            "has the columns path;label; it needs path and label, .*, each once and separated by commas",
         ),
         ("", "has the columns none"),
         ("p\0a\0t\0h", "is not a list in UTF-8; name a folder of images, or save the list as CSV in UTF-8"),
@@ -149,10 +179,18 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
         ("path,label\nall/a/0.png,\n", "line 2 has no label"),
         (
             "path,label,split\nall/a/0.png,x,train\n",
-            "no split val or test to evaluate on; give some lines",
+            "no split val or test to evaluate on; write val for some images",
         ),
         ("path,label\nall/a/9.png,x\n", "line 2 names .*all/a/9.png, which is not a file"),
         ("path,label\nall/a/0.png,x\nall/a/0.png,y\n", "lines 2 and 3 both name all/a/0.png"),
+        ("path,label,split\nall/a/0.png,x,train\n./all/a/0.png,x,val\n", "lines 2 and 3 both name"),
+        ("path,label\nall/a/0.png,cat, wild\n", "line 2 has more values than columns; put a value that holds a comma"),
+        (
+            'path,label\n"all/a/0.png,x\nall/a/1.png,x\n',
+            r"is not CSV from line 2 on \(unexpected end of data\); close what",
+        ),
+        ("path,label,label\nall/a/0.png,x,y\n", "has the columns path, label, label; it needs"),
+        ("path,label\nall/a/0.png,caf\udce9\n", r"line 2 has the label 'caf.udce9', which is not UTF-8; write"),
         ("path,label,split\nall/a/0.png,x,holdout\n", "line 2 has the split 'holdout'; choose one of train, val"),
     ],
 )
@@ -183,6 +221,26 @@ def test_all_that_is_skipped_is_counted_with_its_reason(tmp_path):
     assert dict(dataset.notes)["exclude list"] == f"names 1 that are no files inside {tmp_path}: val/cat/9.png"
 
 
+def test_images_in_folders_inside_a_class_are_counted(tmp_path):
+    write_images(tmp_path, {"cat/2025": 2, "cat": 1, "dog": 2})
+    nested = dict(load(tmp_path, val_share=0.5).notes)["nested"]
+    assert nested == "2 images lie in folders inside a class: cat/2025/0.png, cat/2025/1.png"
+
+
+def test_a_list_excludes_images_however_their_paths_are_written(listed, tmp_path):
+    names = [
+        "all/a/0.png",
+        "./all/a/1.png",
+        f"{tmp_path}/all/a/2.png",
+        *(f"all/a/{number}.png" for number in (3, 4, 5)),
+    ]
+    path = listed("path,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(names)))
+    (tmp_path / "exclude").write_text("\ufeffall/a/0.png\n./all/a/1.png\n" + names[2])
+    dataset = load(path, exclude=str(tmp_path / "exclude"), val_share=0.5)
+    assert len(dataset.train) + len(dataset.test) == 3
+    assert "exclude list" not in dict(dataset.notes)
+
+
 def test_a_class_of_nothing_that_is_read_is_refused_with_what_it_holds(tmp_path):
     write_images(tmp_path / "train", BOTH)
     write_images(tmp_path / "val", BOTH)
@@ -198,7 +256,7 @@ def test_a_list_that_excludes_a_whole_class_is_refused(tmp_path):
     write_images(tmp_path / "val", BOTH)
     (tmp_path / "list").write_text("train/dog/0.png\ntrain/dog/1.png\n")
     refuses(tmp_path, "list excludes every image of dog in .*train; shorten", exclude=str(tmp_path / "list"))
-    refuses(tmp_path, "nowhere cannot be read .*; correct --data.exclude", exclude=str(tmp_path / "nowhere"))
+    refuses(tmp_path, "nowhere cannot be read .*; correct data.exclude", exclude=str(tmp_path / "nowhere"))
 
 
 def test_what_people_should_know_before_training_is_one_line_each(tmp_path):

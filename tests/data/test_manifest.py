@@ -8,7 +8,8 @@ import torch
 
 from resnet_core.data import Dataset, FolderOptions, ImageTransform, Split, identity, load_dataset
 from resnet_core.data.check import check_images
-from resnet_core.data.manifest import HASHES, changes, content, files_of, from_csv, to_csv
+from resnet_core.data.images import HASHES
+from resnet_core.data.manifest import changes, content, files_of, from_csv, read_hashes, to_csv
 from resnet_core.runs import load_run
 from resnet_core.runs.folder import RunFolder
 from tests.data.test_folders import write_images
@@ -63,6 +64,7 @@ def test_a_large_set_is_known_by_sizes_and_times_until_data_check_has_hashed_it(
     assert changes(unhashed, files(folder)) == ["1 file is changed: train/cat/0.png"]
 
     check_images(folder)
+    assert read_hashes(folder / "val").keys() == {"cat/0.png", "dog/0.png"}
     hashed = files(folder)
     assert all(each.sha256 for each in hashed)
     assert changes(unhashed, hashed) == ["1 file is changed: train/cat/0.png"]
@@ -146,16 +148,21 @@ def test_a_run_of_an_earlier_version_which_recorded_no_files_continues(stopped, 
     assert train(1).returncode == 0
 
 
-def test_what_an_exclude_list_leaves_is_part_of_the_datas_identity(stopped, train, tmp_path):
+def test_what_an_exclude_list_leaves_is_part_of_the_datas_identity(stopped, train, tmp_path, cli, monkeypatch):
     (tmp_path / "list").write_text("train/cat/1.png\n")
     refused = train(1, "--data.exclude", tmp_path / "list")
     assert "training images: 8 there and 7 here; 1 file is gone: train/cat/1.png" in refused.stderr
     (tmp_path / "list").write_text("# nothing\n")
-    assert train(1, "--data.exclude", tmp_path / "list").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert train(1, "--data.exclude", "list").returncode == 0
+    monkeypatch.chdir("/")  # from where the run still finds its list
+    assert cli("evaluate", stopped).returncode == 0
 
 
 def test_a_share_is_recorded_in_the_run(folder, tmp_path, cli):
     words = ("train", "finetune", "--data.path", folder / "train", "--out", tmp_path / "share", *TINY, 1)
+    refused = cli(*words, "--data.val-share", 0.25, "--out", folder / "train" / "run").stderr
+    assert "where each folder is a class of images; choose another folder with --out" in refused
     trained = cli(*words, "--data.val-share", 0.25)
     assert trained.returncode == 0, trained.stderr
     assert "data        6 images of 2 classes to train on, 2 images of 2 classes to evaluate on" in trained.stdout

@@ -6,8 +6,7 @@ import pytest
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as V
 
-from resnet_core.data.images import ImageError, read_image
-from resnet_core.data.manifest import SETTINGS_OF_COPY
+from resnet_core.data.images import SETTINGS_OF_COPY, ImageError, read_image
 from resnet_core.data.resize import resize_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")  # Python 3.12, of a fork
@@ -84,6 +83,8 @@ def test_an_interrupted_copy_goes_on_and_a_newer_image_is_copied_again(source, t
     assert "train/cat/mine.jpg" in again.stdout
     assert files_in(copy) == {*COPIES, SETTINGS_OF_COPY, "train/cat/mine.jpg"}
     assert (copy / "train/dog/b.png.jpg").read_bytes() == before
+    os.utime(source / "train" / "cat" / "a.jpg", ns=(0, 0))  # as a file that was replaced by an older one
+    assert resize_images(source, copy, shorter_side=32).written == 1
 
 
 def test_a_copy_that_is_ended_in_the_middle_holds_whole_files_and_goes_on(source, tmp_path, monkeypatch):
@@ -113,6 +114,15 @@ def test_images_that_cannot_be_read_are_named_and_counted(source, tmp_path, cli)
     assert f"{source}/train/cat/a.jpg is not a whole image" in made.stdout
     assert "4 images written" in made.stdout
     assert "1 cannot be read" in made.stdout
+
+
+def test_names_as_long_as_they_may_be(source, tmp_path):
+    for name in (f"{'n' * 251}.jpg", f"{'n' * 251}.png"):
+        (source / "train" / "cat" / "a.jpg").with_name(name).write_bytes((source / "train/cat/a.jpg").read_bytes())
+    report = resize_images(source, tmp_path / "copy", shorter_side=32)
+    assert report.written == 6
+    (too_long,) = report.unreadable
+    assert "n.png has a name that is too long for its copy " in too_long
 
 
 def test_folders_that_cannot_be_used_are_refused(source, tmp_path):

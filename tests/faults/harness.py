@@ -50,11 +50,11 @@ from tests.forks import SERVER, fork_ranks
 
 # Phase of a training -> the function in which it is killed.
 PHASES: dict[str, tuple[object, str]] = {
-    "load": (AugmentedBatches, "__getitem__"),
+    "load": (AugmentedBatches, "__call__"),
     "forward": (trainer, "forward"),
     "backward": (torch.Tensor, "backward"),
     "update": (SGD, "step"),
-    "evaluation": (PlainBatches, "__getitem__"),
+    "evaluation": (PlainBatches, "__call__"),
     "checkpoint is written": (checkpoint, "sync"),
     "checkpoint is renamed": (Path, "rename"),
     "checkpoint is pruned": (checkpoint.shutil, "rmtree"),
@@ -205,7 +205,7 @@ class Started:
 # What `slow` slows down -> the function, what it says first, and for how long it then sleeps.
 SLOW: dict[str, tuple[object, str, str, float]] = {
     "steps": (trainer, "forward", "", 0.05),
-    "evaluation": (PlainBatches, "__getitem__", "evaluating\n", 1.0),
+    "evaluation": (PlainBatches, "__call__", "evaluating\n", 1.0),
     "start": (runs, "join_world", "starting\n", 2.0),
 }
 

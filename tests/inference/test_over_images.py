@@ -90,7 +90,7 @@ def test_predictions_are_written_in_the_order_of_the_files(weights, folder, expe
     out = tmp_path / "predictions.csv"
     finished = cli("predict", weights, folder, "--out", out, "--top", 3, "--batch", batch, "--workers", workers)
     assert finished.returncode == 1
-    assert finished.stdout == f"{out}: 6 images\n"
+    assert finished.stdout == f"{out}: 6 of 7 images\n"
     assert '2, "so".png is not a whole image' in finished.stderr
     check_predictions(rows_of(out), expected, folder)
 
@@ -100,7 +100,7 @@ def test_processes_under_torchrun_share_the_files_out(weights, folder, expected,
     out = tmp_path / "predictions.csv"
     words = ("-m", "resnet_core", "predict", weights, folder, "--out", out, "--top", 3, "--batch", 2, "--workers", 0)
     finished = call(*words, under=torchrun)
-    assert finished.stdout == f"{out}: 6 images\n", finished.stderr
+    assert finished.stdout == f"{out}: 6 of 7 images\n", finished.stderr
     check_predictions(rows_of(out), expected, folder)
 
 

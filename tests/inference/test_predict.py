@@ -255,7 +255,7 @@ def test_another_model_than_the_file_s_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"resize_size": 10, "crop_size": 11}, "at most as large as the resized image"),
+        ({"resize_size": 10, "crop_size": 11}, r"crop_size must be in 1\.\.10 pixels \(resize_size\), got 11"),
         ({"resize_size": 10, "crop_size": 10, "mean": (0.5, 0.5), "std": (1, 1)}, "1 value .grey. or 3"),
         ({"resize_size": 10, "crop_size": 10, "mean": (0.5,)}, "1 value .grey. or 3"),
     ],
