@@ -42,7 +42,7 @@ def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
                 raise
             print_error(
                 error,
-                f"out of memory ({first_line(error)}); use smaller images or batches, or fewer --data.workers. In "
+                f"out of memory ({first_line(error)}); use smaller images or batches, or fewer workers. In "
                 "training, also a smaller --data.global-batch, more processes, --train.precision bf16, or "
                 "--train.accumulation N, which keeps the global batch but computes BatchNorm over each of its N parts",
             )

@@ -231,7 +231,11 @@ class OwnImages:
         if name in self.names:
             return self._read(name)
         found = folders_in(self.path) if self.path.is_dir() else sorted(filter(None, self.listed))
-        raise ValueError(f"{self.path} has no {self.kind} {name}; it has {shortened(found) or 'none'}")
+        raise ValueError(
+            f"{self.path} has no {self.kind} {name}, only {shortened(found)}; add it, or choose other data"
+            if found
+            else f"{self.path} has no column split; add it, or choose other data"
+        )
 
     @cached_property
     def _held_back(self) -> dict[str, Part]:

@@ -63,6 +63,8 @@ def resize_images(
     if not 1 <= quality <= 100:
         raise ValueError(f"the quality must be in 1..100, got {quality}")
     listing = list_folder(source)
+    if not listing.images:
+        raise ValueError(f"{source} holds no images; name the folder that holds the images")
     copies = names_of_copies(listing.images)
     start_copy(destination, source, {"source": str(source.resolve()), "shorter_side": shorter_side, "quality": quality})
 
@@ -106,7 +108,9 @@ def start_copy(destination: Path, source: Path, settings: dict[str, Any]) -> Non
     if record.exists():
         before = json.loads(record.read_text())
         changed = [
-            f"{key} {before.get(key)}, not {value}" for key, value in settings.items() if before.get(key) != value
+            f"{key.replace('_', ' ')} {before.get(key)}, not {value}"
+            for key, value in settings.items()
+            if before.get(key) != value
         ]
         if changed:
             raise ValueError(f"{destination} was made with {' and '.join(changed)}; choose another folder")

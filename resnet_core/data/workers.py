@@ -19,6 +19,7 @@ from resnet_core.foundation.errors import first_line
 # libraries do not survive a fork: there they are spawned, which takes seconds once.
 START = "fork" if sys.platform == "linux" else "spawn"
 SHARED_MEMORY = "/dev/shm"
+FEWER_WORKERS = "use fewer workers or none (--data.workers 0 in training, --workers 0 in other commands)"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
@@ -80,12 +81,9 @@ def send_error(queue: multiprocessing.queues.Queue[Any], error: Exception, sent:
 def remedy(error: Exception) -> str:
     """What to do where a worker could not send its batch."""
     if "open files" in str(error):
-        return "raise the limit with `ulimit -n`, or lower --data.workers"
+        return f"raise the limit with `ulimit -n`, or {FEWER_WORKERS}"
     try:
         size = f", which holds {shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.0f} MiB"
     except OSError:
         size = ""
-    return (
-        f"batches travel through {SHARED_MEMORY}{size}: enlarge it (docker run --shm-size 8g), lower --data.workers, "
-        "or load in the training process with --data.workers 0"
-    )
+    return f"batches travel through {SHARED_MEMORY}{size}: enlarge it (docker run --shm-size 8g), or {FEWER_WORKERS}"

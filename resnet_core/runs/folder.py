@@ -149,6 +149,11 @@ class RunFolder:
             return [f"the files differ, and {self._data.name}, which would say how, is missing or was changed"]
         return changes(files, experiment.data_files)
 
+    def data_changes(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """Which files of the data have changed since the run was trained, as label and text of a line."""
+        files = self._changed_files(self.recorded_recipe()[1], experiment)
+        return [("changed", f"since the run was trained: {'; '.join(files)}")] if files else []
+
     def recorded_recipe(self) -> tuple[Recipe, dict[str, Any]]:
         """The recipe of the folder's run and the identity of its data, from the newest checkpoint with a whole record.
 

@@ -18,10 +18,10 @@ from resnet_core.data import ImageFiles
 from resnet_core.foundation.atomic import replace_file
 from resnet_core.inference.explain import captum_attr, denormalized, heat_maps, overlaid
 from resnet_core.inference.predictions import PredictionRecord, Predictions, class_scores
-from resnet_core.recipes.experiment import Experiment, load
+from resnet_core.recipes.experiment import Experiment
 from resnet_core.runs.curves import PANELS, Panel, draw, records_of
 from resnet_core.runs.folder import RunFolder
-from resnet_core.runs.training import trained
+from resnet_core.runs.training import experiment_of, trained
 from resnet_core.train import Trainer
 from resnet_core.train.evaluate import evaluate
 from resnet_core.train.metrics import classification_sums, scores_to_hide
@@ -46,7 +46,7 @@ def write_report(out: str | Path, path: str | Path | None = None) -> Path:
     template = load_template()
     captum_attr()  # before any work
 
-    experiment = load(folder.read_recipe())
+    experiment = experiment_of(folder)
     trainer = trained(folder, experiment)
     scores, predictions = predictions_of(trainer)
     records, environment = records_of(folder.path), folder.read_environment()
@@ -68,7 +68,7 @@ def write_report(out: str | Path, path: str | Path | None = None) -> Path:
         classes=class_scores(confusion, names),
         mistakes=mistakes(predictions, trainer, experiment),
         num_mistakes=len(predictions.mistakes()),
-        data_lines=experiment.data_lines,
+        data_lines=[*experiment.data_lines, *folder.data_changes(experiment)],
         environment=environment,
         command=shlex.join(environment.get("command", [])),
     )

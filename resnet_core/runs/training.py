@@ -178,7 +178,17 @@ def load_run(out: str | Path, world: World | None = None) -> Trainer:
     Raises ValueError for a run that is not finished, and for data that have changed so that they do not fit.
     """
     folder = RunFolder(out)
-    return trained(folder, load(folder.read_recipe()), world)
+    return trained(folder, experiment_of(folder), world)
+
+
+def experiment_of(folder: RunFolder) -> Experiment:
+    """The experiment of a run, with the data as they are now."""
+    recipe = folder.read_recipe()
+    try:
+        return load(recipe)
+    except ValueError as error:
+        error.add_note(f"(data.path is in {folder.path}/recipe.toml: correct it there where the data have moved)")
+        raise
 
 
 def trained(folder: RunFolder, experiment: Experiment, world: World | None = None) -> Trainer:

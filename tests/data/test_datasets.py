@@ -187,7 +187,7 @@ IMAGES = "train-images-idx3-ubyte"
             "image_folder",
             image_folder,
             lambda folder: (folder / "train").rename(folder / "training"),
-            "no folder train; it has test, training",
+            "no folder train, only test, training; add it",
         ),
         (
             "image_folder",

@@ -116,7 +116,7 @@ def test_a_folder_of_classes_needs_a_share_and_a_folder_with_validation_none(tmp
             0.2,
             "train has no class folders; put .*/CLASS/IMAGE, or rename it if train is a class",
         ),
-        ({"images/cat": 2, "test/cat": 2}, 0.2, "has no folder train; it has images, test"),
+        ({"images/cat": 2, "test/cat": 2}, 0.2, "has no folder train, only images, test; add it"),
         ({"cat": 1, "dog": 1}, 0.2, "has one image of each class, so none can be held back for validation; add"),
         ({"cat": 2, "caf\udce9": 2}, 0.2, r"has a class folder 'caf.udce9', which is not UTF-8; write that name"),
     ],

@@ -196,7 +196,7 @@ def test_a_damaged_file_stops_training_with_one_line_that_names_it(damaged, work
     ("reason", "message"),
     [
         ("unable to allocate shared memory(shm)", r"could not hand over its batch \(unable to .*/dev/shm, which holds"),
-        ("Too many open files", "raise the limit with `ulimit -n`, or lower --data.workers"),
+        ("Too many open files", "raise the limit with `ulimit -n`, or use fewer workers or none"),
     ],
 )
 def test_a_batch_that_a_worker_cannot_send_ends_the_epoch_in_one_line(reason, message):

@@ -135,11 +135,13 @@ def test_folders_that_cannot_be_used_are_refused(source, tmp_path):
         (copy, {"shorter_side": 32, "quality": 80}, "was made with .*choose another folder"),
         (other, {"shorter_side": 32}, "is not an earlier copy; choose a new folder"),
         (source / "small", {"shorter_side": 32}, "lie in each other"),
+        (tmp_path / "of nothing", {"shorter_side": 32, "source": other}, "holds no images; name the folder"),
         (source.parent, {"shorter_side": 32}, "lie in each other"),
         (tmp_path / "new", {"shorter_side": 0}, "at least 1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            resize_images(source, place, **settings)
+            resize_images(**{"source": source, "destination": place, **settings})
+    assert not (tmp_path / "of nothing").exists()
     with pytest.raises(ValueError, match="is not a folder"):
         resize_images(tmp_path / "nothing", tmp_path / "new", shorter_side=32)
 

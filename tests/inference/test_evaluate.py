@@ -119,7 +119,7 @@ def test_the_test_images_are_evaluated_where_they_are_asked_for(weights, capsys,
     assert f"evaluation  {tmp_path}/Validation; test is not read\n" in capsys.readouterr().err
     assert scores_of(capsys, weights, "--data", tmp_path, "--split", "test")["count"] == 3
     assert main(["evaluate", str(weights), "--data", str(tmp_path), "--split", "holdout"]) == 2
-    assert "has no folder holdout; it has test, train, val" in capsys.readouterr().err
+    assert "has no folder holdout, only test, train, val; add it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,14 @@ def test_no_other_file_is_replaced_and_what_is_missing_is_named(hostile_run, cli
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert "a report needs jinja2: pip install 'resnet-core[explain]'" in cli("report", hostile_run).stderr
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_data_that_changed_since_the_training_are_named_and_data_that_moved_too(hostile_run, cli, tmp_path):
+    data, name = hostile_run.parent / "data", "<b>0.png"
+    Image.new("RGB", (8, 8)).save(data / "train" / HOSTILE[0] / name)
+    page = Page(write_report(hostile_run, tmp_path / "page.html").read_text())
+    assert "since the run was trained: 1 file is changed: " in page.text
+    data.rename(data.with_name("moved"))
+    moved = cli("report", hostile_run).stderr
+    assert "data does not exist; name the folder" in moved
+    assert "run/recipe.toml: correct it there where the data have moved" in moved
