@@ -217,8 +217,7 @@ def docstrings_with_flags(command: Any, read: Callable[[Any], Any] = docstring_p
 
 def without_empty_defaults(write: Callable[[str], int], text: str) -> int:
     """Writes help in which options that are empty by default show no default; blanks keep its frame straight."""
-    shown = "(default: '')"
-    return write(text.replace(shown, " " * len(shown)))
+    return write(re.sub(r"\(default: (?:'')?\)", lambda shown: " " * len(shown[0]), text))
 
 
 # What Python and tyro say of a wrong value -> what a user can use.

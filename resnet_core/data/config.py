@@ -57,7 +57,7 @@ class DataConfig:
     """Hold back this share of each class of an image folder's training images for validation, where it has no
     validation part: 0.2 is a fifth, 0.9 the most."""
     val_seed: int = 0
-    """Seed of the draw of data.val_share. It depends on the images' names only, not on the recipe's seed."""
+    """Seed with which data.val_share draws. The draw depends on the images' names only, not on the recipe's seed."""
     exclude: str = ""
     """A file that lists images of an image folder to leave out, one a line; `resnet-core data check` can write it."""
     bits: int = 0

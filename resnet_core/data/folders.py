@@ -230,7 +230,9 @@ class OwnImages:
     def _required(self, name: str) -> Part:
         if name in self.names:
             return self._read(name)
-        found = folders_in(self.path) if self.path.is_dir() else sorted(filter(None, self.listed))
+        found = sorted(self.names - {WHOLE})
+        if self.path.is_dir() and (name == "train" or not found):
+            found = [*folders_in(self.path)]
         raise ValueError(
             f"{self.path} has no {self.kind} {name}, only {shortened(found)}; add it, or choose other data"
             if found

@@ -17,8 +17,7 @@ class AveragingConfig:
     ema_decay: float = 0.0
     """Share of the old average that an update keeps, below 1; 0 turns averaging off."""
     ema_every_steps: int = 1
-    """Optimizer steps between updates. The average remembers about averaging.ema_every_steps / (1 -
-    averaging.ema_decay) steps."""
+    """Optimizer steps between updates. The average remembers about 1 / (1 - averaging.ema_decay) updates."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:

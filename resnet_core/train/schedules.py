@@ -29,7 +29,7 @@ class ScheduleConfig:
     """Epochs from the end of warm-up until cosine reaches the final learning rate and stays there; 0 takes the rest of
     the run."""
     milestones: tuple[float, ...] = ()
-    """Multiply the learning rate by gamma at these epochs, counted from the start of the run."""
+    """Multiply the learning rate by schedule.gamma at these epochs, counted from the start of the run."""
     gamma: float = 0.1
     """Factor of the learning rate at each milestone, above 0 and at most 1."""
 

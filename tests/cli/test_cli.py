@@ -37,7 +37,10 @@ def test_every_command_has_help_with_an_example(name, capsys):
 
 def test_help_does_not_keep_the_line_breaks_of_the_source(cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    assert "Empty or none starts from random weights." in cli("train", "digits", "--help").stdout
+    shown = cli("train", "digits", "--help").stdout
+    assert "Empty or none starts from random weights." in shown
+    assert "(default: )" not in shown.replace("''", "")
+    assert "to --data.train-size;" in " ".join(shown.replace("│", "").split())
 
 
 def test_version(capsys):
@@ -259,7 +262,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(capsys, tmp_path, monkeypat
     printed = capsys.readouterr()
     assert "33: 3 epochs of 11" in printed.out
     assert "2 processes x 64 samples" in printed.out
-    assert "note: data.global_batch is 2 times the recipe's 64" in printed.out
+    assert "note: --data.global-batch is 2 times the recipe's 64" in printed.out
     assert "linear scaling would be --optimizer.lr 0.2" in printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
     assert main(["train", "digits", "--config=no.toml", "--dry-run"]) == 2

@@ -84,7 +84,7 @@ def test_the_picture_shows_the_pixels_that_the_network_got(photographs):
 def test_a_picture_is_written_for_each_image_and_what_cannot_be_read_is_named(weights, photographs, cli, tmp_path):
     finished = cli("explain", weights, photographs, "--out", tmp_path / "heat", "--class", "$x$")
     assert finished.returncode == 1
-    assert finished.stdout == f"{tmp_path / 'heat'}: 2 images\n"
+    assert finished.stdout == f"{tmp_path / 'heat'}: 2 of 3 images\n"
     assert "2.png is not a whole image" in finished.stderr
     assert sorted(path.name for path in (tmp_path / "heat").iterdir()) == ["1-0.png.png", "2-1.png.png"]
     with Image.open(tmp_path / "heat" / "1-0.png.png") as picture:

@@ -133,7 +133,7 @@ def test_no_other_file_is_replaced_and_what_is_missing_is_named(hostile_run, cli
 
 def test_data_that_changed_since_the_training_are_named_and_data_that_moved_too(hostile_run, cli, tmp_path):
     data, name = hostile_run.parent / "data", "<b>0.png"
-    Image.new("RGB", (8, 8)).save(data / "train" / HOSTILE[0] / name)
+    Image.new("RGB", (8, 8), "red").save(data / "train" / HOSTILE[0] / name)
     page = Page(write_report(hostile_run, tmp_path / "page.html").read_text())
     assert "since the run was trained: 1 file is changed: " in page.text
     data.rename(data.with_name("moved"))
