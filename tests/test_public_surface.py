@@ -43,7 +43,7 @@ def flags(command, *arguments):
     printed = io.StringIO()
     with redirect_stdout(printed), suppress(SystemExit):
         main([*command.split(), *arguments, "--help"])
-    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*", printed.getvalue())))
+    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", printed.getvalue())))
 
 
 def keys(mapping):
