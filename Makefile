@@ -56,6 +56,7 @@ bench: .venv-bench/installed
 		--out docs/results/speed-training-small.json
 	.venv-bench/bin/python -m parity.benchmarks.speed startup --out docs/results/speed-startup.json
 	.venv-bench/bin/python -m parity.benchmarks.speed page
+	.venv-bench/bin/python docs/figures.py
 
 interop: .venv-interop/installed
 	.venv-interop/bin/python -m pytest -m interop

@@ -167,7 +167,8 @@ def panels(record: dict[str, Any]) -> Iterator[tuple[str, list[Bars]]]:
             limits = [each["images_per_second"] / each["ceiling_share"] for each in those if each["ceiling_share"]]
             bars = [(each["form"], each["images_per_second"]) for each in those]
             groups.append((precision, bars, max(limits, default=0)))
-        yield f"{case['model']} {record['what']}, batch {case['batch']}: images/s", groups
+        if groups:
+            yield f"{case['model']} {record['what']}, batch {case['batch']}: images/s", groups
     if "startup" in record:
         yield "seconds of a new process", [("", [(each["what"], each["seconds"]) for each in record["startup"]], 0)]
 
