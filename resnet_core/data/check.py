@@ -10,8 +10,8 @@ from pathlib import Path
 import PIL
 from PIL import features
 
-from resnet_core.data.folders import WHOLE, FolderOptions, OwnImages, Skipped, check_source, folders_in
-from resnet_core.data.images import HASHES, MOST_BITS, ImageError, list_folder, opened, read_image
+from resnet_core.data.folders import WHOLE, FolderOptions, OwnImages, check_source, folders_in
+from resnet_core.data.images import HASHES, MOST_BITS, ImageError, Listing, list_folder, opened, read_image
 from resnet_core.data.loaders import KeyedLoader
 from resnet_core.data.manifest import FileRecord, hash_of, record_of, to_csv
 from resnet_core.data.splits import Dataset, ImageFiles
@@ -148,7 +148,7 @@ def examined(root: Path, bits: int, names: Sequence[str]) -> list[tuple[FileReco
     return found
 
 
-def images_of(path: Path) -> tuple[dict[str, list[str]], Skipped]:
+def images_of(path: Path) -> tuple[dict[str, list[str]], Listing]:
     """Part -> the images in it, as paths inside the folder of the data; and what is skipped."""
     own = OwnImages(path, FolderOptions())
     skipped = own.skipped

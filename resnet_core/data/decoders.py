@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from resnet_core.data.images import refuse_size
+from resnet_core.data.loaders import unchanged
 from resnet_core.data.splits import ImageFiles, LabelledImages
 
 PILLOW = "pillow"
@@ -159,10 +160,6 @@ def with_simplejpeg(split: LabelledImages) -> EncodedFiles:
     if not isinstance(split, ImageFiles):
         raise ValueError("data.decoder simplejpeg is for image files, and this dataset has none; leave it out")
     return EncodedFiles(split)
-
-
-def unchanged(split: LabelledImages) -> LabelledImages:
-    return split
 
 
 # What `--data.decoder` may be -> the images to train on, decoded by that library.

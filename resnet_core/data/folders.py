@@ -11,9 +11,8 @@ import io
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -21,13 +20,13 @@ import numpy as np
 import torch
 
 from resnet_core.data.images import (
-    HEIC,
-    HEIC_REMEDY,
     OWN_FILES,
     PHOTOGRAPHS,
     ImageError,
     Listing,
+    ending_of,
     endings,
+    examples,
     is_hidden,
     list_folder,
     refuse_dangling,
@@ -53,53 +52,6 @@ class FolderOptions:
     val_seed: int = 0
     exclude: str = ""
     bits: int = 0
-
-
-@dataclass
-class Skipped:
-    """What is not read of a dataset, by its reason; names are paths inside its folder."""
-
-    photographs: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    hidden: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
-
-    def add(self, listing: Listing, inside: str = "") -> None:
-        """Adds what is not read of a folder, which lies `inside` the dataset's."""
-        for mine, names in (
-            (self.photographs, listing.photographs),
-            (self.hidden, listing.hidden),
-            (self.other, listing.other),
-        ):
-            mine += [inside + name for name in names]
-
-    def __str__(self) -> str:
-        """In one line; empty where nothing is skipped."""
-        heic = [name for name in self.photographs if ending_of(name) in HEIC]
-        reasons = {
-            f"HEIC photographs ({HEIC_REMEDY})": heic,
-            "photographs that are not read (save them as JPEG or PNG)": sorted(set(self.photographs).difference(heic)),
-            "images outside any class folder": self.outside,
-            "folders that are not a part of the data": self.folders,
-            "hidden names": self.hidden,
-            "other files": self.other,
-            "images on the exclude list": self.excluded,
-        }
-        return "; ".join(f"{reason}: {len(names):,} ({examples(names)})" for reason, names in reasons.items() if names)
-
-
-def ending_of(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def examples(names: Sequence[str]) -> str:
-    """One or two names in full; of more, how often each ending comes."""
-    if len(names) <= 2:
-        return shortened(names)
-    counts = Counter(ending_of(name) or "no ending" for name in names)
-    return shortened([f"{count} {ending}" for ending, count in counts.most_common()])
 
 
 @dataclass(frozen=True)
@@ -160,7 +112,8 @@ def load_test_folder(
     A folder of classes without parts is evaluated as a whole.
     """
     own = OwnImages(path, options or FolderOptions())
-    part = own.part(split or (WHOLE if own.is_whole else own.evaluated))
+    is_whole = own.names == {WHOLE} and not own.options.val_share
+    part = own.part(split or (WHOLE if is_whole else own.evaluated))
     names = tuple(sorted(part.files))
     return part.images(names, own.options.bits), names, tuple(own.notes(part).items())
 
@@ -177,7 +130,7 @@ class OwnImages:
         self.path, self.options = path, options
         self.root = path if path.is_dir() else path.parent
         self.excluded = read_exclude(options.exclude)
-        self.skipped = Skipped()
+        self.skipped = Listing()
         self.nested: list[str] = []
         self.listed = {} if path.is_dir() else read_list(path)
         self.folders = part_folders(path) if path.is_dir() else {}
@@ -186,10 +139,6 @@ class OwnImages:
             self._skip_loose(path, folders_in(path), "")
         if options.val_share and "val" in self.names:
             raise ValueError(f"{path} has images for validation; leave out --data.val-share {options.val_share:g}")
-
-    @property
-    def is_whole(self) -> bool:
-        return self.names == {WHOLE} and not self.options.val_share
 
     @property
     def evaluated(self) -> str:
@@ -258,7 +207,8 @@ class OwnImages:
                 f"{whole.where} has one image of each class, so none can be held back for validation; add images"
             )
         where = f"a share of {share:g} of each class in {whole.where}, drawn with --data.val-seed {seed}"
-        return {"train": Part(whole.folder, whole.where, kept), "val": Part(whole.folder, where, held)}
+        rest = f"{whole.where} without the images held back for validation"
+        return {"train": Part(whole.folder, rest, kept), "val": Part(whole.folder, where, held)}
 
     def _read(self, name: str) -> Part:
         """The part's images that are not excluded; what is not read is added to `skipped`."""
@@ -316,11 +266,11 @@ class OwnImages:
     def notes(self, evaluated: Part) -> dict[str, str]:
         """What people should know of the parts that have been read, of which this one is evaluated."""
         notes = {"evaluation": evaluated.where}
-        unread = [f"split {name}" for name, part in sorted(self.listed.items()) if part.where != evaluated.where]
+        others = sorted(set(self.listed) - {WHOLE, "train"})
+        unread = [f"split {name}" for name in others if self.listed[name].where != evaluated.where]
         if self.folders:
             read = {self.folders.get("train"), evaluated.folder}
             unread = [name for name in folders_in(self.path) if self.path / name not in read]
-        unread = [name for name in unread if name != "split train"]
         if unread:
             notes["evaluation"] += f"; {shortened(unread)} {'is' if len(unread) == 1 else 'are'} not read"
         if self.nested:
@@ -362,7 +312,8 @@ def refuse_parts(folder: Path) -> None:
         raise ValueError(f"{folder} is not a class, since it has the parts {', '.join(parts)}; name that folder")
     if LIKE_A_PART.search(folder.name):
         raise ValueError(
-            f"{folder} is named like a part of the data, and holds folders; call the parts train, and val or test"
+            f"{folder} is named like a part of the data, and holds folders; call the parts train, and val or test, or "
+            "give it another name if it is a class"
         )
 
 

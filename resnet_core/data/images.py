@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
-from resnet_core.foundation.errors import first_line
+from resnet_core.foundation.errors import first_line, shortened
 
 
 class ImageError(ValueError):
@@ -250,9 +251,43 @@ class Listing:
     images: list[str] = field(default_factory=list)
     photographs: list[str] = field(default_factory=list)
     """Photographs that are not read, by their ending."""
+    outside: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     """Names that begin with a dot, and __MACOSX; of a folder, the folder."""
     other: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+
+    def add(self, listing: Listing, inside: str) -> None:
+        """Adds the files of a folder that lies `inside` this one."""
+        for mine, names in zip(vars(self).values(), vars(listing).values(), strict=True):
+            mine += [inside + name for name in names]
+
+    def __str__(self) -> str:
+        """What is not read, in one line; empty where everything is."""
+        heic = [name for name in self.photographs if ending_of(name) in HEIC]
+        reasons = {
+            f"HEIC photographs ({HEIC_REMEDY})": heic,
+            "photographs that are not read (save them as JPEG or PNG)": sorted(set(self.photographs).difference(heic)),
+            "images outside any class folder": self.outside,
+            "folders that are not a part of the data": self.folders,
+            "hidden names": self.hidden,
+            "other files": self.other,
+            "images on the exclude list": self.excluded,
+        }
+        return "; ".join(f"{reason}: {len(names):,} ({examples(names)})" for reason, names in reasons.items() if names)
+
+
+def ending_of(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def examples(names: Sequence[str]) -> str:
+    """One or two names in full; of more, how often each ending comes."""
+    if len(names) <= 2:
+        return shortened(names)
+    counts = Counter(ending_of(name) or "no ending" for name in names)
+    return shortened([f"{count} {ending}" for ending, count in counts.most_common()])
 
 
 def list_folder(folder: str | Path) -> Listing:
@@ -286,7 +321,6 @@ def fill(listing: Listing, root: str, inside: str, above: tuple[tuple[int, int],
             if entry.name in OWN_FILES:
                 continue
             name = os.path.join(inside, entry.name)
-            ending = os.path.splitext(entry.name)[1].lower()
             if is_hidden(entry.name):
                 listing.hidden.append(name)
             elif entry.is_dir():
@@ -294,7 +328,7 @@ def fill(listing: Listing, root: str, inside: str, above: tuple[tuple[int, int],
             elif not entry.is_file():
                 refuse_dangling([Path(here, entry.name)])
                 listing.other.append(name)
-            elif ending in endings():
+            elif (ending := ending_of(name)) in endings():
                 listing.images.append(name)
             else:
                 (listing.photographs if ending in PHOTOGRAPHS else listing.other).append(name)

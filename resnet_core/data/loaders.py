@@ -214,5 +214,5 @@ class ErrorsAsValues:
             return error
 
 
-def unchanged(batch: Any) -> Any:
-    return batch
+def unchanged(value: Any) -> Any:
+    return value

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_core.data.folders import Skipped
 from resnet_core.data.images import SETTINGS_OF_COPY, ImageError, list_folder, read_image
 from resnet_core.data.loaders import KeyedLoader
 from resnet_core.foundation.atomic import replace_file, replacing
@@ -76,9 +75,7 @@ def resize_images(
         outcomes += results
         advance(len(outcomes), len(pairs))
 
-    skipped = Skipped()
-    skipped.add(listing)
-    notes = [f"skipped: {skipped}"] if str(skipped) else []
+    notes = [f"skipped: {listing}"] if str(listing) else []
     if extra := sorted(set(list_folder(destination).images) - set(copies.values())):
         notes.append(f"{destination} holds images that {source} does not; remove them: {shortened(extra)}")
     return ResizeReport(

@@ -187,7 +187,9 @@ def experiment_of(folder: RunFolder) -> Experiment:
     try:
         return load(recipe)
     except ValueError as error:
-        error.add_note(f"(data.path is in {folder.path}/recipe.toml: correct it there where the data have moved)")
+        error.add_note(
+            f"(a run's settings are in {folder.path}/recipe.toml: correct data.path there if the data moved)"
+        )
         raise
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from resnet_core.data import FolderOptions, load_dataset, load_test
+from resnet_core.data.datasets import load_evaluation
 from resnet_core.data.describe import describe
 
 
@@ -77,6 +78,9 @@ def test_a_share_of_each_class_is_held_back(tmp_path, tmp_path_factory, inside):
     assert dataset.test.labels.tolist() == [0, 0, 0, 0, 1]  # a single image is trained on
     assert "drawn with --data.val-seed 0" in dict(dataset.notes)["evaluation"]
     assert ("test is not read" in dict(dataset.notes)["evaluation"]) == bool(inside)
+
+    part, _, notes = load_evaluation("image_folder", str(tmp_path), FolderOptions(val_share=0.2), "train")
+    assert (names_of(part), "without the images held back" in dict(notes)["evaluation"]) == (train, True)
 
     assert names_of(load(tmp_path, val_share=0.2, val_seed=1).test) != held
     assert names_of(load_test("image_folder", str(tmp_path), FolderOptions(val_share=0.2))[0]) == held
@@ -158,6 +162,7 @@ def test_a_list_without_splits_is_split_by_a_share(listed):
     rows = "".join(f"all/a/{number}.png,{number % 2}\n" for number in range(6))
     dataset = load(listed("path,label\n" + rows), val_share=0.4)
     assert dataset.test.labels.tolist() == [0, 1]
+    assert dict(dataset.notes)["evaluation"].endswith("drawn with --data.val-seed 0")
     refuses(
         listed("path,label\n" + rows),
         "no split train; write train and val into the column split, or hold back .* --data.val-share 0.2",

@@ -139,4 +139,4 @@ def test_data_that_changed_since_the_training_are_named_and_data_that_moved_too(
     data.rename(data.with_name("moved"))
     moved = cli("report", hostile_run).stderr
     assert "data does not exist; name the folder" in moved
-    assert "run/recipe.toml: correct it there where the data have moved" in moved
+    assert "run/recipe.toml: correct data.path there if the data moved" in moved
