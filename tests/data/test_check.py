@@ -34,6 +34,7 @@ def test_a_good_folder_is_good(tmp_path, cli):
     assert checked.stdout.startswith("2 images, decoded by Pillow ")
     assert checked.stdout.endswith(": 0 cannot be used\n")
     assert len((tmp_path / HASHES).read_text().splitlines()) == 3
+    assert cli("data", "check", tmp_path, *HERE).stdout == checked.stdout  # which does not name that file
 
 
 @pytest.mark.parametrize("workers", [0, 2])
