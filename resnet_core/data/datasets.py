@@ -86,6 +86,7 @@ def load_cifar10(folder: Path) -> Dataset:
     """
     inside = folder / "cifar-10-batches-bin"
     files = inside if inside.is_dir() else folder
+    notes: tuple[tuple[str, str], ...] = ()
 
     if (files / "test_batch.bin").exists():
         batches = [files / f"data_batch_{number}.bin" for number in range(1, 6)]
@@ -104,10 +105,10 @@ def load_cifar10(folder: Path) -> Dataset:
                 f"{folder} has the classes {', '.join(lazy.class_names)}, not CIFAR-10's {', '.join(CIFAR10_CLASSES)}; "
                 "read it with --data.name image_folder"
             )
-        train, test = decoded(lazy.train), decoded(lazy.test)
+        train, test, notes = decoded(lazy.train), decoded(lazy.test), lazy.notes
 
     transform = full_size(train.images.shape[-1], mean=CIFAR10_MEAN, std=CIFAR10_STD)
-    return Dataset(train=train, test=test, class_names=CIFAR10_CLASSES, transform=transform)
+    return Dataset(train=train, test=test, class_names=CIFAR10_CLASSES, transform=transform, notes=notes)
 
 
 def labelled(images: Tensor, labels: Tensor, where: str) -> Split:
@@ -192,7 +193,9 @@ def from_folder(load: Callable[[Path], T], name: str, path: str) -> T:
     try:
         return load(Path(path))
     except OSError as error:
-        raise ValueError(f"{error.filename or path} cannot be read ({error.strerror or error})") from error
+        raise ValueError(
+            f"{error.filename or path} cannot be read ({error.strerror or error}); allow reading it"
+        ) from error
 
 
 def check_classes(dataset: Dataset, where: str) -> None:

@@ -136,6 +136,7 @@ def test_cifar10_in_class_folders_is_in_memory(tmp_path):
     dataset = load_dataset("cifar10", str(tmp_path))
     lazy = load_image_folder(tmp_path)
     assert dataset.train.images.shape == (20, 3, 32, 32)
+    assert dataset.notes == lazy.notes != ()
     assert dataset.train.labels.tolist() == lazy.train.labels.tolist()
     for index in range(20):
         assert torch.equal(dataset.train[index][0], lazy.train[index][0])

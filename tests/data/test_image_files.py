@@ -39,6 +39,15 @@ def test_pillows_warnings_do_not_reach_anybody(tmp_path, monkeypatch):
     assert read_image(tmp_path / "photo.jpg").size == (40, 30)
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(images.os, "scandir", refuse)
+    with pytest.raises(ImageError, match=r"cannot be read \(Permission denied\); allow reading it, or leave it out"):
+        find_images(tmp_path)
+
+
 @pytest.fixture
 def without_heif(monkeypatch):
     """As where pillow-heif is not installed."""

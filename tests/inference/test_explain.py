@@ -1,5 +1,6 @@
 """Grad-CAM heat maps beside the arithmetic of the paper that they extend, and the pictures that `explain` writes."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -82,11 +83,16 @@ def test_the_picture_shows_the_pixels_that_the_network_got(photographs):
 
 
 def test_a_picture_is_written_for_each_image_and_what_cannot_be_read_is_named(weights, photographs, cli, tmp_path):
-    finished = cli("explain", weights, photographs, "--out", tmp_path / "heat", "--class", "$x$")
+    long = shutil.copy(photographs / "0.png", tmp_path / f"{'n' * 251}.png")
+    finished = cli("explain", weights, photographs, long, "--out", tmp_path / "heat", "--class", "$x$")
     assert finished.returncode == 1
-    assert finished.stdout == f"{tmp_path / 'heat'}: 2 of 3 images\n"
+    assert finished.stdout == f"{tmp_path / 'heat'}: 3 of 4 images\n"
     assert "2.png is not a whole image" in finished.stderr
-    assert sorted(path.name for path in (tmp_path / "heat").iterdir()) == ["1-0.png.png", "2-1.png.png"]
+    assert sorted(path.name for path in (tmp_path / "heat").iterdir()) == [
+        "1-0.png.png",
+        "2-1.png.png",
+        f"4-{'n' * 50}.png",
+    ]
     with Image.open(tmp_path / "heat" / "1-0.png.png") as picture:
         assert picture.size == (800, 440)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from resnet_core.cli.inference import class_lines
 from resnet_core.inference.predictions import PredictionRecord, Predictions, class_scores
 from resnet_core.train import World
 
@@ -54,3 +55,9 @@ def test_evaluate_prints_the_classes_that_are_found_least_first(digits_run, cli)
     assert lines[0].startswith("top-1 ")
     assert lines[1].split() == ["class", "images", "recall", "precision", "most", "often", "taken", "for"]
     assert [line.split()[0] for line in lines[2:]] == [each["name"] for each in found["classes"]]
+
+
+def test_a_classs_name_sends_nothing_to_a_terminal():
+    lines = class_lines(class_scores(torch.tensor([[0, 1], [0, 1]]), ["\x1b[31mred", "b\nlue"]))
+    assert len(lines) == 3
+    assert all(line.isprintable() for line in lines)
