@@ -68,11 +68,11 @@ class JpegImage:
             pixels = self._decoded(reduction)
         except ValueError:
             pixels, reduction = self.by_pillow(), 1
-        sides = (
-            slice(*(reduced(edge, reduction) for edge in edges))
-            for edges in ((top, top + height), (left, left + width))
+        # Where the edges lie in the reduced image, to the nearest pixel.
+        top, bottom, left, right = (
+            (edge + reduction // 2) // reduction for edge in (top, top + height, left, left + width)
         )
-        return pixels[(slice(None), *sides)]
+        return pixels[:, top:bottom, left:right]
 
     def _decoded(self, reduction: int) -> Tensor:
         """The whole upright image at 1 / `reduction` of its size. Raises ValueError for any fault in the file."""
@@ -84,11 +84,6 @@ class JpegImage:
         exchanged, mirrored = TO_UPRIGHT[self.orientation]
         pixels = pixels.transpose(1, 2) if exchanged else pixels
         return pixels.flip(mirrored) if mirrored else pixels
-
-
-def reduced(edge: int, reduction: int) -> int:
-    """Where an edge lies in the reduced image, to the nearest pixel."""
-    return (edge + reduction // 2) // reduction
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,13 @@ class KeyedLoader:
         self.keys[:] = keys
         self.lists = mine = self.lists + 1
         self.loader.worker_init_fn = partial(begin_worker, os.getpid())
-        for batch in self._started():
+        try:
+            with any_number_of_workers(), signals_held():
+                batches = iter(self.loader)
+        except OSError as error:
+            raise WorkerError(f"loader workers could not be started ({error.strerror}); {remedy(error)}") from error
+
+        for batch in batches:
             if self.lists != mine:
                 raise RuntimeError(
                     "Another epoch was started before this one was finished; iterate one epoch at a time."
@@ -183,14 +189,6 @@ class KeyedLoader:
             if isinstance(batch, WorkerError):
                 raise batch
             yield batch
-
-    def _started(self) -> Iterator[Any]:
-        """DataLoader's batches, with its workers started."""
-        try:
-            with any_number_of_workers(), signals_held():
-                return iter(self.loader)
-        except OSError as error:
-            raise WorkerError(f"loader workers could not be started ({error.strerror}); {remedy(error)}") from error
 
 
 @contextmanager

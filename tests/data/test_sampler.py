@@ -54,11 +54,6 @@ def test_a_repeated_sample_is_in_one_batch_with_all_its_copies_and_the_epoch_is_
         assert batch == [(sample, copy) for copy in range(repeats) for sample in samples]
 
 
-def test_without_repetition_an_epoch_is_the_order_itself():
-    order = epoch_order(23, seed=0, epoch=0)
-    assert [sample for sample, _ in repeat_samples(order, repeats=1, global_batch=4)] == order[:20]
-
-
 def test_a_batch_that_cannot_hold_the_copies_is_refused():
     with pytest.raises(ValueError, match="64 cannot hold each sample 3 times; make it a multiple of 3"):
         steps_per_epoch(100, global_batch=64, repeats=3)
