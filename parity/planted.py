@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -17,8 +18,13 @@ from resnet_core.comparison.twins import share_weights
 from resnet_core.models.resnet import Bottleneck, ResNet
 
 CATALOGUE = (*PLANTS, *INITIALISATIONS)
-DEPTHS, CLASSES = (2, 2, 2, 2), 7
-SHAPES = ({}, {"groups": 32, "width_per_group": 4})  # one group is no mistake in the first
+CLASSES = 7
+# Small networks: a mistake is made in the first in which it is one. A stage of one block, for one, has none to spare.
+SHAPES: tuple[dict[str, Any], ...] = (
+    {"layers": (1, 1, 2, 1)},
+    {"layers": (1, 1, 2, 1), "groups": 32, "width_per_group": 4},
+    {"layers": (2, 2, 2, 2)},
+)
 
 
 def rungs_that_catch(mistake: str) -> Iterator[Rung]:
@@ -38,8 +44,8 @@ def rungs_that_catch(mistake: str) -> Iterator[Rung]:
         return
 
 
-def network(resnet: type, block: type, shape: dict[str, int], mistake: str | None = None) -> nn.Module:
-    model = resnet(block, DEPTHS, num_classes=CLASSES, **shape)
+def network(resnet: type, block: type, shape: dict[str, Any], mistake: str | None = None) -> nn.Module:
+    model = resnet(block, num_classes=CLASSES, **shape)
     if mistake in PLANTS:
         return PLANTS[mistake](model)
     if mistake is not None:
