@@ -9,15 +9,15 @@ from torch import nn
 
 import resnet_core
 from parity.drop_in import DROP_IN, difference, images, judge, names_and_shapes
-from resnet_core.comparison.compare import DEFAULT_RUNGS, compare
+from resnet_core.comparison.compare import DEFAULT_RUNGS, FAST_RUNGS, compare
 from resnet_core.comparison.rungs import SLOW
 from resnet_core.models.resnet import TABLE_1, WIDER
 
 MODELS = (*TABLE_1, *WIDER)
 
-# The same code as resnet50 and resnext50_32x4d, deeper or wider: seconds to build, up to a minute to compare.
+# The same code as resnet50 and resnext50_32x4d, deeper or wider, which take long to build and to compare.
 LARGE = ("resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")
-SMALL_FIRST = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in MODELS]
+SMALL = [name for name in MODELS if name not in LARGE]
 
 # Published by torchvision with its weights (meta["num_params"] of each set).
 PARAMETERS = {
@@ -38,11 +38,20 @@ def builders(name):
     return partial(resnet_core.get_model, name), partial(torchvision.models.get_model, name)
 
 
-@pytest.mark.parametrize("name", SMALL_FIRST)
+@pytest.mark.parametrize("name", SMALL)
 def test_model_equals_torchvision_bitwise_on_every_rung(name):
     result = compare(*builders(name), images())
     assert {rung.name: rung.status for rung in result.rungs} == dict.fromkeys(DEFAULT_RUNGS, "equal"), result
     assert not result.renamed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_model_equals_torchvision_bitwise_on_the_main_rungs(name):
+    """`make report` climbs all rungs with all ten models."""
+    rungs = (*FAST_RUNGS, "seeded initialisation")
+    result = compare(*builders(name), images(), rungs=rungs)
+    assert {rung.name: rung.status for rung in result.rungs} == dict.fromkeys(rungs, "equal"), result
 
 
 def test_compiled_and_exported_a_small_network_computes_what_torchvisions_does():
@@ -61,7 +70,7 @@ def test_names_and_shapes_are_torchvisions_in_order(name):
     assert rung.status == "equal", rung
 
 
-@pytest.mark.parametrize("name", SMALL_FIRST)
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("check", [name for name, check in DROP_IN.items() if check is not names_and_shapes])
 def test_model_stands_in_for_torchvisions(name, check):
     rung = judge(check, DROP_IN[check](*builders(name)))

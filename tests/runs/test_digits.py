@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -15,9 +14,7 @@ import resnet_core
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES
 from resnet_core.runs.training import load_run
-from tests.conftest import COMMAND, PATIENCE, SHORT, wait_for_checkpoint, weights_hash
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resnet_core")
+from tests.conftest import COMMAND, SHORT, wait_for_checkpoint, weights_hash
 
 
 def test_two_processes_reach_99_percent(digits_run):
@@ -73,11 +70,10 @@ def test_the_same_command_finds_the_run_finished(program, digits_run):
     assert weights_hash(folder) == before
 
 
-@pytest.mark.parametrize("under", [COMMAND, TORCHRUN], ids=["one process", "torchrun"])
-def test_evaluate_counts_every_test_image_once(program, cli, digits_run, under):
+def test_evaluate_counts_every_test_image_once(cli, digits_run):
     folder, _ = digits_run
     result = json.loads((folder / "result.json").read_text())
-    evaluated = program("evaluate", folder, "--json", under=under)
+    evaluated = cli("evaluate", folder, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     scores = json.loads(evaluated.stdout)
     assert {key: scores[key] for key in ("top1", "top5", "count")} == {
@@ -101,13 +97,6 @@ def test_a_run_loads_as_a_model(digits_run):
     assert trainer.evaluate()["top1"] == result["top1"]
 
 
-def test_torchrun_trains_the_same_weights_and_speaks_once(program, short_run, tmp_path):
-    finished = program("train", "digits", "--out", tmp_path / "run", *SHORT, under=TORCHRUN)
-    assert finished.returncode == 0, finished.stderr
-    assert len([line for line in finished.stdout.splitlines() if line.startswith("eval")]) == 3
-    assert weights_hash(tmp_path / "run") == weights_hash(short_run)
-
-
 def started(folder, *options):
     """A training on two processes in a process group of its own, as a terminal would start it."""
     words = [*COMMAND, "train", "digits", "--processes", "2", "--out", folder, *options]
@@ -119,17 +108,6 @@ def started(folder, *options):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_an_interrupted_run_says_how_to_continue(tmp_path):
-    process = started(tmp_path / "run")
-    wait_for_checkpoint(tmp_path / "run")
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75
-    assert re.fullmatch(
-        r"resnet-core: stopped after step \d+ of 660, saved; the same command continues the run\n", errors
     )
 
 
