@@ -1,6 +1,7 @@
 """`train.fast`: what is turned on for made-up seconds of a step, and a run that measured its own."""
 
 from dataclasses import replace
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -56,19 +57,27 @@ def test_what_is_on_stays_on_and_graphs_come_last():
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "compiled", "taken", "line"),
+    ("num_steps", "first", "compiled", "taken", "line"),
     [
-        (1200, 0.1, False, "fast: compiling is not tried: it is assumed to save 10% of about 1,200 s and to take 60 s"),
-        (2000, 0.9, True, "fast: compiling took 1 s for one of 2 shapes, and saves 200 s"),
-        (2000, 0.99, False, "fast: compiling took 1 s for one of 2 shapes, and saves 20 s"),
-        (2000, None, False, "fast: the network cannot be compiled here (no compiler)"),
+        (
+            1200,
+            40,
+            0.1,
+            False,
+            "fast: compiling is not tried: it is assumed to save 10% of about 1,200 s and to take 60 s",
+        ),
+        (2000, 40, 0.9, True, "fast: compiling took 40 s for one of 2 shapes, and saves 200 s"),
+        (2000, 110, 0.9, False, "fast: compiling took 110 s for one of 2 shapes, and saves 200 s"),
+        (9000, 40, 0.97, False, "fast: compiling took 40 s for one of 2 shapes, and saves 270 s"),
+        (2000, 40, None, False, "fast: the network cannot be compiled here (no compiler)"),
     ],
 )
-def test_a_network_is_compiled_where_that_pays(num_steps, compiled, taken, line):
+def test_a_network_is_compiled_where_that_pays(num_steps, first, compiled, taken, line):
     def step_of(form):
         if form.compile and compiled is None:
             raise RuntimeError("no compiler\nand many lines")
-        return lambda: compiled if form.compile else 1.0
+        seconds = chain([first], repeat(compiled)) if form.compile else repeat(1.0)
+        return lambda: next(seconds)
 
     found = fast.choose_compiled(BF16, step_of, num_steps=num_steps, num_shapes=2, say=say)
     assert found == replace(BF16, compile=taken)

@@ -160,7 +160,7 @@ def test_a_continued_record_has_each_step_once(tmp_path):
     assert steps == [1, 2, 3, 4, 5, 6, 8]
 
 
-LATER = {"more": {"run": RunConfig(check_every_steps=3, log_every_steps=100)}}
+LATER = {"more": {"run": RunConfig(check_every_steps=100, log_every_steps=100)}}
 
 
 def test_losses_that_are_checked_later_change_nothing(tmp_path):
@@ -183,8 +183,11 @@ def test_losses_that_are_checked_later_change_nothing(tmp_path):
 def test_a_lost_loss_that_is_found_later_is_named_and_not_saved(tmp_path):
     one = trainer(tmp_path, **LATER)
     one.loss_fn = lambda *batch: F.cross_entropy(*batch) * (float("nan") if one.step == 3 else 1)
-    with pytest.raises(NonFiniteLossError, match="nan at step 4 of 9: training stopped 2 steps later, with nothing"):
+    with pytest.raises(
+        NonFiniteLossError, match="nan at step 4 of 9: training stopped 2 steps later, with nothing"
+    ) as lost:
         one.fit()
+    assert lost.value.step == 3
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
 
     # Where data do not come, the losses so far are checked before they are saved.
