@@ -23,7 +23,7 @@ from resnet_core.runs.folder import RunFolder, differences_of
 from resnet_core.train.report import read_records
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "runs.jsonl"
-KEYS = ("command", "seed", "device", "cpu_capability")  # that distinguish one run from another
+KEYS = ("command", "seed", "device", "cpu_capability", "world_size")  # that distinguish one run from another
 HEADER = ("command", "seeds", "top-1 of each, %", "mean", "spread", "minutes", "images/s", "computed on")
 NOT_SHOWN = ("seed", "data.path")  # settings that a row leaves out
 

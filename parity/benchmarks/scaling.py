@@ -69,7 +69,7 @@ class Site:
 
     cores: float = RECIPE.data.workers
     """CPU cores for each GPU, each with one worker of the loader."""
-    images_per_core: float = 524.0
+    images_per_core: float = 556.0
     """That one of them prepares in a second."""
     gigabits: float = 400.0
     """Per second, from machine to machine."""
