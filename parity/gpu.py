@@ -112,7 +112,7 @@ PARTS: dict[str, Part] = {
         ],
         summary=run_result,
     ),
-    "training": speed("training", "--without", *COMPILED, seconds=40),
+    "training": speed("training", "--without", "fast", *COMPILED, seconds=40),
     "training-compiled": speed("training", "--against", *COMPILED, seconds=125),
     "inference": speed("inference", "--without", *COMPILED, seconds=30),
     "inference-compiled": speed("inference", "--against", *COMPILED, seconds=45),

@@ -26,6 +26,7 @@ from resnet_core.train.fast import CHOSEN, choose_compiled, choose_form
 from resnet_core.train.metrics import classification_sums
 
 LR = 1e-3
+RUN_STEPS = 64_000  # of the run that `--train.fast` chooses for, as in the paper's CIFAR protocol
 Inputs = Callable[[Tensor], Tensor]
 
 
@@ -377,14 +378,14 @@ def trainer_step(case: Case, **settings: Any) -> Callable[[], Tensor]:
 
 
 def fast_step(case: Case) -> Callable[[], Tensor]:
-    """The same with what `--train.fast` turns on for a run of 10,000 such steps."""
+    """The same with what `--train.fast` turns on for a run of that many such steps."""
 
     def step_of(form: TrainConfig) -> Callable[[], Tensor]:
         return trainer_step(case, **{name: getattr(form, name) for name in CHOSEN})
 
     say = partial(print, file=sys.stderr, flush=True)
     form = choose_form(TrainConfig(), step_of, cuda_graphs=False, say=say)
-    return step_of(choose_compiled(form, step_of, num_steps=10_000, num_shapes=3, say=say))
+    return step_of(choose_compiled(form, step_of, num_steps=RUN_STEPS, num_shapes=3, say=say))
 
 
 ALL_OF_THESE: dict[str, Any] = {"precision": "bf16", "channels_last": True, "compile": True}

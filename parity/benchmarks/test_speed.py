@@ -29,6 +29,7 @@ def case(tmp_path):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(speed, "SECONDS_PER_TURN", 0)
+    monkeypatch.setattr("parity.benchmarks.contenders.RUN_STEPS", 1)  # so that nothing is compiled
     monkeypatch.setattr("parity.benchmarks.machine.SIZES", {"cpu": (64, 2**16)})
 
 
