@@ -307,7 +307,7 @@ def part_folders(path: Path) -> dict[str, Path]:
 
 
 def refuse_parts(folder: Path) -> None:
-    """Raises ValueError for what is no class, but a part of the data by its name or by the names of its folders."""
+    """Raises ValueError for a folder that is a part of the data by its name or by the names of its folders."""
     if len(parts := part_folders(folder)) > 1:
         raise ValueError(f"{folder} is not a class, since it has the parts {', '.join(parts)}; name that folder")
     if LIKE_A_PART.search(folder.name):
