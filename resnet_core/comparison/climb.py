@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.pair import Pair
 from resnet_core.comparison.rungs import RUNGS, SLOW, NotRun, Outcome, Run, Rung, Status, judge
-from resnet_core.comparison.trace import in_float64, trace
+from resnet_core.comparison.trace import copied, in_float64, trace
 from resnet_core.comparison.twins import Twins, agree, numbered, with_weights
 from resnet_core.foundation.precision import same_bits, same_distribution
 
@@ -103,7 +102,7 @@ def cause_of_initialisation(pair: Pair) -> str | None:
     if ours.keys() != theirs.keys():
         return None
     for name, initialise in INITIALISATIONS.items():
-        network = copy.deepcopy(pair.b)
+        network = copied(pair.b)
         initialise(network)
         if all(same_distribution(ours[key], value) for key, value in network.named_parameters()):
             return f"{name}: the reference with this start has weights like those of the first network"
@@ -158,7 +157,7 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
     failed: Exception | None = None
     if name in ("bfloat16", "float16") and twins.casts:
         cast = twins.casts[0]
-        return Rung(name=name, status="not run", detail=f"a network asks for float32 ({cast.place})")
+        return Rung(name=name, status="not run", detail=f"a network asks for {cast.function} ({cast.place})")
     try:
         outcome = run_copy(ours, twins.a, twins)
     except NotRun as reason:
@@ -181,7 +180,7 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
 
     def exact() -> Outcome:
         with in_float64():
-            return run_copy(theirs, copy.deepcopy(twins.b).double(), twins)
+            return run_copy(theirs, copied(twins.b).double(), twins)
 
     rung = judge(name, renamed, reference, exact)
 
@@ -194,7 +193,7 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
 
 def run_copy(run: Run, model: nn.Module, twins: Twins) -> Outcome:
     """What happens to a copy of the model; random layers draw the same numbers each time."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     torch.manual_seed(1)
     dtype = next((parameter.dtype for parameter in model.parameters()), twins.inputs.dtype)
     return run(model, twins.inputs.to(dtype, copy=True), twins.labels)

@@ -116,7 +116,6 @@ def compare(
         differ_at_start = any(rung.name == "seeded initialisation" and not rung.passed for rung in found)
         cause_of_weights = cause_of_initialisation(pair) if differ_at_start else None
 
-        unused = pair.unused
         twins = share_weights(pair)
         found += reported(timed(higher_rungs(twins, names)), say)
 
@@ -127,7 +126,7 @@ def compare(
             say("looking for the cause")
             path, values = twins.first_divergence()
             if diagnosis_seconds > 0:
-                verdict = judge_networks(twins, failed, unused)
+                verdict = judge_networks(twins, failed)
         say("")
 
     return Comparison(

@@ -6,7 +6,6 @@ them, and with the network's weights, it must compute in float64 what the networ
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,16 @@ from resnet_core.comparison.layers import Layer, count
 from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
 from resnet_core.comparison.references import Reference, for_images, on_meta
 from resnet_core.comparison.structure import Block, Structure, structure_of
-from resnet_core.comparison.trace import Operation, Trace, calibrate, fingerprint, in_float64, perturb_constants, trace
+from resnet_core.comparison.trace import (
+    Operation,
+    Trace,
+    calibrate,
+    copied,
+    fingerprint,
+    in_float64,
+    perturb_constants,
+    trace,
+)
 from resnet_core.comparison.words import as_code, described
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
@@ -111,7 +119,7 @@ class Examined:
 
     def __init__(self, network: nn.Module, inputs: Tensor, like: Structure | None = None) -> None:
         self.inputs, self.like = inputs.double(), like
-        self.network = perturb_constants(copy.deepcopy(network)).double()
+        self.network = perturb_constants(copied(network)).double()
         torch.manual_seed(0)
         with in_float64(), suppress(ValueError, RuntimeError):  # of a network that runs in evaluation only
             calibrate(self.network, self.inputs)
@@ -363,6 +371,8 @@ def as_difference(mistake: Mistake) -> Difference:
     operation: Operation | None = layer.operation if layer else reference.operation if reference else None
     ours = "nothing" if edit.action == "missing" or layer is None else described(layer)
     theirs = "nothing" if edit.action == "extra" or reference is None else described(reference)
+    if ours == theirs:
+        ours, theirs = f"{ours}, {edit.setting} {edit.ours}", f"{edit.setting} {edit.theirs}"
     if edit.setting == "weights":
         ours, theirs, repair = "the weights of another place", "its own", "give each place a layer of its own"
     elif edit.kind in ("block", "shortcut") and edit.action != "setting":
@@ -374,6 +384,12 @@ def as_difference(mistake: Mistake) -> Difference:
         repair = f"remove {as_code(layer)}"
     else:
         repair = f"write {as_code(reference)}" if reference else "as in the reference"
+    if len({each.kind for each in mistake.edits}) == 1 and {"extra", "missing"} == {
+        each.action for each in mistake.edits
+    }:
+        repair = f"move {as_code(next(each.layer for each in mistake.edits if each.action == 'extra' and each.layer))}"
+    if edit.setting == "held":
+        repair = "put it into an nn.ModuleList, or make it in __init__"
     for start, words in IN_WORDS.items():
         if mistake.name.startswith(start):
             ours, theirs, repair = words

@@ -107,7 +107,8 @@ def linear(operation: Operation) -> Recognised:
 
 
 def computed(weight: Leaf) -> Settings:
-    return {"weight": "computed"} if weight.made == "computed" else {}
+    found = {"weight": "computed"} if weight.made == "computed" else {}
+    return found | ({"held": False} if weight.unregistered else {})
 
 
 def norm(type: str, **defaults: Any) -> Callable[[Operation], Recognised]:
@@ -119,6 +120,8 @@ def norm(type: str, **defaults: Any) -> Callable[[Operation], Recognised]:
             settings["tracked"] = get("running_mean") is not None
             by_batch = get("training", False) or not settings["tracked"]
             settings["statistics"] = "the batch's" if by_batch else "running"
+        if settings["affine"]:
+            settings |= computed(operation.arguments["weight"])
         return "norm", settings
 
     return recognise
@@ -213,7 +216,7 @@ def concatenation(operation: Operation) -> Recognised:
 
 def indexing(operation: Operation) -> Recognised:
     """Every second pixel, the channels in another order, or new axes."""
-    index = operation.arguments.get("index")
+    index = operation.arguments.get("idx")
     index = list(index) if isinstance(index, tuple) else [index]
     if index and index[0] is Ellipsis:
         index[0:1] = [slice(None)] * (len(operation.read_shape) - len(index) + 1)
@@ -230,7 +233,7 @@ def indexing(operation: Operation) -> Recognised:
 
 
 def flip(operation: Operation) -> Recognised:
-    dims = operation.arguments.get("dims", operation.arguments.get("other"))
+    dims = operation.arguments.get("dims")
     return ("channels", {"order": (*range(operation.shape[1])[::-1],)}) if whole(dims) in (1, -3) else None
 
 
@@ -255,6 +258,7 @@ RECOGNISE: dict[str, Callable[[Operation], Recognised]] = {
     "instance_norm": norm("InstanceNorm", eps=1e-5),
     "layer_norm": norm("LayerNorm", eps=1e-5),
     "relu": activation("ReLU"),
+    "rrelu": activation("RReLU"),
     "relu6": activation("ReLU6"),
     "leaky_relu": activation("LeakyReLU", negative_slope=0.01),
     "gelu": activation("GELU", approximate="none"),

@@ -155,15 +155,18 @@ def other_shortcuts(left: list[Edit], differences: Differences) -> Found:
 # Settings of many layers.
 
 LAYER_SETTINGS = {
-    "conv": ("bias", "padding_mode", "weight"),
-    "norm": ("type", "eps", "momentum", "affine", "statistics", "tracked", "groups"),
+    "conv": ("bias", "padding_mode", "weight", "held", "separable"),
+    "norm": ("type", "eps", "momentum", "affine", "statistics", "tracked", "groups", "weight", "held"),
     "act": ("name", "negative_slope", "alpha", "approximate"),
 }
 
 
+LAYERS = {"conv": "convolutions", "norm": "norms"}
+
+
 def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differences) -> Iterator[Mistake]:
-    # A norm without running statistics has only those of each batch.
-    untracked = {id(edit.layer) for edit in left if edit.setting == "tracked" and not edit.ours}
+    # A norm without running statistics has only those of each batch, as has one that no module puts into evaluation.
+    untracked = {id(edit.layer) for edit in left if edit.setting in ("tracked", "held") and not edit.ours}
     take(left, setting="statistics", where=lambda edit: id(edit.layer) in untracked)
 
     # Another kind of norm or activation is one edit, whatever its settings.
@@ -203,7 +206,11 @@ def setting_name(edit: Edit) -> str:
     with_or_without = "with" if edit.ours else "without"
     match edit.setting:
         case "weight":
-            return "convolutions with computed weights"
+            return f"{LAYERS.get(edit.kind)} with computed weights"
+        case "held":
+            return f"{LAYERS.get(edit.kind)} that no module holds"
+        case "separable":
+            return "depthwise separable convolutions"
         case "bias":
             return "biased convolutions" if edit.ours else "convolutions without bias"
         case "affine":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resnet_core.comparison.networks import with_place
-from resnet_core.comparison.trace import Leaf, Operation, Trace, perturb_constants, trace
+from resnet_core.comparison.trace import Leaf, Operation, Trace, copied, perturb_constants, trace
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -40,7 +39,7 @@ class Pair:
     unused: list[str]
     """Modules with weights that never run."""
     casts: tuple[Operation, ...]
-    """Where the networks ask for float32."""
+    """Where the networks ask for float32 or less."""
 
     @property
     def comparable(self) -> bool:
@@ -58,8 +57,14 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
     both_built = not isinstance(a, nn.Module) and not isinstance(b, nn.Module)
 
     models = (first, second)
-    runs = [trace(perturb_constants(copy.deepcopy(model)), inputs) for model in models]
+    runs = [trace(perturb_constants(copied(model)), inputs) for model in models]
     ours, theirs = (first_runs(run.operations) for run in runs)
+    for which, found in (("first", ours), ("second", theirs)):
+        if not found:
+            raise RuntimeError(
+                f"no layer of the {which} network reads the images: torch loses them on the way, as it does where a "
+                "forward goes through numpy or .data; keep them tensors"
+            )
     pairs, unmatched = align(ours, theirs)
     names = tensor_names(pairs, first, second)
     lost = [each for each in (*ours, *theirs) if each not in {one for pair in pairs for one in pair}]
@@ -104,13 +109,13 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
             what = f"its {path} is" if path else "it is"
             raise TypeError(f"the {which} network cannot be looked into: {what} a TorchScript program; give its source")
     if not any(is_lazy(each) for each in (*model.parameters(), *model.buffers())):
-        model = copy.deepcopy(model)  # also what a function returns, which may be somebody's network
+        model = copied(model)  # also what a function returns, which may be somebody's network
     model = model.to(inputs.device).float().eval()
 
     try:
         with torch.no_grad():
             output = model(inputs.clone())
-    except RuntimeError as error:
+    except Exception as error:  # whatever somebody's forward raises
         shape = " x ".join(map(str, inputs.shape))
         raise RuntimeError(f"the {which} network does not run on images of {shape}: {with_place(error)}") from error
     if not isinstance(output, Tensor):

@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_core.comparison.edits import Edit
 from resnet_core.comparison.layers import Layer, count
-from resnet_core.comparison.structure import Block, Structure
+from resnet_core.comparison.structure import Block, Structure, is_gate
 from resnet_core.comparison.words import JOINED, ORDINALS, by, described, name_of, number
 
 
@@ -33,6 +33,8 @@ def take(left: list[Edit], where: Callable[[Edit], bool] | None = None, **fields
 
 # The stem and the head.
 
+DEEP = {2: "two", 3: "three", 4: "four"}
+
 
 def in_stem(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit]]]:
     first = next((number for number, layer in enumerate(ours.stem) if layer.kind == "conv"), 0)
@@ -40,9 +42,9 @@ def in_stem(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit
     yield "normalised input", take(edits, kind=("shift", "scale"), where=lambda edit: edit.layer in before)
 
     kernels = [layer.settings["kernel"] for layer in ours.stem if layer.kind == "conv"]
-    if kernels == [3, 3, 3]:
+    if len(kernels) in DEEP and {*kernels} == {3}:
         deep = take(edits, kind=("conv", "norm", "act"), action=("extra", "setting"))
-        yield "deep stem of three 3x3", deep
+        yield f"deep stem of {DEEP[len(kernels)]} 3x3", deep
 
     # TensorFlow's padding: before a layer that then has none.
     for kind, name in (("conv", "the stem"), ("pool", "the max-pool")):
@@ -51,9 +53,22 @@ def in_stem(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit
 
     if convolution := take(edits, kind="conv", action="setting"):
         yield from stem_convolution(convolution)
+    yield from moved(edits, ours)
     if pools := take(edits, kind="pool"):
         yield stem_pool(pools), pools
     yield from ((alone(edit), [edit]) for edit in edits)
+
+
+def moved(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit]]]:
+    """A layer of the stem that stands before the norm, or behind it."""
+    for kind in ("act", "pool"):
+        pair = (
+            take(edits, kind=kind)
+            if {edit.action for edit in edits if edit.kind == kind} == {"extra", "missing"}
+            else []
+        )
+        if pair and [layer.kind for layer in ours.stem].index(kind) < [layer.kind for layer in ours.stem].index("norm"):
+            yield f"{name_of(next(edit.layer for edit in pair if edit.action == 'extra'))} before the stem's norm", pair
 
 
 def is_same_padding(edit: Edit, layers: tuple[Layer, ...], before: str) -> bool:
@@ -111,7 +126,14 @@ def in_head(edits: list[Edit], ours: Structure) -> Iterator[tuple[str, list[Edit
         following = edits[edits.index(norms[0]) + 1 :][:1]
         chosen = [*norms, *(edit for edit in following if edit.kind == "act" and edit.action == "extra")]
         names = " and ".join(name_of(edit.layer) for edit in chosen)
-        yield f"{names} before the head's pool", take(edits, where=lambda edit: edit in chosen)
+        pooled = [layer.operation.number for layer in ours.head if layer.kind == "pool"]
+        layer = "pool" if not pooled or number_of(norms[0]) < pooled[0] else "linear layer"
+        yield f"{names} before the head's {layer}", take(edits, where=lambda edit: edit in chosen)
+    if {(edit.action, edit.kind) for edit in edits} >= {("extra", "conv"), ("missing", "linear")}:
+        yield (
+            "1x1 convolution before the head's pool, in place of the linear layer",
+            take(edits, kind=("conv", "linear")),
+        )
     if pools := take(edits, kind="pool"):
         yield head_pool(pools), pools
     yield from ((alone(edit), [edit]) for edit in edits)
@@ -173,7 +195,7 @@ def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named
     if any(edit.kind == "pool" and edit.action == "extra" for edit in here):
         pools = take(here, kind="pool")
         type = next((edit.layer.settings["type"] for edit in pools if edit.layer), "average")
-        pools += take(here, kind="conv", setting="stride")
+        pools += take(here, kind="conv", setting="stride") + take(here, kind="subsample")
         yield f"{type}-pool shortcut", "strided" if theirs.stride > 1 else kind, pools
     if kernels := take(here, setting="kernel"):
         take(here, setting="padding")
@@ -250,11 +272,6 @@ def branch_convolution(edits: list[Edit], where: str) -> Iterator[Named]:
         yield from ((f"{edit.setting} {edit.ours} in the {where}", "all", [edit]) for edit in edits)
 
 
-def is_gate(layer: Layer) -> bool:
-    """Whether a layer multiplies its input with something that it makes of it."""
-    return layer.settings.get("by") == "mul" and len(layer.arms) == 2 and () in layer.arms
-
-
 def is_squeezing(gate: Layer) -> bool:
     """Whether the gate is made of the pooled input by linear layers or convolutions."""
     arm = max(gate.arms, key=len)
@@ -279,6 +296,9 @@ NAMES: dict[tuple[Any, ...], str] = {
     ("head", "setting", "linear bias", True): "head with bias",
     ("head", "setting", "linear bias", False): "head without bias",
     ("head", "setting", "linear weight"): "head with a computed weight",
+    ("head", "setting", "linear held"): "head that no module holds",
+    ("head", "setting", "linear parts"): "head of {edit.ours} linear layers side by side",
+    ("branch", "extra", "act", 0): "{name} before the first convolution",
     ("join", "setting", "shortcut shared", True): "projections read the first activation",
     ("join", "setting", "shortcut shared", False): "projections read the block's input",
     ("join", "missing", "shortcut"): "no shortcut",
@@ -326,7 +346,7 @@ def alone(edit: Edit) -> str:
     if edit.action == "missing":
         return f"no {described(edit.reference)} in the {where}"
     if edit.action == "extra" and layer:
-        if part == "branch" and is_gate(layer) and is_squeezing(layer):
-            return "squeeze-and-excitation"
+        if is_gate(layer) and is_squeezing(layer):
+            return "squeeze-and-excitation" + ("" if part == "branch" else f" in the {where}")
         return f"{described(layer)}{'' if is_gate(layer) else ' too many'} in the {where}"
     return f"{edit.kind} {edit.setting} {edit.ours} instead of {edit.theirs} in the {where}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from resnet_core.comparison.pair import Network, built
+from resnet_core.comparison.trace import copied
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, on_meta
@@ -88,8 +88,13 @@ def nearest(network: nn.Module, num_classes: int | None = None) -> Reference:
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     small = stem[2:] == (3, 3) and (first is None or first.stride == (1, 1))
 
-    candidates = [for_images(each, stem[1], num_classes, small) for each in candidates_of(convolutions)]
-    return min(candidates, key=lambda candidate: distance(convolutions, convolutions_of(on_meta(candidate))))
+    usual = as_wide_as_usual(convolutions)
+    candidates = [
+        for_images(each, stem[1], num_classes, small) for each in (*candidates_of(convolutions), *candidates_of(usual))
+    ]
+    return min(
+        candidates, key=lambda candidate: least_distance(convolutions, usual, convolutions_of(on_meta(candidate)))
+    )
 
 
 def refuse_volumes(network: nn.Module) -> None:
@@ -111,6 +116,22 @@ def for_images(reference: Reference, channels: int, num_classes: int | None, sma
     if small and reference.network is Backbone:
         config["small_images"] = True
     return replace(reference, config=config)
+
+
+def as_wide_as_usual(convolutions: list[Shape]) -> list[Shape]:
+    """The shapes that a network of other widths would have if its first stage had the usual one: of three stages, 16."""
+    widths = [*dict.fromkeys(shape[0] for shape in convolutions[1:] if shape[2:] == (3, 3))]
+    doubled = all(2 * narrow == wide for narrow, wide in zip(widths, widths[1:], strict=False))
+    if len(widths) not in (3, 4) or not doubled:
+        return convolutions
+    usual = 16 if len(widths) == 3 else 64
+    stem, *rest = [(out * usual // widths[0], *others) for out, *others in convolutions]
+    return [tuple(stem), *((out, before * usual // widths[0], *kernel) for out, before, *kernel in rest)]
+
+
+def least_distance(convolutions: list[Shape], usual: list[Shape], expected: list[Shape]) -> int:
+    """How far a network is from the expected one, in its own widths or, for some more, in the usual ones."""
+    return min(distance(convolutions, expected), distance(usual, expected) + len(usual))
 
 
 def candidates_of(convolutions: list[Shape]) -> Iterator[Reference]:
@@ -220,7 +241,7 @@ def sample(network: Network, inputs: Tensor | None) -> nn.Module:
     model = built(network)
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         output_of(model, torch.zeros(2, 3, 64, 64) if inputs is None else inputs)
-    return copy.deepcopy(model).eval()
+    return copied(model).eval()
 
 
 def images_for(networks: list[nn.Module], reference: Reference) -> Tensor:
@@ -238,5 +259,5 @@ def output_of(network: nn.Module, inputs: Tensor) -> Any:
     parameter = next(network.parameters(), inputs)
     try:
         return network(inputs.to(parameter.device, parameter.dtype))
-    except (RuntimeError, ValueError):
+    except Exception:  # whatever a network raises on images that it does not take
         return None

@@ -139,9 +139,17 @@ def other_shapes(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
 
 
 def statistics(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-    """Buffers after other images than those that the statistics come from: with the same, no momentum would show."""
+    """What training leaves in buffers, of norms and any that it changes.
+
+    The images are other ones than those that the statistics come from: with the same, no momentum would show.
+    """
+    before = {name: value.clone() for name, value in model.named_buffers() if value.is_floating_point()}
     train_logits(model, 2 * inputs + 1, labels)
-    return {Quantity("{}", name): value for name, value in model.named_buffers() if value.is_floating_point()}
+    return {
+        Quantity("{}", name): value
+        for name, value in model.named_buffers()
+        if name in before and ("running_" in name or not same_bits(value, before[name]))
+    }
 
 
 def optimizer_steps(model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:

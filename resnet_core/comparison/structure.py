@@ -191,6 +191,9 @@ def merge(first: Layer, second: Layer) -> list[Layer] | None:
         case "pad", "pool" if b.get("padding") == 0 and b["type"] == "max" and is_even(a["sides"]):
             if a["value"] == -math.inf:
                 return [replace(second, settings={**b, "padding": even(a["sides"])})]
+        case "conv", "conv" if a["groups"] == a["out"] > 1 == b["kernel"] == b["groups"] and not a["bias"]:
+            whole_layer = chain("conv", {**b, **{name: a[name] for name in SHAPE}, "separable": True}, first, second)
+            return [replace(whole_layer, tensors=second.tensors)]
         case "pad", "filter":
             return [chain("filter", b, first, second)]
         case "subsample", "conv" if b["kernel"] == 1 and b["padding"] == 0 and b["stride"] == 1:
@@ -203,6 +206,9 @@ def merge(first: Layer, second: Layer) -> list[Layer] | None:
         case "pool", "act" if a["type"] == "max" and b["name"] == "ReLU" and a["kernel"] != "global":
             return [second, first]
     return None
+
+
+SHAPE = ("kernel", "stride", "padding", "padding_mode", "dilation")
 
 
 def chain(kind: str, settings: Settings, *layers: Layer) -> Layer:
@@ -219,7 +225,7 @@ def even(sides: Any) -> Any:
 
 
 def known_join(layer: Layer) -> Layer:
-    """Zeros, a grouped convolution, or two pools at the head, written as a concatenation."""
+    """Zeros, a grouped convolution, norms, heads, or two pools at the head, written as a concatenation."""
     if layer.kind != "join" or layer.settings != {"by": "cat"}:
         return layer
     zero = [bool(arm) and arm[-1].kind == "scale" and arm[-1].settings["factor"] == 0 for arm in layer.arms]
@@ -233,6 +239,13 @@ def known_join(layer: Layer) -> Layer:
     if all(end and end.kind == "pool" and end.settings["kernel"] == "global" for end in ends):
         types = " and ".join(sorted({end.settings["type"] for end in ends if end}))
         return replace(layer, kind="pool", settings={"type": types, "kernel": "global", "fixed": None})
+
+    if all(end and end.kind == "linear" and len(arm) == 1 for end, arm in zip(ends, layer.arms, strict=True)):
+        settings = {"out": layer.operation.shape[1], "bias": True, "parts": len(ends)}
+        return replace(layer, kind="linear", settings=settings, arms=((layer,),))
+    if all(end and end.kind == "norm" and is_part(arm[0]) for end, arm in zip(ends, layer.arms, strict=True)):
+        types = " and ".join(sorted({end.settings["type"] for end in ends if end}))
+        return chain("norm", {"type": f"{types} of parts of the channels"}, layer)
 
     convolutions = [arm[1] for arm in layer.arms if len(arm) == 2 and is_part(arm[0]) and arm[1].kind == "conv"]
     if len(convolutions) == len(layer.arms) and len({each.key for each in convolutions}) == 1:
@@ -266,7 +279,14 @@ def without_hand_written(layers: Iterator[Layer]) -> Iterator[Layer]:
 def by_itself(layer: Layer) -> Layer:
     """The activation or pool that a layer is, written as arithmetic: `x * (x > 0)`, `x * sigmoid(x)`."""
     found = known_by_result([layer]) if is_strange(layer) and is_elementary(layer) else None
+    if found is None and is_gate(layer) and is_elementary(layer) and not is_reduced(layer):
+        found = "act", {"name": "activation by hand"}
     return layer if found is None or found == ALIAS else chain(*found, layer)
+
+
+def is_gate(layer: Layer) -> bool:
+    """Whether a layer multiplies its input with something that it makes of it."""
+    return layer.settings.get("by") == "mul" and len(layer.arms) == 2 and () in layer.arms
 
 
 def is_strange(layer: Layer) -> bool:
@@ -433,6 +453,12 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
 def without_head(layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
     """What stands before the pool over the whole map, or the first linear layer, and the rest."""
     for number, layer in enumerate(layers):
+        if (
+            layer.kind == "conv"
+            and layer.settings["kernel"] == 1
+            and [each.kind for each in layers[number + 1 :]] == ["pool"]
+        ):
+            return layers[:number], layers[number:]  # a convolution in place of the linear layer
         whole_map = layer.kind == "pool" and str(layer.settings["kernel"]).startswith(("global", "adaptive"))
         if whole_map or layer.kind in ("linear", "dropout"):
             return layers[:number], layers[number:]

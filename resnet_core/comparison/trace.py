@@ -6,12 +6,13 @@ What each of them reads and writes is kept as a fingerprint, not as a tensor.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, get_testing_overrides
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from resnet_core.comparison.imports import INSTALLED
 
 ROUNDING = 1e-9  # of float64, relative to a tensor's norm, through the deepest network: orders of magnitude to spare
 
@@ -145,7 +148,7 @@ class Trace:
     output: int
     logits: Fingerprint | None
     casts: tuple[Operation, ...]
-    """Operations that the network asks to compute in float32."""
+    """Where the network asks for float32 or less; `function` is what it asks for."""
     leaves: tuple[Leaf, ...]
     """Every parameter and buffer that an operation used."""
 
@@ -281,12 +284,11 @@ class Recorder(TorchFunctionMode):
         name = plain_name(func)
 
         # In float64, what would make float32 of it is left out.
-        casting = False
         if self.exact:
-            args, kwargs, casting = without_casts(name, args, kwargs)
+            args, kwargs, asked = without_casts(name, args, kwargs)
             args, kwargs = mapped(self.promote, args), mapped(self.promote, kwargs)
-            if casting and isinstance(args[0], Tensor) and args[0].is_floating_point():
-                self.note_cast(name, args[0])
+            if asked and isinstance(args[0], Tensor) and args[0].is_floating_point():
+                self.note_cast(asked, args[0])
                 return args[0]
         tensors = [each for each in (*flat(args), *flat(kwargs)) if isinstance(each, Tensor)]
         values = tensors[:1] if name in LIKE else tensors  # what is only made like the images does not depend on them
@@ -344,12 +346,16 @@ class Recorder(TorchFunctionMode):
                 time=time,
             )
         )
+        if result.device.type != "meta" and torch.is_autocast_enabled(result.device.type):
+            self.note_cast(f"{NARROW.get(torch.get_autocast_dtype(result.device.type))} by autocast", result)
         self.numbers[result] = len(self.operations) - 1
 
-    def note_cast(self, name: str, tensor: Tensor) -> None:
+    def note_cast(self, asked: str, tensor: Tensor) -> None:
         file, line = calling_line()
         self.casts.append(
-            Operation(-1, name, {}, (len, (), {}), self.innermost(), file, line, None, None, (), tuple(tensor.shape), 0)
+            Operation(
+                -1, asked, {}, (len, (), {}), self.innermost(), file, line, None, None, (), tuple(tensor.shape), 0
+            )
         )
 
     def innermost(self) -> str:
@@ -417,19 +423,28 @@ FACTORIES, RANDOM, PARTS, VIEWS, SAME = (
     )
 )
 LIKE = ("to", "type_as", "view_as", "expand_as")
-NARROW = (torch.float32, torch.float16, torch.bfloat16, "torch.FloatTensor", "torch.HalfTensor")
+NARROW: dict[Any, str] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    "torch.FloatTensor": "float32",
+    "torch.HalfTensor": "float16",
+}
+CASTS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 
 
-def without_casts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], bool]:
-    """The arguments without those that ask for less than float64, and whether the call itself asks for it."""
-    asked = [each for each in (*args[1:], *kwargs.values()) if isinstance(each, torch.dtype | str) and each in NARROW]
-    if name in ("float", "half", "bfloat16") or (name in ("to", "type") and asked):
-        return args, kwargs, True
+def without_casts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
+    """The arguments without those that ask for less than float64, and what the call itself asks for."""
+    asked = [
+        NARROW[each] for each in (*args[1:], *kwargs.values()) if isinstance(each, torch.dtype | str) and each in NARROW
+    ]
+    if name in CASTS or (name in ("to", "type") and asked):
+        return args, kwargs, CASTS.get(name) or asked[0]
 
     def widened(each: Any) -> Any:
         return torch.float64 if isinstance(each, torch.dtype) and each in NARROW else each
 
-    return mapped(widened, args), mapped(widened, kwargs), False
+    return mapped(widened, args), mapped(widened, kwargs), ""
 
 
 @cache
@@ -445,45 +460,14 @@ def plain_name(func: Callable[..., Any]) -> str:
 OPERATORS = {name: name for name in ("add", "sub", "mul", "div", "pow", "matmul", "gt", "ge", "lt", "le")}
 OPERATORS |= {"radd": "add", "rmul": "mul", "truediv": "div"}
 
-# Argument names of functions that have no signature to read.
-ARGUMENTS = {
-    "conv2d": "input weight bias stride padding dilation groups",
-    "linear": "input weight bias",
-    "avg_pool2d": "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
-    "max_pool2d": "input kernel_size stride padding dilation ceil_mode return_indices",
-    "adaptive_max_pool2d": "input output_size return_indices",
-    "adaptive_avg_pool2d": "input output_size",
-    "batch_norm": "input weight bias running_mean running_var training momentum eps cudnn_enabled",
-    "group_norm": "input num_groups weight bias eps",
-    "layer_norm": "input normalized_shape weight bias eps",
-    "dropout": "input p training",
-    "softmax": "input dim dtype",
-    "log_softmax": "input dim dtype",
-    "clamp": "input min max",
-    "clamp_min": "input min",
-    "gelu": "input approximate",
-    "softplus": "input beta threshold",
-    "prelu": "input weight",
-    "mean": "input dim keepdim",
-    "sum": "input dim keepdim",
-    "amax": "input dim keepdim",
-    "flatten": "input start_dim end_dim",
-    "cat": "tensors dim",
-    "concat": "tensors dim",
-    "__getitem__": "input index",
-    "narrow": "input dim start length",
-}
-TWO = "input other"
-
 
 @cache
 def argument_names(func: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of a function's arguments; torch lists those of its own functions, most of which have no signature."""
     try:
-        names = tuple(inspect.signature(func).parameters)
+        return tuple(inspect.signature(get_testing_overrides().get(func, func)).parameters)
     except (ValueError, TypeError):
-        names = ()
-    without = names in ((), ("args", "kwargs"), ("self", "key"), ("self", "key", "/"))
-    return tuple(ARGUMENTS.get(plain_name(func), TWO).split()) if without else names
+        return "input", "other"
 
 
 def by_name(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -497,16 +481,36 @@ HERE = f"{Path(__file__).parent}/"
 
 
 def calling_line() -> tuple[str | None, int | None]:
-    """The innermost line outside torch and outside this folder that the present call comes from."""
+    """The innermost line, outside torch and this folder, that the call comes from: not a library's where it can be."""
+    of_library: tuple[str | None, int | None] = None, None
     frame: Any = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if file == __file__ and frame.f_code.co_name == "trace":
             break
         if not file.startswith((TORCH, HERE, "<eval_with_key>")):
-            return file, frame.f_lineno
+            if not file.startswith(INSTALLED):
+                return file, frame.f_lineno
+            of_library = of_library if of_library[0] else (file, frame.f_lineno)
         frame = frame.f_back
-    return None, None
+    return of_library
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model. Both share what cannot be copied, such as a lock; of a computed tensor it has the value."""
+    with suppress(TypeError, RuntimeError):
+        return copy.deepcopy(model)
+
+    shared: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                copy.deepcopy(value)
+            except (TypeError, RuntimeError):
+                shared[id(value)] = value.detach().clone() if isinstance(value, Tensor) else value
+    return copy.deepcopy(model, shared)
 
 
 @torch.no_grad()

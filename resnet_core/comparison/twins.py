@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.pair import Pair, Weights, copy_weights, held, weights_of
-from resnet_core.comparison.trace import Fingerprint, Operation, calibrate, light, perturb_constants, trace
+from resnet_core.comparison.trace import Fingerprint, Operation, calibrate, copied, light, perturb_constants, trace
 from resnet_core.comparison.words import described_operation
 
 
@@ -28,20 +26,8 @@ class Float64Run(NamedTuple):
     """Logits in training; None where the network returns something else."""
 
 
-@dataclass(frozen=True)
-class Twins:
+class Twins(Pair):
     """Two networks with the first one's weights. `share_weights` makes them."""
-
-    a: nn.Module
-    b: nn.Module
-    inputs: Tensor
-    labels: Tensor
-    operations: dict[Weights, Weights]
-    tensor_names: dict[str, str]
-    comparable: bool
-    """Whether every operation got its weights."""
-    casts: tuple[Operation, ...]
-    """Where the networks ask for float32."""
 
     @cached_property
     def in_float64(self) -> tuple[Float64Run, Float64Run]:
@@ -126,14 +112,13 @@ def share_weights(pair: Pair) -> Twins:
     torch.manual_seed(0)
     calibrate(pair.a, pair.inputs)
     copy_weights(pair.a, pair.b, pair.tensor_names)
-    names, casts = pair.tensor_names, pair.casts
-    return Twins(pair.a, pair.b, pair.inputs, pair.labels, pair.operations, names, pair.comparable, casts)
+    return Twins(**vars(pair))
 
 
 @torch.no_grad()
 def run_in_float64(model: nn.Module, inputs: Tensor) -> Float64Run:
     """Runs a copy of the model in evaluation and in training. Raises RuntimeError for one that only float32 suits."""
-    model = copy.deepcopy(model).double().eval()
+    model = copied(model).double().eval()
     try:
         run, trained = light(trace(model, inputs)), None
         with suppress(TypeError):

@@ -37,17 +37,14 @@ class Verdict:
     """The healthy network that the differences are from, where that is not the second one."""
 
 
-def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str]) -> Verdict:
+def judge_networks(twins: Twins, failed: Collection[str]) -> Verdict:
     """The differences of the first network from the second.
 
     Those of the second from the first where only the first is a healthy ResNet; where neither is one, those of both
     from the healthy one that is nearest.
     """
     if (place := first_random(twins)) is not None:
-        return Verdict(
-            cause="the first network is not deterministic in eval mode; check that its dropout respects self.training "
-            f"({place})"
-        )
+        return Verdict(cause=f"the first network is not deterministic in eval mode: {place}")
 
     try:
         theirs = Examined(twins.b, twins.inputs)
@@ -63,7 +60,7 @@ def judge_networks(twins: Twins, failed: Collection[str], unused: Sequence[str])
         return Verdict(cause=f"unknown: the doctor failed, and should not have; please report {with_place(error)}")
 
     if diagnosis.healthy:
-        reasons = [*other_reasons(twins, failed, unused)]
+        reasons = [*other_reasons(twins, failed)]
         same = "no operation differs on these images, in evaluation and in training"
         return Verdict(cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}")
     names = name_of(ours.evaluation), name_of(theirs.evaluation)
@@ -121,12 +118,12 @@ def first_random(twins: Twins) -> str | None:
         if agree(one.written, other.written):
             continue
         if any(leaf.unregistered for leaf in one.leaves.values()):
-            return f"{one.place}: {one.function} uses a layer that is made in forward, random and untrained each time"
-        return f"{one.place}: {one.function}"
+            return f"{one.function} uses a layer that is made in forward, random and untrained each time ({one.place})"
+        return f"{one.function} gives something else each time ({one.place}); check that dropout respects self.training"
     return None
 
 
-def other_reasons(twins: Twins, failed: Collection[str], unused: Sequence[str]) -> Iterator[str]:
+def other_reasons(twins: Twins, failed: Collection[str]) -> Iterator[str]:
     """What makes rungs differ where every operation is the same."""
     frozen = [
         [name for name, each in model.named_parameters() if not each.requires_grad] for model in (twins.a, twins.b)
@@ -134,8 +131,10 @@ def other_reasons(twins: Twins, failed: Collection[str], unused: Sequence[str]) 
     for which, names in zip(("first", "second"), frozen, strict=True):
         if names:
             yield f"the {which} network's {', '.join(names[:3])} has requires_grad=False"
-    if unused and "parameters" in failed:
-        yield f"weights that never run: {', '.join(unused[:3])}"
+    if low := [cast for cast in twins.casts if cast.function != "float32"]:
+        yield f"a network asks for {low[0].function} ({low[0].place})"
+    if twins.unused and "parameters" in failed:
+        yield f"weights that never run: {', '.join(twins.unused[:3])}"
     if "loss and gradients" in failed:
         for operation in trace(twins.a.eval(), twins.inputs).operations:
             if operation.function == "detach":

@@ -18,6 +18,7 @@ def described(layer: Layer | None) -> str:
             words = [f"conv {by(s['kernel'])}", f"stride {s['stride']}", f"padding {s['padding']}"]
             words += [f"{name} {s[name]}" for name in ("dilation", "groups") if s[name] != 1]
             words += ["with bias"] * s["bias"]
+            words += [f"padded by {s['padding_mode']}"] * (s["padding_mode"] != "zeros")
             return " ".join([*words, f"to {s['out']} channels", *computed(layer)])
         case "linear":
             return " ".join([f"linear to {s['out']}", *["without bias"] * (not s["bias"]), *computed(layer)])
@@ -27,10 +28,10 @@ def described(layer: Layer | None) -> str:
                 values.append("without scale and shift")
             if not s.get("tracked", True):
                 values.append("without running statistics")
-            return " ".join([s["type"], *values])
+            return " ".join([s["type"], *values, *computed(layer)])
         case "pool":
             if s["kernel"] == "global":
-                return f"{s['type']} pool of the whole map"
+                return f"{s['type']} pool of {by(s['fixed']) if s.get('fixed') else 'the whole map'}"
             if "stride" not in s:
                 return f"{s['type']} pool, {s['kernel']}"
             ceil = " ceil_mode" if s["ceil_mode"] else ""
@@ -46,6 +47,8 @@ def described(layer: Layer | None) -> str:
             arm = max(layer.arms, key=len)
             gate = () in layer.arms and s["by"] == "mul"
             parts = [JOINED.get(each.settings.get("by", ""), name_of(each)) for each in arm if each.kind != "other"]
+            if "times" in s:
+                return f"{JOINED[s['by']]} of {number(s['times'])} times the second"
             return f"gate of {', '.join(parts)}" if gate else JOINED.get(s["by"], f"torch.{s['by']}")
         case kind if kind in SENTENCES:
             return SENTENCES[kind].format(**{name: number(value) for name, value in s.items()})
@@ -75,7 +78,15 @@ def by(size: Any) -> str:
 
 
 def computed(layer: Layer) -> list[str]:
-    return ["with a computed weight"] if "weight" in layer.settings else []
+    return [words for name, words in SPECIAL.items() if name in layer.settings]
+
+
+SPECIAL = {
+    "weight": "with a computed weight",
+    "held": "in a plain list, or made in forward",
+    "separable": "with a 1x1 behind",
+    "parts": "in parts",
+}
 
 
 def name_of(layer: Layer | None) -> str:
