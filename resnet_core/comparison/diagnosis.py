@@ -353,6 +353,11 @@ IN_WORDS = {
         "the projection reads the block's input",
         "give the projection the block's input",
     ),
+    "shortcut from behind": (
+        "the shortcut begins behind a convolution",
+        "it begins at the block's input",
+        "add the block's input",
+    ),
     "squeeze-and-excitation": ("a gate on the branch", "no gate", "remove the gate"),
     "normalised input": ("the network normalises the images", "it takes them as they are", "normalise them before it"),
     "identity shortcut without projection": (

@@ -138,6 +138,11 @@ def other_shortcuts(left: list[Edit], differences: Differences) -> Found:
     found: Found = {}
     for block, other in differences.blocks:
         mine, theirs = block.shortcut or (), other.shortcut or ()
+        here: dict[str, Any] = {"stage": other.stage, "number": other.number}
+        if passed := count(block.branch[: block.shared], "conv"):
+            key = f"shortcut from behind the {ORDINALS[passed]} convolution", "all"
+            found.setdefault(key, []).append(take(left, **here, part="join") + take(left, **here, part="shortcut"))
+            continue
         if count(mine, "new channels") and count(theirs, "conv") and not count(mine, "conv"):
             zeros = next(layer for layer in mine if layer.kind == "new channels").settings
             pooled = next((described(layer) for layer in mine if layer.kind == "pool"), None)
@@ -147,7 +152,7 @@ def other_shortcuts(left: list[Edit], differences: Differences) -> Found:
             key = "projection in place of the zeros of shortcut A", "padded"
         else:
             continue
-        if edits := take(left, part="shortcut", stage=other.stage, number=other.number):
+        if edits := take(left, **here, part="shortcut"):
             found.setdefault(key, []).append(edits)
     return found
 
@@ -314,9 +319,11 @@ BLOCKS: dict[str, Callable[[Block], bool]] = {
 
 def scoped_to_blocks(left: list[Edit], found: Found, differences: Differences, theirs: Structure) -> Iterator[Mistake]:
     last = theirs.blocks[-1].stage if theirs.blocks else 0
+    channels = {other.stage: block.channels for block, other in differences.blocks}
+    not_wider = last if channels.get(last) == channels.get(last - 1) else 0
     for block, other in differences.blocks:
         edits = take(left, stage=other.stage, number=other.number)
-        for name, kind, chosen in (*in_block(edits, block, other), *widths(edits, other, last)):
+        for name, kind, chosen in (*in_block(edits, block, other), *widths(edits, other, not_wider)):
             found.setdefault((name, kind), []).append(chosen)
         left += edits
     for (name, kind), groups in found.items():
@@ -326,7 +333,7 @@ def scoped_to_blocks(left: list[Edit], found: Found, differences: Differences, t
         yield Mistake(with_scope(name, block_scope({edit.place.block for edit in edits}, blocks)), tuple(edits))
 
 
-def widths(edits: list[Edit], theirs: Block, last_stage: int) -> Iterator[Named]:
+def widths(edits: list[Edit], theirs: Block, not_wider: int) -> Iterator[Named]:
     """The channels of a block's convolutions, as the choices that lead to them."""
     last = count(theirs.branch, "conv")
     inner = take(edits, setting="out", part="branch", where=lambda edit: edit.place.slot < last)
@@ -339,7 +346,7 @@ def widths(edits: list[Edit], theirs: Block, last_stage: int) -> Iterator[Named]
         yield f"expansion {4 * ratios[1].pop():g}", "all", outer
     elif inner or outer:
         ratio = (outer or inner)[0].ours / (outer or inner)[0].theirs
-        ends = theirs.stage == last_stage and ratio == 0.5
+        ends = theirs.stage == not_wider and ratio == 0.5
         yield "last stage not wider" if ends else f"stage {wide(ratio)}", "last" if ends else "all", [*inner, *outer]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -119,9 +120,9 @@ def for_images(reference: Reference, channels: int, num_classes: int | None, sma
 
 
 def as_wide_as_usual(convolutions: list[Shape]) -> list[Shape]:
-    """The shapes that a network of other widths would have if its first stage had the usual one: of three stages, 16."""
+    """The shapes that the network would have if its first stage were as wide as ours: 16 with three stages, else 64."""
     widths = [*dict.fromkeys(shape[0] for shape in convolutions[1:] if shape[2:] == (3, 3))]
-    doubled = all(2 * narrow == wide for narrow, wide in zip(widths, widths[1:], strict=False))
+    doubled = all(2 * narrow == wide for narrow, wide in pairwise(widths))
     if len(widths) not in (3, 4) or not doubled:
         return convolutions
     usual = 16 if len(widths) == 3 else 64

@@ -245,7 +245,7 @@ def known_join(layer: Layer) -> Layer:
         return replace(layer, kind="linear", settings=settings, arms=((layer,),))
     if all(end and end.kind == "norm" and is_part(arm[0]) for end, arm in zip(ends, layer.arms, strict=True)):
         types = " and ".join(sorted({end.settings["type"] for end in ends if end}))
-        return chain("norm", {"type": f"{types} of parts of the channels"}, layer)
+        return chain("norm", {"type": f"{types} side by side"}, layer)
 
     convolutions = [arm[1] for arm in layer.arms if len(arm) == 2 and is_part(arm[0]) and arm[1].kind == "conv"]
     if len(convolutions) == len(layer.arms) and len({each.key for each in convolutions}) == 1:
@@ -299,7 +299,8 @@ REDUCTIONS, OTHERS = (
     for names in (
         "mean var std var_mean std_mean sum norm max min",
         "add sub mul div pow square sqrt rsqrt reciprocal abs neg exp log gt ge lt le where clamp clamp_min clamp_max "
-        "maximum minimum threshold hardtanh matmul einsum mm addmm permute transpose movedim reshape view flatten",
+        "maximum minimum threshold hardtanh matmul bmm einsum mm addmm permute transpose movedim reshape view flatten "
+        "unfold unflatten",
     )
 )
 ELEMENTARY = REDUCTIONS | OTHERS
@@ -363,6 +364,15 @@ def matrix_product(layers: Sequence[Layer]) -> Layer | None:
         out = len(weight)
         settings = {**POINTWISE, "bias": bool(bias), "out": out} if x.dim() == 4 else {"out": out, "bias": bool(bias)}
         kernel = weight[:, :, None, None] if x.dim() == 4 else weight
+        if layers[0].settings.get("function") == "unfold":
+            unfold = {"stride": 1, "padding": 0, "dilation": 1, **layers[0].operation.arguments}
+            size = unfold["kernel_size"] if isinstance(unfold["kernel_size"], tuple) else (unfold["kernel_size"],) * 2
+            if weight.numel() != out * x.shape[1] * math.prod(size):
+                continue
+            settings |= {name: whole(unfold[name]) for name in ("stride", "padding", "dilation")} | {
+                "kernel": whole(size)
+            }
+            kernel = weight.reshape(out, x.shape[1], *size)
         tensors = {"weight": replace(matrices[0], value=kernel), **bias}
         layer = Layer("conv" if x.dim() == 4 else "linear", settings, layers[0].operation, tensors)
         with suppress(RuntimeError, TypeError):
@@ -392,6 +402,13 @@ def is_norm(layers: Sequence[Layer]) -> bool:
 TENSORS = ("learned", "a tensor")
 
 
+def parts_of(layer: Layer) -> Iterator[Layer]:
+    """The layers on the ways that a layer joins."""
+    for part in (part for arm in layer.arms for part in arm):
+        yield part
+        yield from parts_of(part)
+
+
 def is_reduced(layer: Layer) -> bool:
     """Whether it joins something with a mean or a variance of it."""
     parts = [part for arm in layer.arms for part in arm]
@@ -413,6 +430,11 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
     runs: list[list[Layer]] = [[]]
     joins: list[Layer] = []
     for layer in layers_of(trace):
+        if layer.settings.get("by") == "add" and any(map(is_residual, parts_of(layer))):
+            raise EntangledError(
+                f"the shortcut that ends at {layer.operation.place} goes around whole blocks; the doctor judges "
+                "networks of blocks, each with one shortcut around it"
+            )
         if is_residual(layer):
             joins.append(layer)
             runs.append([])
@@ -429,7 +451,9 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
     stem, plain = stem_and_rest(runs[0], length)
     blocks = plain_blocks(plain, length)
     shared: list[Layer] = []
-    if joins and not blocks:
+    if joins and completes(plain, joins[0], length):
+        blocks, shared = [], plain
+    elif joins and not blocks:
         stem, shared = without_prelude(stem, joins[0])
 
     # Each join ends a block; what follows it is its own, the next one's, or blocks without shortcut.
@@ -441,6 +465,8 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
         if upcoming is None:
             after, rest = without_prelude(after, join, pre_activated=True)
             head = [*rest, *head] if not plain else head
+        elif completes(plain, upcoming, length):
+            plain, shared = [], plain
         elif plain:
             plain, shared = without_prelude(plain, upcoming)
         else:
@@ -503,6 +529,12 @@ def without_prelude(
     if norms and open_end and (pre_activated or kinds[0] == "conv"):
         return [*layers[: norms[-1]]], [*layers[norms[-1] :]]
     return [*layers], []
+
+
+def completes(layers: Sequence[Layer], join: Layer, length: int) -> bool:
+    """Whether these layers are what the branch of `join` lacks: its shortcut then begins behind them."""
+    branch = max(count(arm, "conv") for arm in join.arms)
+    return branch < length == branch + count(layers, "conv")
 
 
 def plain_blocks(layers: Sequence[Layer], length: int) -> list[Block]:

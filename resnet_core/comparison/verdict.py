@@ -62,6 +62,8 @@ def judge_networks(twins: Twins, failed: Collection[str]) -> Verdict:
     if diagnosis.healthy:
         reasons = [*other_reasons(twins, failed)]
         same = "no operation differs on these images, in evaluation and in training"
+        if low := [cast for cast in twins.casts if cast.function != "float32"]:
+            same = f"a network asks for {low[0].function} ({low[0].place}); in float64 no layer differs"
         return Verdict(cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}")
     names = name_of(ours.evaluation), name_of(theirs.evaluation)
     if healthy == (True, True) and all(names) and names[0] != names[1]:
@@ -131,8 +133,8 @@ def other_reasons(twins: Twins, failed: Collection[str]) -> Iterator[str]:
     for which, names in zip(("first", "second"), frozen, strict=True):
         if names:
             yield f"the {which} network's {', '.join(names[:3])} has requires_grad=False"
-    if low := [cast for cast in twins.casts if cast.function != "float32"]:
-        yield f"a network asks for {low[0].function} ({low[0].place})"
+    if "names and shapes" in failed:
+        yield "the weights are kept in other shapes"
     if twins.unused and "parameters" in failed:
         yield f"weights that never run: {', '.join(twins.unused[:3])}"
     if "loss and gradients" in failed:

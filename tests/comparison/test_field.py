@@ -1,6 +1,7 @@
 """Kinds of networks that people brought, and what is right to say of each; and that no sentence contradicts a rung."""
 
 import random
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from parity.patients.scoped import FAMILIES, build, draw
 from resnet_core.comparison.compare import compare
 from tests.comparison.test_people import REFERENCES
 
-RUNGS = ("names and shapes", "logits", "training logits", "loss and gradients")
+RUNGS = ("names and shapes", "logits", "training logits", "loss and gradients", "BatchNorm statistics")
 
 
 def images(seed=0):
@@ -97,6 +98,29 @@ class Fresh(Net):
         return super().forward(nn.Conv2d(3, 3, 1)(x))
 
 
+class Wide(Cifar):
+    widths = (32, 64, 128)
+
+
+class Training(Net):
+    """Holds what a training script keeps in its network: a loss with weights, and a lock that Python cannot copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss, self.lock = nn.CrossEntropyLoss(weight=torch.ones(10)), threading.Lock()
+
+
+class Halving(Net):
+    def forward(self, x):
+        return super().forward(x.half().float())
+
+
+class Autocasting(Net):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
 def torchvisions(block=torchvision.models.resnet.BasicBlock, **config):
     return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=10, **config)
 
@@ -112,6 +136,12 @@ class NoStemReLU(torchvision.models.ResNet):
     def forward(self, x):
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(self.bn1(self.conv1(x)))))))
         return self.fc(self.avgpool(x).flatten(1))
+
+
+def normed():
+    network = Net()
+    nn.utils.weight_norm(network.stem[0])
+    return network
 
 
 def no_stem_relu():
@@ -135,10 +165,14 @@ CASES = {
     "in order": (no_stem_relu, BASIC, ("no stem ReLU",)),
     "normalised": (Normalising, BASIC, ("normalised input",)),
     "normalised twice": (Normalising, Normalising, ()),
+    "twice as wide": (Wide, None, ("stem of 32 channels", "stage twice as wide")),
+    "a training script's": (Training, BASIC, ()),
+    "weight_norm": (normed, BASIC, ("convolutions with computed weights in the stem",)),
     "DataParallel": (lambda: nn.DataParallel(Net()), BASIC, ()),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_what_people_bring_is_explained(name):
     first, second, mistakes = CASES[name]
@@ -186,9 +220,18 @@ class Gate(nn.Module):
         return x * self.up(self.down(x.mean((2, 3))).relu()).sigmoid()[..., None, None]
 
 
+@pytest.mark.parametrize(("network", "asked"), [(Halving, "float16"), (Autocasting, "bfloat16 by autocast")])
+def test_lower_precision_is_said_with_its_line(network, asked):
+    result = compare(network, BASIC, images(), rungs=["logits"])
+    assert result.likely_cause.startswith(f"a network asks for {asked} (")
+    assert ".py:" in result.likely_cause
+    consistent(result)
+
+
 def test_layers_made_in_forward_are_named_as_what_they_are():
     cause = compare(Fresh, BASIC, images(), rungs=RUNGS).likely_cause
     assert "random and untrained" in cause
+    assert "dropout" not in cause
     assert "test_field.py:" in cause
 
 

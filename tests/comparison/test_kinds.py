@@ -114,6 +114,85 @@ class Joined(nn.Module):
         return F.relu(self.join(y, block.downsample(x)))
 
 
+class Unfolded(nn.Conv2d):
+    def forward(self, x):
+        columns = F.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)
+        return (self.weight.flatten(1) @ columns).view(len(x), -1, x.shape[2], x.shape[3])
+
+
+class Parts(nn.Module):
+    """Half of the channels normalised by image, half by batch."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.half = norm.num_features // 2
+        self.one, self.two = nn.InstanceNorm2d(self.half, affine=True), nn.BatchNorm2d(self.half)
+
+    def forward(self, x):
+        one, two = x.split(self.half, 1)
+        return torch.cat([self.one(one), self.two(two)], 1)
+
+
+class Late(nn.Module):
+    """A block whose shortcut begins behind its first convolution."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        x = F.relu(self.block.bn1(self.block.conv1(x)))
+        return F.relu(self.block.bn2(self.block.conv2(x)) + x)
+
+
+class Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+class Heads(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.one, self.two = nn.Linear(512, 4), nn.Linear(512, 6)
+
+    def forward(self, x):
+        return torch.cat([self.one(x), self.two(x)], 1)
+
+
+def in_a_list(block):
+    layers = [block.conv2]
+    block.conv2 = Does(lambda self, x: layers[0](x))
+
+
+def separable(conv):
+    depthwise = nn.Conv2d(conv.in_channels, conv.in_channels, 3, conv.stride, 1, groups=conv.in_channels, bias=False)
+    return nn.Sequential(depthwise, nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False))
+
+
+def edited(**layers):
+    network = tiny()
+    for name, layer in layers.items():
+        setattr(network, name, layer)
+    return network
+
+
+def two_convolutions():
+    network = tiny()
+    narrow = nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()
+    network.conv1 = nn.Sequential(*narrow, nn.Conv2d(32, 64, 3, 1, 1, bias=False))
+    return network
+
+
+def with_row(stage, make):
+    network = tiny()
+    in_place_of("0", make)(getattr(network, stage))
+    return network
+
+
 def at(name, *layers):
     """A function that puts these layers behind the module of this name."""
 
@@ -207,6 +286,47 @@ KINDS = {
         lambda: images_through(lambda x: x[:, [2, 1, 0]] / 255),
         ("the images' channels in the order (2, 1, 0)", "normalised input"),
     ),
+    "two convolutions": (two_convolutions, ("deep stem of two 3x3",)),
+    "ReLU, then norm": (lambda: edited(bn1=nn.ReLU(), relu=nn.BatchNorm2d(64)), ("ReLU before the stem's norm",)),
+    "pool, then norm": (
+        lambda: edited(
+            bn1=nn.MaxPool2d(3, 2, 1), relu=nn.Sequential(nn.BatchNorm2d(64), nn.ReLU()), maxpool=nn.Identity()
+        ),
+        ("max pool before the stem's norm",),
+    ),
+    "learned activation": (
+        lambda: edited(relu=Swish()),
+        ("activation by hand instead of ReLU in the stem",),
+    ),
+    "random slope": (lambda: edited(relu=nn.RReLU()), ("RReLU instead of ReLU in the stem",)),
+    "unfolded": (
+        lambda: with_blocks(
+            in_place_of("conv2", lambda conv: Unfolded(conv.in_channels, conv.out_channels, 3, 1, 1, bias=False))
+        ),
+        (),
+    ),
+    "separable": (
+        lambda: with_blocks(in_place_of("conv1", separable)),
+        ("depthwise separable convolutions at the first convolution of each block",),
+    ),
+    "parts": (
+        lambda: with_blocks(in_place_of("bn2", Parts)),
+        ("BatchNorm and InstanceNorm side by side instead of BatchNorm at the second convolution of each block",),
+    ),
+    "late shortcut": (lambda: with_row("layer3", Late), ("shortcut from behind the first convolution in layer3",)),
+    "two heads": (lambda: in_place_of("fc", Heads)(tiny()), ("head of 2 linear layers side by side",)),
+    "norm at the end": (
+        lambda: edited(fc=nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 10))),
+        ("LayerNorm before the head's linear layer",),
+    ),
+    "convolution at the end": (
+        lambda: edited(avgpool=nn.Sequential(nn.Conv2d(512, 10, 1), nn.AdaptiveAvgPool2d(1)), fc=nn.Identity()),
+        ("1x1 convolution before the head's pool, in place of the linear layer",),
+    ),
+    "plain list": (
+        lambda: with_blocks(in_a_list),
+        ("convolutions that no module holds at the second convolution of each block",),
+    ),
     "resized": (lambda: images_through(lambda x: F.interpolate(x, size=(40, 40))), ("images resized",)),
 }
 
@@ -236,6 +356,14 @@ def test_ways_that_cross_are_said_to(references):
     cause = compare(patient, tiny(), images(), rungs=["logits"]).likely_cause
     assert cause.startswith("unknown: the ways that part at layer1.one (test_kinds.py:")
     assert "cross each other" in cause
+
+
+def test_a_shortcut_around_blocks_is_said_to_be_one():
+    patient = tiny()
+    patient.layer1 = Does(lambda self, x: self.block(x) + x)
+    patient.layer1.block = tiny().layer1
+    cause = compare(patient, tiny(), images(), rungs=["logits"]).likely_cause
+    assert cause.startswith("unknown: the shortcut that ends at layer1 (test_kinds.py:")
 
 
 def test_another_output_in_training_is_said():

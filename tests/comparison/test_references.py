@@ -118,6 +118,33 @@ def test_a_network_that_is_no_resnet_is_said_to_share_little():
     assert words.endswith("the nearest of our models, which has 0 of the network's 3 convolutions")
 
 
+class Sized(nn.Module):
+    """Takes images of one size only, and says so by an assertion."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.network, self.size = REFERENCES["BasicBlock"](), size
+
+    def forward(self, x):
+        assert x.shape[-1] == self.size
+        return self.network(x)
+
+
+def test_a_size_is_found_that_the_network_takes():
+    assert complete(partial(Sized, 224), None, None)[1].shape == (2, 3, 224, 224)
+    with pytest.raises(
+        RuntimeError, match=r"the first network does not run .* AssertionError: .*, at .*references.py:\d+"
+    ):
+        resnet_core.compare(partial(Sized, 7))
+
+
+def test_a_network_that_leaves_torch_is_refused():
+    network = REFERENCES["BasicBlock"]()
+    network.register_forward_pre_hook(lambda module, inputs: torch.from_numpy(inputs[0].numpy()))
+    with pytest.raises(RuntimeError, match=r"no layer of the first network reads the images: .* keep them tensors"):
+        resnet_core.compare(network)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
