@@ -6,7 +6,7 @@ them, and with the network's weights, it must compute in float64 what the networ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -127,10 +127,6 @@ class Examined:
         self.trace = trace(self.network, self.inputs, every=False)
         self.evaluation = resized(structure_of(self.trace, like), self.network, self.inputs, like)
 
-    @staticmethod
-    def structure_on(network: nn.Module, images: Tensor) -> Structure:
-        return structure_of(trace(network.eval(), images, fingerprints=False))
-
     @cached_property
     def trained(self) -> tuple[Trace, Structure, dict[str, Tensor]] | Exception:
         """The forward in training on other images, its layers, and the buffers that it leaves; or what it raises."""
@@ -215,7 +211,9 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
     found = mistakes_between(ours.evaluation, theirs.evaluation)
     rest = ours.unexplained or theirs.unexplained
     if not isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
-        found += [each for each in mistakes_between(ours.trained[1], theirs.trained[1], True) if is_new(each, found)]
+        known = {each.name for each in found}
+        in_training = mistakes_between(ours.trained[1], theirs.trained[1], training=True)
+        found += [each for each in in_training if each.name not in known]
     elif isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
         rest = rest or f"the forward in training ({with_place(ours.trained)})"
 
@@ -231,10 +229,6 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
         publication=published(names) if name and not rest else None,
         reference_name=name or "the reference",
     )
-
-
-def is_new(mistake: Mistake, known: Iterable[Mistake]) -> bool:
-    return mistake.name not in {each.name for each in known}
 
 
 def mistakes_between(ours: Structure, theirs: Structure, training: bool = False) -> list[Mistake]:

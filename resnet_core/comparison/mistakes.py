@@ -266,7 +266,7 @@ def layer_scope(found: Iterable[Place], whole: Iterable[Place], edits: Sequence[
     for words, scope in scopes(plain(whole) | chosen):
         if chosen == scope:
             return words
-    where = [edit.layer.operation.path or edit.layer.operation.place for edit in edits if edit.layer]
+    where = [edit.layer.operation.where for edit in edits if edit.layer]
     more = f" and {len(where) - 1} more" if len(where) > 1 else ""
     return f"in {where[0]}{more}" if where else ""
 

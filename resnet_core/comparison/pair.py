@@ -220,8 +220,7 @@ KINDS = {"conv2d": "Conv2d", "batch_norm": "BatchNorm2d", "linear": "Linear", "g
 def in_words(operation: Operation) -> str:
     """`layer1.0.conv1 (Conv2d weight [64, 3, 7, 7])`."""
     tensors = " ".join(f"{role} {list(leaf.value.shape)}" for role, leaf in held(operation).items())
-    name = operation.path or operation.place
-    return f"{name} ({KINDS.get(operation.function, operation.function)} {tensors})"
+    return f"{operation.where} ({KINDS.get(operation.function, operation.function)} {tensors})"
 
 
 def tensor_names(pairs: Iterable[tuple[Operation, Operation]], first: nn.Module, second: nn.Module) -> dict[str, str]:

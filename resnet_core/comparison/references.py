@@ -45,7 +45,7 @@ class Reference:
         """As Python builds it: `resnet18(num_classes=10)`."""
         for name, model in MODELS.items():
             if (model.network, model.arguments) == (self.network, self.arguments) and model.config == self.width:
-                return f"{name}({written(without(self.config, model.config))})"
+                return f"{name}({written({key: self.config[key] for key in self.config if key not in model.config})})"
         if self.network is CifarResNet:
             return f"CifarResNet({written({'n': self.arguments[0], **self.config})})"
         block, depths = self.arguments
@@ -59,10 +59,6 @@ class Reference:
 
 def written(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in config.items())
-
-
-def without(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in other}
 
 
 # The nearest model, by the shapes of weights.

@@ -134,6 +134,11 @@ class Operation:
         }
 
     @property
+    def where(self) -> str:
+        """The module's path, or else the line."""
+        return self.path or self.place
+
+    @property
     def place(self) -> str:
         """`layer1.0.conv1 (mine.py:31)`, as far as it is known."""
         line = f"{Path(self.file).name}:{self.line}" if self.file else ""

@@ -53,21 +53,21 @@ class Twins(Pair):
             number = operation.number
             if key not in counterparts:
                 shape = operation.written.shape if operation.written else ()
-                return place_of(operation), (f"nothing of shape {list(shape)}", written(operation))
+                return operation.where, (f"nothing of shape {list(shape)}", written(operation))
 
             counterpart = counterparts[key]
             if not agree(counterpart.written, operation.written):
                 if agree(counterpart.read, operation.read):
-                    return place_of(operation), (written(counterpart), written(operation))
+                    return operation.where, (written(counterpart), written(operation))
                 unknown = first_unknown(theirs[after_last_match:number], ours)
                 place = min(after_last_match + unknown, number)
-                return place_of(theirs[place]), (read(counterpart), read(operation))
+                return theirs[place].where, (read(counterpart), read(operation))
             after_last_match = number + 1
 
         # Every operation with weights agrees, so only what follows the last one can differ.
         ends = [each.logits for each in self.in_float64]
         if theirs and not ends[0].matches(ends[1]):
-            return place_of(theirs[-1]), (f"its end, {ends[0]}", f"its end, {ends[1]}")
+            return theirs[-1].where, (f"its end, {ends[0]}", f"its end, {ends[1]}")
         return None, None
 
 
@@ -129,13 +129,9 @@ def run_in_float64(model: nn.Module, inputs: Tensor) -> Float64Run:
     return Float64Run(run.operations, run.logits, trained)
 
 
-def place_of(operation: Operation) -> str:
-    return operation.path or operation.place
-
-
 def written(operation: Operation) -> str:
     return f"{operation.place}, {described_operation(operation)}, writes {operation.written}"
 
 
 def read(operation: Operation) -> str:
-    return f"{place_of(operation)} reads {operation.read}"
+    return f"{operation.where} reads {operation.read}"

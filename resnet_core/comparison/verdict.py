@@ -21,7 +21,7 @@ from resnet_core.comparison.diagnosis import (
 )
 from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.mistakes import Mistake
-from resnet_core.comparison.structure import EntangledError, Structure
+from resnet_core.comparison.structure import EntangledError, Structure, structure_of
 from resnet_core.comparison.trace import trace
 from resnet_core.comparison.twins import Twins, agree
 
@@ -153,7 +153,7 @@ def on_other_images(twins: Twins) -> str | None:
         structures: list[Structure] = []
         for model in (twins.a, twins.b):
             try:
-                structures.append(Examined.structure_on(model, images))
+                structures.append(structure_of(trace(model.eval(), images, fingerprints=False)))
             except Exception as error:  # whatever a network raises on another size
                 return f"on {words}, a network raises {type(error).__name__}"
         if found := mistakes_between(structures[0], structures[1]):
