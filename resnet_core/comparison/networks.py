@@ -25,6 +25,7 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.registry import MODELS, build
 
+NOT_CODE = (".ipynb", ".pth", ".pt", ".ckpt", ".safetensors")
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm.models"}
 
 EXAMPLES = {r"class": "10", r"^(in|im|num).*chan|^chan": "3", r"(layers|blocks|depths|list)$": "[2, 2, 2, 2]"}
@@ -55,8 +56,9 @@ def read(text: str) -> NetworkName:
     place, _, name = head.rpartition(":")
     if not place and (name.endswith(".py") or "/" in name):
         place, name = name, ""
-    if Path(place or name).is_file() and not place.endswith(".py"):
-        raise ValueError(f"{place or name} is not a .py file; put the code that builds the network into one")
+    file = Path(place or name)
+    if file.suffix != ".py" and (file.is_file() or file.suffix in NOT_CODE):
+        raise ValueError(f"{file} is not a .py file; put the code that builds the network into one")
 
     positional, keywords = literal_arguments(text, rest) if bracket else ((), {})
     typed = NetworkName(text=text, place=place, name=name, positional=positional, keywords=keywords)
@@ -145,6 +147,8 @@ def source_of(module: str) -> Path | None:
 
 def why_missing(place: str) -> str:
     """Why nothing is found at this place, and what is near it."""
+    if place.endswith(":"):
+        return f"{place} has one colon too many; type one, as in ./mine.py:net"
     if not place.endswith(".py"):
         return f"no module {place} is found here or on PYTHONPATH; give your file by its path, as in ./mine.py"
     folder, name = Path(place).expanduser().parent, Path(place).name
@@ -195,7 +199,9 @@ def load(typed: NetworkName) -> nn.Module | Callable[[], nn.Module]:
         known = [each for each, value in vars(module).items() if callable(value) and each[0] != "_"]
         raise ValueError(f"{typed.place} has no {name}; {did_you_mean(name, known)}")
     if not callable(found):
-        raise ValueError(f"{typed.text} is a {type(found).__name__}, not a function that builds a network")
+        raise ValueError(
+            f"{typed.text} is a {type(found).__name__}, not a function that builds a network; write one that returns it"
+        )
     check_arguments(replace(typed, name=name), found)
     return partial(built, typed.text, partial(found, *typed.positional, **typed.keywords))
 
@@ -265,5 +271,5 @@ def built(text: str, function: Callable[[], Any]) -> nn.Module:
         remedy = "; give arguments in quotes, as in './mine.py:net(num_classes=10)'" if lacks else ""
         raise ValueError(f"{text} raised {with_place(error)}{remedy}") from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{text} returns a {type(network).__name__}, not a torch.nn.Module")
+        raise ValueError(f"{text} returns a {type(network).__name__}, not a torch.nn.Module; return the network itself")
     return network

@@ -134,6 +134,8 @@ def test_the_only_class_of_a_file_is_its_network():
         ("./one.py:biuld", "one.py has no biuld; did you mean build?"),
         ("on.py", "on.py does not exist; did you mean one.py"),
         ("notebook.ipynb", "notebook.ipynb is not a .py file; put the code"),
+        ("no_such.pth", "no_such.pth is not a .py file; put the code"),
+        ("one.py::build", "one.py: has one colon too many; type one"),
         ("nowhere/net.py", "the folder nowhere does not exist"),
         ("several.py", "holds small, large; name one of them, as in several.py:small"),
         ("empty.py", "no function in it returns a network"),
