@@ -125,15 +125,21 @@ def test_blocks_are_of_known_languages():
 
 # Has torch, and runs each line of its input, a JSON string of code, in a fork of its own; answers with the exit status.
 FORKING = """
-import json, os, sys
+import json, os, sys, traceback
 import torch, torchvision
 for line in sys.stdin:
     child = os.fork()
     if not child:
         for name, stream in (("printed", 1), ("errors", 2)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        exec(json.loads(line), {"__name__": "__main__"})
-        sys.exit()
+        status = 0
+        try:
+            exec(json.loads(line), {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)  # to take torch apart would cost a second of each program
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

@@ -61,7 +61,7 @@ def raise_before_joining(error):
 
 OUT_OF_MEMORY = (
     r"resnet-core: out of memory \(.*can't allocate memory.*\); use smaller images or batches, or fewer "
-    r"--data.workers. In training, also a smaller --data.global-batch, more processes, --train.precision bf16, or "
+    r"workers. In training, also a smaller --data.global-batch, more processes, --train.precision bf16, or "
     r"--train.accumulation N, which keeps the global batch but computes BatchNorm over each of its N parts"
 )
 
