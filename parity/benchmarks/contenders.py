@@ -30,6 +30,12 @@ RUN_STEPS = 64_000  # of the run that `--train.fast` chooses for, as in the pape
 Inputs = Callable[[Tensor], Tensor]
 
 
+def set_momentum(network: nn.Module, momentum: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+
+
 @dataclass(frozen=True)
 class Case:
     """What all contenders get: a model's name, images and labels on a device, and a folder for files."""
@@ -51,15 +57,15 @@ class Case:
         build = getattr(torchvision.models, self.model, None) or getattr(resnet_core, self.model)
         network, images = build(), self.images[:64].cpu()
         for name, module in network.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the mean of all batches, of which there is one
             if name.endswith((".bn2", ".bn3")):
                 nn.init.constant_(module.weight, 0.25)  # branches add little to a trained network's shortcut, too
 
         head, features = head_of(network), []
         hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
         with torch.no_grad():
+            set_momentum(network, 1.0)  # one batch is all that the statistics come from
             network.train()(images)
+            set_momentum(network, 0.1)
             network.eval()(images)
             apart = features[-1] - features[-1].mean(0)
             count = min(len(apart), head.out_features)
