@@ -10,6 +10,7 @@ import torch
 
 from parity.benchmarks import speed
 from parity.benchmarks.contenders import INFERENCE, TRAINING, Contender, theirs, torch_inference, torch_step
+from parity.benchmarks.profile import shares
 
 TINY = ["--models", "cifar_resnet20", "--batch", "4", "--image-size", "32", "--rounds", "1", "--without", "compiled"]
 
@@ -94,6 +95,12 @@ def test_operations_are_those_of_describe_and_bytes_those_of_its_convolutions(ca
     assert bytes_(4) == 4 * bytes_(1)
     stages = 6 * 32 * 1024, (16 * 1024 + 32 * 256) + 5 * 64 * 256, (32 * 256 + 64 * 64) + 5 * 128 * 64
     assert bytes_(1) == 4 * (19 * 1024 + sum(stages) + 64 + 10) + 269_722
+
+
+def test_a_profile_shares_a_steps_time_among_kinds_of_operations(case):
+    found = shares(torch_step(case, theirs), "cpu")
+    assert sum(found.values()) == pytest.approx(1)
+    assert min(found[kind] for kind in ("convolutions", "BatchNorm", "ReLU")) > 0
 
 
 def test_the_largest_batch_is_refused_on_the_cpu():
