@@ -191,7 +191,7 @@ def draw_panel(drawing: Drawing, x: float, y: float, panel: tuple[str, list[Bars
     """The height that it takes."""
     theme = drawing.theme
     title, groups = panel
-    left, width, top = x + 178, 150, y
+    left, width, top = x + 214, 118, y
     most = max(max(limit, *(value for _, value in bars)) for _, bars, limit in groups)
     drawing.text(x, y + 18, title, style=BOLD)
     y += 30
