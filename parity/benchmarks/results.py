@@ -66,8 +66,9 @@ def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
         cores = f"{record['world_size']} x {record['threads']} threads, {record['cpu_capability']}"
-        machine = cores if record["device"] == "cpu" else record["device"]
-        groups.setdefault((record["command"], machine), []).append(record)
+        on_cpu = record["device"] == "cpu"
+        several = f" --processes {record['world_size']}" if on_cpu and record["world_size"] > 1 else ""
+        groups.setdefault((record["command"] + several, cores if on_cpu else record["device"]), []).append(record)
     return [
         row(command, machine, sorted(runs, key=lambda run: run["seed"])) for (command, machine), runs in groups.items()
     ]
@@ -75,6 +76,7 @@ def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def row(command: str, machine: str, runs: list[dict[str, Any]]) -> tuple[str, ...]:
     scores = [100 * run["top1"] for run in runs]
+    minutes = statistics.median(run["seconds"] for run in runs) / 60
     spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
     return (
         f"`{command}`",
@@ -82,7 +84,7 @@ def row(command: str, machine: str, runs: list[dict[str, Any]]) -> tuple[str, ..
         ", ".join(f"{score:.2f}" for score in scores),
         f"{statistics.mean(scores):.2f}",
         spread,
-        f"{statistics.median(run['seconds'] for run in runs) / 60:.0f}",
+        f"{minutes:.{0 if minutes >= 1 else 1}f}",
         f"{statistics.median(run['images_per_second'] for run in runs):,.0f}",
         machine,
     )

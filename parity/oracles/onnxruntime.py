@@ -27,7 +27,8 @@ class Session(nn.Module):
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """Ours with BatchNorm statistics of random images, and its ONNX file in onnxruntime."""
-    from resnet_core.inference.export import export, load_onnx
+    from resnet_core.inference.export import export
+    from resnet_core.inference.formats import load_onnx
 
     ours = get_model(name)
     calibrate(ours, noise(4))

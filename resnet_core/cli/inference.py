@@ -85,7 +85,7 @@ class Evaluate(OnLabels):
     split: Annotated[str, unset("NAME")] = ""
     """The part of the data: train, val or test. By default the one that training evaluates."""
     per_class: bool = False
-    """Add recall, precision and the most frequent confusion of each class, the one found least first."""
+    """Add recall, precision and the most frequent confusion of each class, sorted by recall, lowest first."""
     json: bool = False
     """Print JSON."""
 

@@ -50,8 +50,8 @@ def steps_per_epoch(num_samples: int, *, global_batch: int, repeats: int = 1) ->
         )
     if global_batch > num_samples:
         raise ValueError(
-            f"a global batch of {global_batch} is larger than the {num_samples} samples; make it smaller with --batch "
-            f"{max(1, num_samples // 4)}"
+            f"a global batch of {global_batch} is larger than the {num_samples} samples; give at most as many, such as "
+            f"--batch {max(1, num_samples // 4)}"
         )
     return num_samples // global_batch
 

@@ -202,6 +202,8 @@ def device_type(device: str, processes: int) -> str:
     """The device type for this many processes of a machine. Raises ValueError for "cuda" with too few GPUs."""
     gpus = torch.cuda.device_count()
     use_cuda = gpus >= processes if device == "auto" else device == "cuda"
+    if use_cuda and not gpus:
+        raise ValueError("device cuda: torch finds no GPU on this machine; use the device cpu")
     if use_cuda and gpus < processes:
         raise ValueError(
             f"device cuda: each process on this machine needs a GPU of its own, and torch finds {gpus} for "

@@ -70,7 +70,7 @@ class ClassScore:
 
 
 def class_scores(confusion: Tensor, names: Sequence[str]) -> list[ClassScore]:
-    """The score of each class of `confusion [K, K]`, the one found least first."""
+    """The score of each class of `confusion [K, K]`, sorted by recall, lowest first."""
     hits, counts, taken = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     others = (confusion - torch.diag(hits)).max(1)
     scores = [

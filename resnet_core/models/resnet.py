@@ -1,6 +1,6 @@
 """ResNet: He et al., "Deep Residual Learning for Image Recognition", 2015 (arXiv:1512.03385).
 
-This is v1.5, the form everybody trains: where a Bottleneck halves the resolution, the stride sits on its 3x3
+This is v1.5, the form of torchvision and timm: where a Bottleneck halves the resolution, the stride sits on its 3x3
 convolution. The paper's own form, v1, has it on the first 1x1 (`stride_in_1x1=True`).
 
 Shapes: N batch, C channels, H W pixels (halves round up), e the block's expansion (BasicBlock 1, Bottleneck 4).

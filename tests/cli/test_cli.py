@@ -135,7 +135,7 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
         ("--averaging.ema-decay 0.9 --averaging.ema-every-steps 661", "661 is more than the run's 660 steps"),
         (
             "--run.device cuda",
-            "needs a GPU of its own, and torch finds 0 for 1; start fewer processes, or use the device",
+            "device cuda: torch finds no GPU on this machine; use the device cpu",
         ),
         ("--data.train-size-epochs 5", "--data.train-size-epochs 5 changes nothing"),
         (
@@ -284,7 +284,7 @@ def test_a_first_try_that_does_not_fit_is_refused_with_the_option_to_change(cli,
         in shorter.stderr
     )
     larger = cli("train", "digits", "--batch", 2000, "--out", tmp_path / "run", "--dry-run")
-    assert "2000 is larger than the 1437 samples; make it smaller with --batch 359" in larger.stderr
+    assert "2000 is larger than the 1437 samples; give at most as many, such as --batch 359" in larger.stderr
 
 
 def test_a_folder_in_place_of_a_recipe_is_finetuned_on(tmp_path, monkeypatch, cli):

@@ -76,7 +76,7 @@ def test_evaluation_shares_hold_each_sample_exactly_once(num_samples, world_size
             "a global batch of 64 cannot be split equally over 3 processes; use 1 or 2 or 4 .* or 64 processes",
         ),
         (100, 2, 4, "use 1 or 2 processes, or a global batch that 4 divides"),
-        (10, 64, 2, "larger than the 10 samples; make it smaller"),
+        (10, 64, 2, "larger than the 10 samples; give at most"),
     ],
 )
 def test_batches_that_cannot_be_are_refused_with_what_could(samples, global_batch, world_size, message):
