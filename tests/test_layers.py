@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,15 @@ def test_a_circle_is_found():
 def test_parity_does_not_know_the_tests():
     for path in (PROJECT / "parity").rglob("*.py"):
         assert not any(name.split(".")[0] == "tests" for name in imported(path)), path
+
+
+def test_every_name_that_is_imported_from_the_package_exists():
+    """Late imports, too, which fail only where somebody has the library that they are for."""
+    for path in ALL_FILES:
+        for name in imported(path):
+            place, _, last = name.rpartition(".")
+            if place.startswith("resnet_core") and name not in MODULES and last != "*":
+                assert hasattr(import_module(place), last), f"{path} imports {name}"
 
 
 def test_the_architecture_imports_torch_alone():
