@@ -57,6 +57,9 @@ class DataCheck:
             if not self.json:
                 count, path = len(report.problems), self.write_exclude
                 print(f"{path} lists {count:,}: train with --data.exclude {shlex.quote(str(path))}")
+        elif report.problems and not self.json:
+            again = f"resnet-core data check {shlex.quote(str(self.path))} --write-exclude exclude.txt"
+            print(f"to leave them out of a training: {again}")
         return SOME_FAILED if report.problems else 0
 
 

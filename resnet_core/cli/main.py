@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = 2 if " ".join(words[:2]) in COMMANDS else 1
     name, rest = " ".join(words[:size]), words[size:]
     if name not in COMMANDS:
-        raise ValueError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
+        typed = " ".join(words[:2]) if group else name
+        raise ValueError(f"unknown command {typed!r}; {did_you_mean(typed, group or COMMANDS)}")
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
         Recipes()()
@@ -134,7 +135,10 @@ def run_program() -> NoReturn:
 def parse_train(words: list[str]) -> Train:
     """The command `train` from its words. The recipe comes first: its values are the defaults of the other options."""
     if not words or words[0].startswith("-"):
-        raise ValueError(f"train needs a recipe first, one of {', '.join(RECIPES)}; usage: {TRAIN_USAGE}")
+        raise ValueError(
+            "train needs a recipe or a folder of images first; `resnet-core recipes` lists the recipes; usage: "
+            f"{TRAIN_USAGE}"
+        )
     name, options = words[0], in_full(words[1:])
     recipe = recipe_of(name)
     file = last_value_of("--config", options)

@@ -365,7 +365,13 @@ IN_WORDS = {
 
 
 def as_difference(mistake: Mistake) -> Difference:
-    edit = mistake.edits[0]
+    # A layer that moved is extra in one place and missing in another: the first is shown, and the repair has both.
+    extra = [edit for edit in mistake.edits if edit.action == "extra" and edit.layer]
+    gaps = [edit for edit in mistake.edits if edit.action == "missing"]
+    kinds = {(edit.kind, edit.action) for edit in mistake.edits}
+    moved = bool(extra) and kinds == {(extra[0].kind, "extra"), (extra[0].kind, "missing")}
+    shown = extra if moved else mistake.edits
+    edit = shown[0]
     layer, reference = edit.layer, edit.reference
     operation: Operation | None = layer.operation if layer else reference.operation if reference else None
     ours = "nothing" if edit.action == "missing" or layer is None else described(layer)
@@ -383,10 +389,11 @@ def as_difference(mistake: Mistake) -> Difference:
         repair = f"remove {as_code(layer)}"
     else:
         repair = f"write {as_code(reference)}" if reference else "as in the reference"
-    if len({each.kind for each in mistake.edits}) == 1 and {"extra", "missing"} == {
-        each.action for each in mistake.edits
-    }:
-        repair = f"move {as_code(next(each.layer for each in mistake.edits if each.action == 'extra' and each.layer))}"
+    if moved and layer is not None:
+        before = gaps[0].layer
+        at = before.operation if before else None
+        theirs = "none here"
+        repair = f"move {as_code(layer)}" + (f" behind {Path(at.file).name}:{at.line}" if at and at.file else "")
     if edit.setting == "held":
         repair = "put it into an nn.ModuleList, or make it in __init__"
     for start, words in IN_WORDS.items():
@@ -401,5 +408,5 @@ def as_difference(mistake: Mistake) -> Difference:
         ours=ours,
         theirs=theirs,
         repair=repair,
-        places=len({id(edit.layer if edit.action != "missing" else edit.reference) for edit in mistake.edits}),
+        places=len({id(each.reference if each.action == "missing" else each.layer) for each in shown}),
     )

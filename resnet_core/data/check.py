@@ -160,6 +160,8 @@ def images_of(path: Path) -> tuple[dict[str, list[str]], Listing]:
         listing = list_folder(folder)
         prefix = f"{folder.name}/" if part != WHOLE else ""
         found[part] = [prefix + name for name in listing.images]
+        filled = {name.partition("/")[0] for name in listing.images}
+        skipped.empty += [prefix + name for name in folders_in(folder) if name not in filled]
         skipped.add(listing, prefix)
     if own.folders:
         skipped.folders += [name for name in folders_in(path) if path / name not in own.folders.values()]

@@ -255,6 +255,8 @@ class Listing:
     folders: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     """Names that begin with a dot, and __MACOSX; of a folder, the folder."""
+    empty: list[str] = field(default_factory=list)
+    """Class folders that hold no image."""
     other: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
 
@@ -272,6 +274,7 @@ class Listing:
             "images outside any class folder": self.outside,
             "folders that are not a part of the data": self.folders,
             "hidden names": self.hidden,
+            "class folders without an image, which training refuses (remove them)": self.empty,
             "other files": self.other,
             "images on the exclude list": self.excluded,
         }

@@ -79,8 +79,12 @@ def test_recipes_are_listed_and_shown(capsys):
     ("words", "message"),
     [
         ("trian digits", "unknown command 'trian'; did you mean train?"),
-        ("train", "train needs a recipe first, one of digits, cifar10_resnet20, .*; usage: resnet-core train RECIPE"),
-        ("train --out here", "train needs a recipe first"),
+        (
+            "train",
+            "train needs a recipe or a folder of images first; .* lists the recipes; usage: resnet-core train RECIPE",
+        ),
+        ("data chek x", "unknown command 'data chek'; did you mean data check"),
+        ("train --out here", "train needs a recipe or a folder"),
         ("train digit", "unknown recipe 'digit'; did you mean digits?"),
         ("show digit", "unknown recipe 'digit'; did you mean digits?"),
         ("describe resnet5", "unknown model 'resnet5'; did you mean resnet50"),

@@ -41,13 +41,14 @@ def test_a_good_folder_is_good(tmp_path, cli):
 def test_what_cannot_be_used_is_listed_with_its_reason(folder, cli, workers):
     checked = cli("data", "check", folder, "--workers", workers)
     assert checked.returncode == 1
-    damaged, page, twice, skipped, total, in_both = checked.stdout.splitlines()
+    damaged, page, twice, skipped, total, in_both, remedy = checked.stdout.splitlines()
     assert damaged == "train/cat/3.png: it is empty"
     assert page == "val/dog/1.png: it is a web page"
     assert twice == "train/dog/5.png: the same bytes as val/cat/0.png"
     assert skipped == "skipped: hidden names: 1 (val/dog/.hidden.png)"
     assert (total[:9], total[-17:]) == ("28 images", " 2 cannot be used")
     assert in_both == "1 image is in the data more than once"
+    assert remedy.endswith(" --write-exclude exclude.txt")
 
 
 TRAIN = ("train", "finetune", "--model.name", "cifar_resnet20", "--model.weights", "", "--dry-run")
@@ -146,9 +147,13 @@ def test_images_that_are_there_twice_are_named_where_a_share_will_be_held_back_a
     (twice,) = check_images(tmp_path / "train").problems
     assert twice.reason == "cat/2.png: the same bytes as cat/1.png"
     (tmp_path / "unlabelled").mkdir()
+    (tmp_path / "train" / "bird").mkdir()
     checked = check_images(tmp_path)
     assert checked.problems == ()
-    assert checked.skipped == "folders that are not a part of the data: 1 (unlabelled)"
+    assert checked.skipped == (
+        "folders that are not a part of the data: 1 (unlabelled); "
+        "class folders without an image, which training refuses (remove them): 1 (train/bird)"
+    )
 
 
 def test_a_folder_without_images_is_refused(tmp_path, cli):
