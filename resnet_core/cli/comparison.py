@@ -182,11 +182,11 @@ class Grade:
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The exercise: a Python file with ResNet, BasicBlock, Bottleneck and TABLE_1."""
-    diagnosis: bool = False
+    tell: bool = False
     """Name the mistake. This takes some seconds for each of the two blocks."""
 
     def __call__(self) -> int:
-        differences = grade(self.file, diagnosis=self.diagnosis)
+        differences = grade(self.file, tell=self.tell)
         if task_of(self.file):
             print(f"{self.file} is {'not right yet' if differences else 'right'}")
             print(*differences, sep="\n", end="\n" if differences else "")

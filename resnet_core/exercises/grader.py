@@ -40,10 +40,10 @@ class Difference:
         return "\n".join([self.where, *(f"  {line}" for line in lines)])
 
 
-def grade(path: Path, *, diagnosis: bool = False) -> tuple[Difference, ...]:
+def grade(path: Path, *, tell: bool = False) -> tuple[Difference, ...]:
     """The differences of a student's file, its table and its small networks, from ours; () if it is repaired.
 
-    Of a task's file, what is wrong in it; () if it is right. This runs the file. `diagnosis` names the mistake, too.
+    Of a task's file, what is wrong in it; () if it is right. This runs the file. `tell` searches for the mistake, too.
     Raises ValueError for a file that lacks one of NAMES and, with the line, for one that does not parse, that raises,
     or whose networks do not run.
     """
@@ -64,7 +64,7 @@ def grade(path: Path, *, diagnosis: bool = False) -> tuple[Difference, ...]:
     with errors_naming_the_line_of(path):
         differences = [*table_differences(theirs)]
         for block in BLOCKS:
-            differences += network_differences(theirs, block, diagnosis)
+            differences += network_differences(theirs, block, tell)
     return tuple(differences)
 
 
@@ -105,19 +105,19 @@ def rows(space: Space) -> dict[str, str]:
     return {name: f"{block.__name__} {tuple(depths)}" for name, (block, depths) in space["TABLE_1"].items()}
 
 
-def network_differences(theirs: Space, block: str, diagnosis: bool) -> list[Difference]:
+def network_differences(theirs: Space, block: str, tell: bool) -> list[Difference]:
     """Where the student's network of these blocks first computes something else, or else has other initial weights."""
     yours, ours = small_network(theirs, block), small_network(vars(resnet), block)
     initial = first_difference(yours.state_dict(), ours.state_dict())
 
     # The diagnosis computes in float64, and so finds mistakes that the comparison takes for rounding.
     result = compare(yours, ours, images(), diagnosis_seconds=0)
-    found = diagnose(yours, ours, images()) if diagnosis or result else None
-    if result and found and found.healthy:
+    diagnosis = diagnose(yours, ours, images()) if tell or result else None
+    if result and diagnosis and diagnosis.healthy:
         return [] if initial is None else [Difference(where=f"{block}: {initial[0]}", evidence=initial[1])]
 
     where, evidence = first_place(result)
-    return [Difference(where=f"{block}: {where}", evidence=evidence, mistake=str(found) if diagnosis else None)]
+    return [Difference(where=f"{block}: {where}", evidence=evidence, mistake=str(diagnosis) if tell else None)]
 
 
 def small_network(space: Space, block: str) -> Any:

@@ -18,7 +18,7 @@ HEADER = """\
 #
 #     resnet-core grade {filename}
 #
-# It shows where the networks of this file first differ from the right ones. With --diagnosis it names the mistake.
+# It shows where the networks of this file first differ from the right ones. With --tell it names the mistake.
 
 """
 

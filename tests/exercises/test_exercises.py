@@ -203,7 +203,7 @@ def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeyp
     number = r"mean \S+, norm \S+"
     values = [rf"  {whose}: +layer1\.0\.conv1 reads \[2, 64, 16, 16\], {number}\n" for whose in ("yours", "ours")]
     assert re.fullmatch(f"{name} is not fixed yet; it first differs at\nBasicBlock: relu\n{''.join(values)}", hint)
-    assert main(["grade", name, "--diagnosis"]) == 1
+    assert main(["grade", name, "--tell"]) == 1
     diagnosis = f"{mistake}: the reference with this mistake computes exactly what this network does"
     assert capsys.readouterr().out == f"{hint}  {diagnosis}\n"
 
