@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.models.relus import separate_relus
 
 Geometry = tuple[list[Any], list[int], list[int], int]  # padding, stride, dilation, groups
+Arguments = tuple[Any, ...]
 
-SHAPES_KEPT = 2  # of inputs, for each of which a convolution keeps its weights in oneDNN's order
+SHAPES_KEPT = 2  # of inputs, for each of which a convolution keeps its arguments
 
 # What a ResNet computes beside its convolutions.
 MODULES = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Linear, nn.Flatten)
@@ -129,11 +131,14 @@ def fused(network: fx.GraphModule, inputs: Tensor) -> fx.GraphModule:
         if relu:
             last = following
 
-        network.set_submodule(node.target, FusedConv(conv, relu=relu))
-        if last is not node:
+        own = f"{node.name}_fused"  # another use of the same convolution may have no ReLU
+        network.add_submodule(own, FusedConv(conv, adds=other is not None, relu=relu))
+        if last is node:
+            node.target = own
+        else:
             with network.graph.inserting_before(last):
                 read = node.args[:1] if other is None else (node.args[0], other)
-                call = network.graph.call_module(node.target, read)
+                call = network.graph.create_node("call_module", own, read, name=node.name)
             call.meta = last.meta
             last.replace_all_uses_with(call)
     network.graph.eliminate_dead_code()
@@ -146,41 +151,51 @@ def shape_of(node: fx.Node) -> Any:
     return getattr(node.meta.get("tensor_meta"), "shape", None)
 
 
-class OrderedWeights(nn.Module):
-    """A convolution whose weights are kept in the order that oneDNN wants for inputs of a shape."""
+class FusedOperation(nn.Module):
+    """A convolution as one operation of oneDNN's, whose arguments are made once for inputs of a shape.
+
+    The weights among them are in the order that oneDNN wants for that shape.
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         self.geometry = geometry
-        self.ordered: dict[torch.Size, Tensor] = {}
+        self.kept: dict[torch.Size, tuple[Arguments, Arguments]] = {}
 
-    def weight_for(self, shape: torch.Size) -> Tensor:
-        """The weights for inputs `[N, C, H, W]`."""
-        if shape not in self.ordered:
-            while len(self.ordered) >= SHAPES_KEPT:
-                self.ordered.pop(next(iter(self.ordered)))
-            self.ordered[shape] = self.reordered(shape)
-        return self.ordered[shape]
-
-    def reordered(self, shape: torch.Size) -> Tensor:
-        """The weights anew."""
+    @property
+    def operation(self) -> Callable[..., Tensor]:
         raise NotImplementedError
 
+    def arguments(self, shape: torch.Size) -> tuple[Arguments, Arguments]:
+        """What the operation takes between inputs `[N, C, H, W]` and the addend, and what it takes after them."""
+        raise NotImplementedError
 
-class FusedConv(OrderedWeights):
-    """`relu(convolution(x) + other)` in one operation; without `other` no addition, without `relu` no ReLU."""
+    def forward(self, x: Tensor, *addend: Tensor) -> Tensor:
+        if x.shape not in self.kept:
+            while len(self.kept) >= SHAPES_KEPT:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[x.shape] = self.arguments(x.shape)
+        between, after = self.kept[x.shape]
+        return self.operation(x, *between, *addend, *after)
 
-    def __init__(self, conv: nn.Conv2d, *, relu: bool) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": {}}  # torch cannot copy weights in oneDNN's order
+
+
+class FusedConv(FusedOperation):
+    """`relu(convolution(x) + addend)` in one operation; the addition and the ReLU only where they are asked for."""
+
+    def __init__(self, conv: nn.Conv2d, *, adds: bool, relu: bool) -> None:
         super().__init__((list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups))
         self.weight, self.bias = conv.weight, conv.bias
-        self.relu = relu
+        self.adds, self.relu = adds, relu
 
-    def reordered(self, shape: torch.Size) -> Tensor:
-        return torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(shape))
+    @property
+    def operation(self) -> Callable[..., Tensor]:
+        operations = torch.ops.mkldnn._convolution_pointwise
+        return operations.binary if self.adds else operations.default
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        run, weight = torch.ops.mkldnn._convolution_pointwise, self.weight_for(x.shape)
-        if other is None:
-            return run(x, weight, self.bias, *self.geometry, "relu" if self.relu else "none", [], "")
-        relu = "relu" if self.relu else None
-        return run.binary(x, other, weight, self.bias, *self.geometry, "add", 1.0, relu, [], "")
+    def arguments(self, shape: torch.Size) -> tuple[Arguments, Arguments]:
+        weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(shape))
+        then = ("add", 1.0, "relu" if self.relu else None) if self.adds else ("relu" if self.relu else "none",)
+        return (), (weight, self.bias, *self.geometry, *then, [], "")

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from resnet_core.foundation.errors import last_line
-from resnet_core.inference.fusion import OrderedWeights, fused_graph
+from resnet_core.inference.fusion import FusedOperation, fused_graph
 from resnet_core.inference.quantize import Grid, observed_grids, quantized
 from resnet_core.models.registry import build_on_meta
 from resnet_core.weights import WeightsError, WeightsInfo, write_weights
@@ -99,7 +99,7 @@ class OptimizedNetwork(nn.Module):
         return super().train(False)
 
     def __repr__(self) -> str:
-        convolutions = sum(isinstance(module, OrderedWeights) for module in self.modules())
+        convolutions = sum(isinstance(module, FusedOperation) for module in self.modules())
         seconds = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in self.seconds.items())
         chosen = f", the faster for the example ({seconds})" if seconds else ""
         error = "" if self.error is None else f"; error {self.error:.1e} of the largest output"

@@ -7,14 +7,16 @@ ranges, oneDNN computes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
 
-from resnet_core.inference.fusion import FusedConv, OrderedWeights
+from resnet_core.inference.fusion import Arguments, FusedConv, FusedOperation
 
 HIGHEST_WEIGHT = 127
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -90,8 +92,27 @@ def from_8_bits(x: Tensor, step: float, zero: int) -> Tensor:
 
 
 def max_pool_in_8_bits(x: Tensor, *arguments: Any) -> Tensor:
-    """torch pools no 8-bit numbers of this size; float16 holds each of them exactly."""
-    return torch.max_pool2d(x.half(), *arguments).to(torch.uint8)
+    """torch pools no 8-bit numbers, and this is several times as fast as its pool of 16-bit ones."""
+    sizes = torch.max_pool2d(torch.empty_like(x, dtype=torch.half, device="meta"), *arguments).shape
+    for dim in (2, 3):
+        x = max_along(x, dim, sizes[dim], *(_pair(each)[dim - 2] for each in arguments[:4]))
+    return x
+
+
+def max_along(x: Tensor, dim: int, size: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """The largest number of each window along one dimension, of `size` windows."""
+    shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
+    largest = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
+    for tap in range(kernel):
+        # The windows that have this number inside the map: from the first up to the end.
+        offset = tap * dilation - padding
+        first, end = max(0, -(offset // stride)), min(size, (x.shape[dim] - 1 - offset) // stride + 1)
+        if first < end:
+            before = (slice(None),) * dim
+            windows = largest[*before, first:end]
+            numbers = x[*before, first * stride + offset : (end - 1) * stride + offset + 1 : stride]
+            torch.maximum(windows, numbers, out=windows)
+    return largest
 
 
 def observed_grids(network: fx.GraphModule, calibration: Iterable[Tensor]) -> dict[str, Grid]:
@@ -137,8 +158,8 @@ class Observing(fx.Interpreter):
         return value
 
 
-class QuantizedConv(OrderedWeights):
-    """`relu(convolution(x) + other)` of 8-bit numbers; writes over `other`."""
+class QuantizedConv(FusedOperation):
+    """`relu(convolution(x) + addend)` of 8-bit numbers; writes over the addend."""
 
     def __init__(self, conv: FusedConv, reads: list[Grid], makes: Grid) -> None:
         super().__init__(conv.geometry)
@@ -149,21 +170,16 @@ class QuantizedConv(OrderedWeights):
         self.register_buffer("bias", conv.bias)
         self.reads, self.makes, self.relu = reads, makes, conv.relu
 
-    def reordered(self, shape: torch.Size) -> Tensor:
+    @property
+    def operation(self) -> Callable[..., Tensor]:
+        operations = torch.ops.onednn
+        return operations.qconv_pointwise.default if len(self.reads) == 1 else operations.qconv2d_pointwise.binary
+
+    def arguments(self, shape: torch.Size) -> tuple[Arguments, Arguments]:
         padding, stride, dilation, groups = self.geometry
-        return torch.ops.onednn.qconv_prepack(
+        weight = torch.ops.onednn.qconv_prepack(
             self.weight, self.steps, *self.reads[0], stride, padding, dilation, groups, list(shape)
         )
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        padding, stride, dilation, groups = self.geometry
-        weight = (self.weight_for(x.shape), self.steps, self.zeros)
-        geometry, makes = (stride, padding, dilation, groups), (*self.makes, torch.uint8)
-        if other is None:
-            return torch.ops.onednn.qconv_pointwise(
-                x, *self.reads[0], *weight, self.bias, *geometry, *makes, "relu" if self.relu else "none", [], ""
-            )
-        return torch.ops.onednn.qconv2d_pointwise.binary(
-            x, *self.reads[0], *weight, other, self.bias, *geometry, *makes, *self.reads[1],
-            "sum", 1.0, "relu" if self.relu else "none", [], "",
-        )  # fmt: skip
+        added = [(*grid, "sum", 1.0) for grid in self.reads[1:]]
+        after = (self.bias, stride, padding, dilation, groups, *self.makes, torch.uint8, *chain(*added))
+        return (*self.reads[0], weight, self.steps, self.zeros), (*after, "relu" if self.relu else "none", [], "")

@@ -1,11 +1,14 @@
 """Fast predictions: float32 and bfloat16 beside float64, int8 beside the labels, and what is refused."""
 
 import copy
+import pickle
 import sys
 
 import pytest
 import torch
 import torchvision
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 
 import resnet_core
@@ -13,6 +16,7 @@ from parity.error_budget import trained_statistics
 from resnet_core import optimize_for_inference
 from resnet_core.foundation.precision import FACTOR
 from resnet_core.inference.optimize import OptimizedNetwork, fastest, relative_error
+from resnet_core.inference.quantize import max_pool_in_8_bits
 from resnet_core.models.resnet import BasicBlock, Bottleneck
 
 
@@ -37,7 +41,7 @@ class Maps(nn.Module):
 
 
 class Odd(nn.Module):
-    """A convolution that is used twice, and a sum of maps of two sizes."""
+    """A convolution that is used with a ReLU, without one and in a sum, and a sum of maps of two sizes."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +50,7 @@ class Odd(nn.Module):
         self.relu, self.pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
 
     def forward(self, x):
-        x = self.relu(self.bn2(self.conv(self.bn1(self.conv(x)))))
+        x = self.relu(self.bn2(self.conv(self.bn1(self.conv(self.relu(self.conv(x)))))))
         return torch.flatten(self.pool(self.relu(self.conv(x) + self.narrow(self.pool(x)))), 1)
 
 
@@ -107,6 +111,34 @@ def test_int8_is_near_and_the_same_each_time(name):
     again = [optimized(images) for _ in range(2)]
     assert relative_error(again[0], again[1]) == 0
     assert relative_error(optimized(images[:1]), exact(network, images[:1])) < 0.15
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copy_gives_the_same_bits_after_the_original_has_predicted(copied):
+    network, images = NETWORKS["small images"](), torch.randn(2, 3, 16, 16)
+    optimized = optimize_for_inference(network, images, "int8", calibration=[images])
+    assert torch.equal(copied(optimized)(images), optimized(images))
+
+
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_the_pool_of_8_bit_numbers_equals_torch_s_of_16(size, kernel, stride, padding, dilation, ceil_mode):
+    x, arguments = (
+        torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8),
+        (kernel, stride, padding, dilation, ceil_mode),
+    )
+    try:
+        expected = torch.max_pool2d(x.half(), *arguments)
+    except RuntimeError:
+        assume(False)
+    assume(expected.isfinite().all())  # no window lies in the padding alone
+    assert torch.equal(max_pool_in_8_bits(x, *arguments).half(), expected)
 
 
 def test_auto_takes_what_was_faster_and_says_so(monkeypatch):
