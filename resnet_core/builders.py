@@ -11,7 +11,7 @@ from torch import nn
 
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
-from resnet_core.models.registry import build, find_model
+from resnet_core.models.registry import build, check_arguments, find_model
 from resnet_core.models.resnet import NormLayer
 
 __all__ = [
@@ -152,13 +152,14 @@ def cifar_resnet110(
 def get_model(name: str, **config: Any) -> nn.Module:
     """The model with this name (in any case); `config` goes to its builder.
 
-    Raises ValueError for an unknown name, with the nearest known ones.
+    Raises ValueError for an unknown name, and TypeError for an unknown argument, with the nearest known ones.
     """
     find_model(name)
     return _build(name.lower(), **config)
 
 
 def _build(name: str, weights: Weights = None, progress: bool = True, **config: Any) -> Any:
+    check_arguments(name, config, more=("weights", "progress", "pretrained"))
     if config.pop("pretrained", False):
         if weights is not None:
             raise ValueError(f"{name}: pretrained=True means weights='IMAGENET1K_V1'; give one of the two")

@@ -94,7 +94,12 @@ def test_names_are_found_in_any_case():
             r"no/such\.safetensors does not exist",
         ),
         (lambda: resnet_core.resnet50(weights="weights.pth"), ValueError, "weights.pth does not exist"),
-        (lambda: resnet_core.resnet50(num_clases=3), TypeError, "num_clases"),
+        (lambda: resnet_core.resnet50(num_clases=3), TypeError, "resnet50.*'num_clases'; did you mean num_classes"),
+        (lambda: resnet_core.get_model("ResNet50", wieghts=None), TypeError, "resnet50.*'wieghts'; .* weights"),
+        (lambda: resnet_core.resnet50(weights="DEFAULT", n_classes=3), TypeError, "resnet50.*'n_classes'.*num_classes"),
+        (lambda: resnet_core.cifar_resnet20(shortcuts="B"), TypeError, "cifar_resnet20.*'shortcuts'.*shortcut"),
+        (lambda: resnet_core.composer_resnet("resnet18", num_clases=3), TypeError, "composer_resnet.*num_classes"),
+        (lambda: resnet_core.composer_resnet_cifar("resnet_20", inits=[]), TypeError, "_cifar.*known.*initializers"),
         (lambda: resnet_core.resnet50(None), TypeError, "positional"),
     ],
 )

@@ -11,11 +11,13 @@ from torch import nn
 from resnet_core.builders import get_model
 from resnet_core.classifier.classifier import PROBABILITIES, Classifier
 from resnet_core.classifier.initializers import Initializer, name_of
+from resnet_core.foundation.suggestions import with_checked_keywords
 from resnet_core.models.resnet import TABLE_1
 
 log = logging.getLogger("resnet_core.classifier")
 
 
+@with_checked_keywords
 def composer_resnet(
     model_name: str, num_classes: int = 1000, pretrained: bool = False, groups: int = 1, width_per_group: int = 64,
     initializers: Sequence[str | Initializer] | None = None, loss_name: str = "soft_cross_entropy",
@@ -46,6 +48,7 @@ def composer_resnet(
     return assemble(module, initializers, loss_name)
 
 
+@with_checked_keywords
 def composer_resnet_cifar(
     model_name: str, num_classes: int = 10, initializers: Sequence[str | Initializer] | None = None
 ) -> Classifier:

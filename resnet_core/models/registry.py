@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from resnet_core.foundation.suggestions import did_you_mean
+from resnet_core.foundation.suggestions import check_keywords, did_you_mean
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.resnet import TABLE_1, WIDER
@@ -76,6 +77,13 @@ def find_model(name: str) -> Model:
     if model is None:
         raise ValueError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
     return model
+
+
+def check_arguments(name: str, config: Iterable[str], *, more: Iterable[str] = ()) -> None:
+    """Raises TypeError for a keyword that neither the model's constructor takes nor `more` names, with the nearest."""
+    model = find_model(name)
+    constructors = list(signature(model.network).parameters)[len(model.arguments) :]
+    check_keywords(name, config, [*more, *constructors])
 
 
 def constructor_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
