@@ -4,8 +4,8 @@ A test compares both to the bit. The trainer adds what a page has no room for: p
 accuracy may fall while the learning rate is at its peak, and climbs again as it falls.
 """
 
-import argparse
 import math
+from itertools import islice
 
 import torch
 from torch import nn
@@ -73,20 +73,17 @@ def accuracy(network):
     return (logits.argmax(dim=1) == DIGITS.test.labels).float().mean().item()
 
 
-def main(words=None):
-    parser = argparse.ArgumentParser(description="Train a ResNet-20 on handwritten digits.")
-    parser.add_argument("--steps", type=int, default=EPOCHS * STEPS_PER_EPOCH, help="steps of 64 images to train")
-    steps = parser.parse_args(words).steps
-
+def main(steps=EPOCHS * STEPS_PER_EPOCH):
+    """Trains for this many steps. Returns the network and each step's loss."""
     torch.manual_seed(SEED)
     network = ResNet20()
     optimizer = torch.optim.SGD(network.parameters(), PEAK_LR, momentum=0.9, weight_decay=1e-3, nesterov=True)
     every_batch = (batch for epoch in range(EPOCHS) for batch in batches(epoch))
     losses = []
-    for step, loss in zip(range(1, steps + 1), train(network, optimizer, every_batch, learning_rate), strict=False):
+    for loss in islice(train(network, optimizer, every_batch, learning_rate), steps):
         losses.append(loss)
-        if step % STEPS_PER_EPOCH == 0 or step == steps:
-            print(f"step {step:>3}  loss {loss:.4f}  test accuracy {accuracy(network):.2%}")
+        if len(losses) % STEPS_PER_EPOCH == 0 or len(losses) == steps:
+            print(f"step {len(losses):>3}  loss {loss:.4f}  test accuracy {accuracy(network):.2%}")
             network.train()
     return network, losses
 

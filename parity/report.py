@@ -293,7 +293,7 @@ def write(folder: Path, command: str, settings: Settings, sections: list[Section
     lines = [
         "# Parity report",
         "",
-        f"Made by `{command}`; [parity.md](../parity.md) explains it.",
+        f"Made by `{command}`; [Prove it](../parity.md) explains it.",
         "",
         "| | |",
         "|---|---|",

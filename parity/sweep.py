@@ -92,7 +92,8 @@ def page(results: Sequence[Result], minutes: float) -> str:
     lines = [
         "# What the doctor calls planted mistakes",
         "",
-        f"Made by `make doctor-sweep` in {minutes:.0f} minutes; [parity.md](../parity.md#the-doctor) explains it.",
+        f"Made by `make doctor-sweep` in {minutes:.0f} minutes; "
+        "[Prove it: the doctor](../parity.md#the-doctor) explains it.",
         "The networks are those of `parity/patients/scoped.py`, on two images of 32 pixels.",
         "",
         f"{len(results)} networks: {explained} fully explained ({explained / len(results):.1%}), "

@@ -134,7 +134,7 @@ class Exercise:
     Example: `resnet-core exercise 7`
     """
 
-    number: Annotated[tyro.conf.Positional[int], unset("[NUMBER]")] = 0
+    number: Annotated[tyro.conf.Positional[str], unset("[NUMBER]")] = "list"
     """The exercise to write. By default all are listed."""
     out: Annotated[Path | None, unset("FILE")] = None
     """The file to write. By default exercise_07.py for number 7, and task_block.py for the task block."""
@@ -142,24 +142,20 @@ class Exercise:
     """The task to write, in place of a broken ResNet."""
 
     def __call__(self) -> None:
-        if self.task is not None and self.number:
-            raise ValueError(f"exercise takes a number or --task, got {self.number} and {self.task}; leave one out")
-        if not self.number and self.task is None:
+        if self.number == "list" and self.task is None:
             if self.out is not None:
                 raise ValueError(f"--out {self.out} needs the exercise's number before it, or --task")
-            print(f"{'':<4}{'block':<12}what one sees")
-            for number, exercise in enumerate(EXERCISES.values(), 1):
-                block = exercise.blocks[0] if len(exercise.blocks) == 1 else "both"
-                print(f"{number:>2}  {block:<12}{exercise.symptom}")
-            print("\n".join(LEGEND))
-            print("tasks, written by `resnet-core exercise --task NAME`")
-            for name, task in TASKS.items():
-                print(f"    {name:<12}{task.title}")
+            print_exercises()
             return
+        if self.number != "list" and self.task is not None:
+            raise ValueError(f"exercise takes a number or --task, got {self.number} and {self.task}; leave one out")
+        if not self.number.isdecimal() and self.task is None:
+            remedy = f"--task {self.number}` writes that task" if self.number in TASKS else "list` shows them"
+            raise ValueError(f"{self.number!r} is not the number of an exercise; `resnet-core exercise {remedy}")
 
         if self.task is None:
-            out = self.out or Path(f"exercise_{self.number:02}.py")
-            text, goal = handout(self.number, str(out)), "fix its mistake"
+            out = self.out or Path(f"exercise_{int(self.number):02}.py")
+            text, goal = handout(int(self.number), str(out)), "fix its mistake"
         else:
             out = self.out or Path(f"task_{self.task}.py")
             text, goal = text_of(self.task, str(out)), "fill it in"
@@ -169,6 +165,21 @@ class Exercise:
         except FileExistsError as error:
             raise ValueError(f"{out} already exists and may hold your work; choose another file with --out") from error
         print(f"{out}: {goal}, then run `resnet-core grade {out}`")
+
+
+def print_exercises() -> None:
+    """Prints a line for each exercise and task, and the commands that write one."""
+    print(f"{'':<4}{'block':<12}what one sees")
+    for number, exercise in enumerate(EXERCISES.values(), 1):
+        block = exercise.blocks[0] if len(exercise.blocks) == 1 else "both"
+        print(f"{number:>2}  {block:<12}{exercise.symptom}")
+    print("\n".join(LEGEND))
+    print("`resnet-core exercise 1` writes the first one to exercise_01.py, for you to fix.\n")
+
+    print(f"{'task':<12}what one does")
+    for name, task in TASKS.items():
+        print(f"{name:<12}{task.title}")
+    print("`resnet-core exercise --task block` writes the first one to task_block.py, for you to fill in.")
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,6 @@ class OverImages(FromFile):
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
     ]
     """Image files, or folders that contain images at any depth."""
-    model: Annotated[str | None, unset("NAME")] = None
-    """The model that a weights file must be of. By default it is found from the file."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -68,7 +66,7 @@ class OverImages(FromFile):
     def network(self, **options: bool) -> tuple[nn.Module, ImageTransform, Sequence[str] | None]:
         """The network, how to prepare an image for it, and its classes' names where they are known."""
         options["progress"] = is_main_process()
-        model, info = load_network(self.weights, model=self.model, **self.choice(), **options)
+        model, info = load_network(self.weights, **self.file.arguments(), **options)
         if info.transform is None:
             remedy = (
                 "prepare images in Python, and call the network that `resnet_core.weights.load_model` returns"

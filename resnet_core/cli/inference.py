@@ -33,7 +33,8 @@ from resnet_core.inference.optimize import (
 )
 from resnet_core.inference.predictions import ClassScore, PredictionRecord, class_scores
 from resnet_core.recipes import Recipe
-from resnet_core.runs.folder import read_recipe
+from resnet_core.runs.folder import RunFolder, read_recipe
+from resnet_core.runs.training import experiment_of
 from resnet_core.train import TrainConfig, World, join_world
 from resnet_core.weights import WeightsInfo
 from resnet_core.weights.pretrained import load_model, locate
@@ -50,8 +51,6 @@ class OnLabels(FromFile):
     its own data."""
     dataset: Annotated[str, unset("NAME")] = ""
     """The dataset in that folder: image_folder (the default), cifar10 or fashion_mnist. digits needs no folder."""
-    model: Annotated[str | None, unset("NAME")] = None
-    """The model that a weights file must be of. By default it is found from the file."""
 
     def recipe(self) -> Recipe | None:
         """That of the run, where the weights are a run's."""
@@ -94,7 +93,7 @@ class Evaluate(OnLabels):
         data = self.data_config(recipe)
         on_cpu = (recipe is not None and recipe.run.device == "cpu") or only_predicts(self.weights)
         with join_world("cpu" if on_cpu else "auto") as world:
-            model, info = load_network(self.weights, model=self.model, **self.choice(), progress=world.is_main)
+            model, info = load_network(self.weights, **self.file.arguments(), progress=world.is_main)
             if world.is_main:
                 print(f"{info.model}, {info.origin}", file=sys.stderr)
             record = PredictionRecord() if self.per_class else None
@@ -112,6 +111,8 @@ class Evaluate(OnLabels):
         if not is_main_process():
             return
 
+        if recipe is not None and data is recipe.data:
+            print_data_changes(RunFolder(self.weights))
         num_classes = num_classes_of(model)
         classes: list[ClassScore] = []
         if predictions:
@@ -121,6 +122,16 @@ class Evaluate(OnLabels):
             print(json.dumps(scores | {"classes": list(map(asdict, classes))} if self.per_class else scores))
         else:
             print(describe_scores(scores, num_classes), *class_lines(classes), sep="\n")
+
+
+def print_data_changes(folder: RunFolder) -> None:
+    """Prints which files of a run's data have changed since it was trained, or why that is unknown."""
+    try:
+        changes = folder.data_changes(experiment_of(folder))
+    except ValueError as error:  # its training images may be gone, which are not evaluated
+        changes = [("changed", f"unknown, since the run's data cannot be loaded: {error}")]
+    for label, text in changes:
+        print(f"{label:<12}{text}", file=sys.stderr)
 
 
 def class_lines(classes: Sequence[ClassScore]) -> list[str]:
@@ -161,7 +172,7 @@ class Quantize(OnLabels):
     def __call__(self) -> None:
         recipe = self.recipe()
         data = self.data_config(recipe)
-        model, info = load_model(self.weights, model=self.model, **self.choice())
+        model, info = load_model(self.weights, **self.file.arguments())
         print(f"{info.model}, {info.origin}", file=sys.stderr)
 
         train = recipe.train if recipe else TrainConfig()
@@ -224,7 +235,7 @@ class Export(OnLabels):
         find_exporter(self.out, self.format, self.opset, self.precision)
         int8 = self.precision == "int8"
         data = self.data_config(self.recipe()) if int8 else None
-        model, info = load_model(self.weights, model=self.model, **self.choice())
+        model, info = load_model(self.weights, **self.file.arguments())
         channels = info.config.get("in_channels", 3)
         result = export(
             model,

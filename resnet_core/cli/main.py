@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     # A command.
+    if words[0] == "exercises":  # as `models` and `recipes`, which list what there is
+        words[0] = "exercise"
     size = 2 if " ".join(words[:2]) in COMMANDS else 1
     name, rest = " ".join(words[:size]), words[size:]
     if name not in COMMANDS:

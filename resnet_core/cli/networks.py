@@ -9,7 +9,7 @@ import tyro
 
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.describe import describe as describe_model
-from resnet_core.models.registry import build_on_meta, list_models
+from resnet_core.models.registry import MODELS, build_on_meta, list_models
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Models:
         names = list_models(self.pattern)
         if not names:
             raise ValueError(f"no model matches {self.pattern!r}; {did_you_mean(self.pattern, list_models())}")
-        for name in names:
+        for name in sorted(names, key=list(MODELS).index):  # Table 1 first
             parameters = sum(parameter.numel() for parameter in build_on_meta(name).parameters())
             print(f"{name:<18}{parameters:>13,} parameters")
 

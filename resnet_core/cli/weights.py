@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,11 @@ def unset(metavar: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromFile:
-    """What is chosen where a weights file leaves it open."""
+class FileChoices:
+    """Rarely needed: what a weights file leaves open."""
 
+    model: Annotated[str | None, unset("NAME")] = None
+    """The model that the weights must be of. By default it is found from the shapes."""
     key: Annotated[str | None, unset("KEY")] = None
     """Key of the network's state dict, as `inspect` prints it under "at". Needed only in a file of several networks."""
     prefix: Annotated[str | None, unset("PREFIX")] = None
@@ -33,10 +35,17 @@ class FromFile:
     allow_pickle: bool = False
     """Accepted for older scripts; has no effect. Nothing in a pickle is executed."""
 
-    def choice(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The same as keyword arguments of `load_model` and `convert`."""
-        chosen = ("key", "prefix", "ignore", "stride_in_1x1")
+        chosen = ("model", "key", "prefix", "ignore", "stride_in_1x1")
         return {name: getattr(self, name) for name in chosen}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFile:
+    """What the commands that load weights have in common."""
+
+    file: tyro.conf.OmitArgPrefixes[FileChoices] = field(default_factory=FileChoices)
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,6 @@ class Convert(FromFile):
     """The .safetensors file to write."""
     source: Annotated[str | None, unset("LIBRARY")] = None
     """Compare with this library's own network: timm, transformers, keras, composer or torchvision."""
-    model: Annotated[str | None, unset("NAME")] = None
-    """The model that the weights must be of. By default it is found from the shapes."""
     resize_size: Annotated[int | None, unset("PIXELS")] = None
     """Size to which `predict` resizes an image's shorter side. Recorded in the file."""
     crop_size: Annotated[int | None, unset("PIXELS")] = None
@@ -92,8 +99,7 @@ class Convert(FromFile):
             self.src,
             self.dst,
             source=self.source,
-            model=self.model,
             sizes=sizes,
-            **self.choice(),
+            **self.file.arguments(),
             report=print,
         )

@@ -43,15 +43,22 @@ def test_help_does_not_keep_the_line_breaks_of_the_source(cli, monkeypatch):
     assert "to --data.train-size;" in " ".join(shown.replace("│", "").split())
 
 
+@pytest.mark.parametrize("name", ["predict", "embed", "explain", "evaluate", "quantize", "export", "convert"])
+def test_what_a_weights_file_rarely_needs_stands_last_in_the_help(name, cli):
+    options = re.findall(r"^\W (--[a-z0-9-]+)", cli(name, "--help").stdout, flags=re.MULTILINE)
+    assert options[-6:] == ["--model", "--key", "--prefix", "--ignore", "--stride-in-1x1", "--allow-pickle"]
+    assert len(options) > 6
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{resnet_core.__version__}\n"
 
 
-def test_models_lists_names_with_their_parameters(capsys):
+def test_models_lists_names_with_their_parameters_in_the_order_of_table_1(capsys):
     assert main(["models", "resnet*"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == resnet_core.list_models("resnet*")
+    assert [line.split()[0] for line in lines] == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     assert "resnet50             25,557,032 parameters" in lines
 
 

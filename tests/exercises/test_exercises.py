@@ -28,6 +28,7 @@ from resnet_core.exercises.symptoms import (
     RunningMeans,
     Unexpected,
 )
+from resnet_core.exercises.tasks import TASKS
 from resnet_core.models import resnet
 
 OURS = vars(resnet)
@@ -194,6 +195,10 @@ def test_an_exercise_goes_from_the_list_to_a_file_to_its_grade(tmp_path, monkeyp
     listed = capsys.readouterr().out
     assert f"{NUMBERS[mistake]:>2}  both        {EXERCISES[mistake].symptom}\n" in listed
     assert not [mistake for mistake in EXERCISES if mistake in listed]
+    assert all(f"\n{name:<12}{task.title}\n" in listed for name, task in TASKS.items())
+    for words in (["exercise", "list"], ["exercises"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == listed
     assert main(["exercise", str(NUMBERS[mistake])]) == 0
     name = f"exercise_{NUMBERS[mistake]:02}.py"
     assert capsys.readouterr().out == f"{name}: fix its mistake, then run `resnet-core grade {name}`\n"
@@ -295,8 +300,9 @@ def test_other_errors_are_reported_in_one_line(student, tmp_path, monkeypatch, c
         "grade nowhere.py": "nowhere.py does not exist; `resnet-core exercise NUMBER` writes an exercise",
         "exercise 1": "exercise_01.py already exists and may hold your work; choose another file with --out",
         "exercise 99": f"exercises are numbered from 1 to {len(EXERCISES)}, got 99; choose one of these",
-        "exercise nope": "NUMBER must be a whole number, got 'nope'; "
-        "`resnet-core exercise --help` explains all options",
+        "exercise nope": "'nope' is not the number of an exercise; `resnet-core exercise list` shows them",
+        "exercise block": "'block' is not the number of an exercise; "
+        "`resnet-core exercise --task block` writes that task",
         "exercise --out here.py": "--out here.py needs the exercise's number before it, or --task",
     }.items():
         assert main(words.split()) == 2

@@ -136,6 +136,10 @@ def test_data_that_changed_since_the_training_are_named_and_data_that_moved_too(
     Image.new("RGB", (8, 8), "red").save(data / "train" / HOSTILE[0] / name)
     page = Page(write_report(hostile_run, tmp_path / "page.html").read_text())
     assert "since the run was trained: 1 file is changed: " in page.text
+    evaluated = cli("evaluate", hostile_run)
+    assert evaluated.returncode == 0
+    (line,) = [line for line in evaluated.stderr.splitlines() if line.startswith("changed ")]
+    assert "since the run was trained: 1 file is changed: " in line
     data.rename(data.with_name("moved"))
     moved = cli("report", hostile_run).stderr
     assert "data does not exist; name the folder" in moved

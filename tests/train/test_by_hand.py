@@ -12,7 +12,7 @@ STEPS = by_hand.STEPS_PER_EPOCH + 3
 
 
 def test_the_trainer_does_what_the_page_does_to_the_bit(capsys):
-    network, losses = by_hand.main(["--steps", str(STEPS)])
+    network, losses = by_hand.main(STEPS)
     trainer = make_trainer(RECIPES["digits"])
     assert losses == [step.loss for step in islice(trainer.steps(), STEPS)]
 
