@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import resnet_core
 from parity.benchmarks.turns import Call
-from resnet_core.inference.formats import quantize_onnx
+from resnet_core.inference.export import export
+from resnet_core.inference.formats import EXPORTERS, quantize_onnx
 from resnet_core.inference.optimize import head_of
 from resnet_core.train import TrainConfig, Trainer, World
 from resnet_core.train.fast import CHOSEN, choose_compiled, choose_form
@@ -179,6 +180,15 @@ def optimized(case: Case, dtype: Any) -> Inputs:
     return resnet_core.optimize_for_inference(ours(case), case.images, dtype, calibration)
 
 
+def exported(case: Case, precision: Any) -> Inputs:
+    """Our OpenVINO file, as `predict` runs it."""
+    file, images = case.folder / f"{precision}.xml", case.images
+    calibration = case.batches() if precision == "int8" else None
+    shape = {"image_size": images.shape[-1], "channels": images.shape[1]}
+    export(ours(case), file, format="openvino", precision=precision, calibration=calibration, **shape)
+    return EXPORTERS["openvino"].load(file)
+
+
 def by_pt2e(case: Case) -> Inputs:
     """Torch's own way to int8: torchao's PT2E, compiled and frozen."""
     from torch._inductor import config
@@ -262,6 +272,13 @@ INFERENCE = (
     Contender(name="ours, eager", precision="float32", make=partial(torch_inference, build=ours)),
     Contender(name="ours, optimized", precision="float32", make=partial(optimized, dtype="float32"), device="cpu"),
     Contender(
+        name="ours, OpenVINO file",
+        precision="float32",
+        make=partial(exported, precision="float32"),
+        needs=("nncf", "openvino"),
+        device="cpu",
+    ),
+    Contender(
         name="torchvision, bf16 channels_last",
         precision="bfloat16",
         make=partial(torch_inference, build=theirs, dtype=BF16, channels_last=True),
@@ -280,6 +297,13 @@ INFERENCE = (
     ),
     Contender(
         name="ours, bf16 optimized", precision="bfloat16", make=partial(optimized, dtype="bfloat16"), device="cpu"
+    ),
+    Contender(
+        name="ours, bf16 OpenVINO file",
+        precision="bfloat16",
+        make=partial(exported, precision="bfloat16"),
+        needs=("nncf", "openvino"),
+        device="cpu",
     ),
     Contender(
         name="ours, bf16 compiled CUDA graph",
@@ -307,6 +331,13 @@ INFERENCE = (
         precision="int8",
         make=partial(optimized, dtype="int8"),
         needs=("torchao",),
+        device="cpu",
+    ),
+    Contender(
+        name="ours, int8 OpenVINO file",
+        precision="int8",
+        make=partial(exported, precision="int8"),
+        needs=("nncf", "openvino"),
         device="cpu",
     ),
 )

@@ -172,7 +172,7 @@ def run_openvino(network: Any, output: int) -> Run:
 
     # Without a hint OpenVINO computes float32 files in bfloat16, where the processor is fast at that.
     hint = network.get_rt_info(HINT).value if network.has_rt_info(HINT) else "f32"
-    compiled = openvino.compile_model(network, "CPU", {HINT: hint})
+    compiled = openvino.compile_model(network, "CPU", {HINT: hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda images: torch.from_numpy(compiled(images.numpy())[output])
 
 
