@@ -73,7 +73,8 @@ class Compare:
         for name in self.skip:
             if name not in ALL_RUNGS:
                 raise ValueError(
-                    f"--skip {name!r} is not a rung; {did_you_mean(name, ALL_RUNGS)}; quote names with spaces"
+                    f"--skip {name!r} is not a rung, whose names need quotes where they have spaces; "
+                    f"{did_you_mean(name, ALL_RUNGS)}"
                 )
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: torch finds no GPU here; leave it out")

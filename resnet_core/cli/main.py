@@ -66,6 +66,15 @@ TRAIN_USAGE = (
     "[--config FILE] [--dry-run] [--section.field VALUE ...]"
 )
 SHORT_NAMES = {"--epochs": "--train.epochs", "--lr": "--optimizer.lr", "--batch": "--data.global-batch"}
+# An option that other programs have, or the section of settings in place of its name -> ours.
+WRITTEN_ELSEWHERE = {
+    "--batch-size": ["--batch"],
+    "--learning-rate": ["--lr"],
+    "--gpus": ["--processes"],
+    "--nproc-per-node": ["--processes"],
+    "--wd": ["--optimizer.weight-decay"],
+    **{f"--{section}": [f"--{section}.name"] for section in ("model", "optimizer", "schedule", "loss")},
+}
 OWN_IMAGES = "finetune"  # the recipe of `train DIR`
 
 
@@ -75,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     # What the program says of itself. `data` is the first word of several commands.
+    if words[0:1] == ["help"]:
+        words = [*words[1:], "--help"]
     group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
-    if not words or words[0] in ("-h", "--help", "help") or (group and words[1:] in ([], ["-h"], ["--help"])):
+    if not words or words[0] in ("-h", "--help") or (group and words[1:] in ([], ["-h"], ["--help"])):
         print(f"usage: resnet-core {words[0] + ' ' if group else ''}COMMAND ...\n")
         for name in group or COMMANDS:
             print(f"  {name:<13}{(COMMANDS[name].__doc__ or '').splitlines()[0]}")
@@ -93,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = " ".join(words[:size]), words[size:]
     if name not in COMMANDS:
         typed = " ".join(words[:2]) if group else name
-        raise ValueError(f"unknown command {typed!r}; {did_you_mean(typed, group or COMMANDS)}")
+        known = group or [*COMMANDS, "--version", "--help"]
+        raise ValueError(f"unknown command {typed!r}; {did_you_mean(typed, known)}")
     if name == "train" and rest in (["-h"], ["--help"]):
         print(f"usage: {TRAIN_USAGE}\n\n{Train.__doc__}\n")
         Recipes()()
@@ -157,10 +169,13 @@ def parse_train(words: list[str]) -> Train:
 def recipe_of(name: str) -> Recipe:
     """The recipe of that name or, for a folder of images or a CSV list, the one that trains on your own images."""
     path = Path(name)
-    if name not in RECIPES and not path.exists() and ("/" in name or path.suffix):
-        raise ValueError(f"{name} does not exist; name a recipe, a folder of images or a CSV list")
-    if name in RECIPES or not path.exists():
+    if name in RECIPES:
         return get_recipe(name)
+    if not path.exists() and ("/" in name or path.suffix):
+        raise ValueError(f"{name} does not exist; name a recipe, a folder of images or a CSV list")
+    if not path.exists():
+        folders = [each.name for each in Path().iterdir() if each.is_dir()]
+        raise ValueError(f"{name!r} is neither a recipe nor a folder here; {did_you_mean(name, [*RECIPES, *folders])}")
     if (path / "recipe.toml").is_file():
         raise ValueError(
             f"{name} is a run's folder; continue it with `resnet-core train RECIPE --out {name}`, or start another run "
@@ -207,7 +222,7 @@ def parse(command: type, words: Sequence[str], *, prog: str, **options: Any) -> 
     except SystemExit as stop:
         if not stop.code:
             raise
-        mistake = in_one_line(errors.getvalue())
+        mistake = in_one_line(errors.getvalue(), of_training=command is Train)
         raise ValueError(
             f"{mistake}{'' if mistake.endswith('?') else ';'} `{prog} --help` explains all options"
         ) from None
@@ -239,7 +254,7 @@ IN_PLAIN_WORDS = {
 }
 
 
-def in_one_line(framed: str) -> str:
+def in_one_line(framed: str, *, of_training: bool = False) -> str:
     """The mistake and the nearest options, from the frame that tyro prints: title, mistake, suggestions, help."""
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", framed)  # colours, sides and corners
     blocks = [block.strip() for block in re.split(r"[─-]{3,}", text)]
@@ -254,8 +269,10 @@ def in_one_line(framed: str) -> str:
         mistake = f"{command} needs {' and '.join(part.split()[0] for part in arguments.split('(required)'))}"
     suggestions = "".join(block for block in blocks[2:] if block.startswith("Perhaps you meant"))
     nearest = re.findall(r"^ *(--[\w.-]+)", suggestions, flags=re.MULTILINE)
-    if nearest:  # tyro does not know the short names
-        nearest[:0] = difflib.get_close_matches(mistake.split()[2].rstrip(","), SHORT_NAMES, n=1, cutoff=0.8)
+    unknown = re.match(r"Unrecognized options: (--[\w.-]+)", mistake)
+    if unknown and of_training:  # tyro knows neither the short names nor other programs' names
+        typed = unknown[1].replace("_", "-")
+        nearest[:0] = WRITTEN_ELSEWHERE.get(typed, difflib.get_close_matches(typed, SHORT_NAMES, n=1, cutoff=0.7))
     return f"{mistake}; did you mean {' or '.join(nearest[:3])}?" if nearest else mistake
 
 

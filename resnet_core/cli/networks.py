@@ -25,7 +25,9 @@ class Models:
     def __call__(self) -> None:
         names = list_models(self.pattern)
         if not names:
-            raise ValueError(f"no model matches {self.pattern!r}; {did_you_mean(self.pattern, list_models())}")
+            within = f"*{self.pattern}*"
+            remedy = f"did you mean {within!r}?" if list_models(within) else did_you_mean(self.pattern, MODELS)
+            raise ValueError(f"no model matches {self.pattern!r}; {remedy}")
         for name in sorted(names, key=list(MODELS).index):  # Table 1 first
             parameters = sum(parameter.numel() for parameter in build_on_meta(name).parameters())
             print(f"{name:<18}{parameters:>13,} parameters")

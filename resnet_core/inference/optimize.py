@@ -45,6 +45,11 @@ def optimize_for_inference(
     and so does any network of convolutions, BatchNorm, ReLU, additions, pools and a linear head, such as torchvision's
     ResNets. Raises ValueError for others, naming what they have in addition.
     """
+    if not isinstance(model, nn.Module) or not isinstance(example_inputs, Tensor):
+        raise TypeError(
+            "optimize_for_inference takes a network and a tensor of images, got a "
+            f"{type(model).__name__} and a {type(example_inputs).__name__}"
+        )
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     if (dtype == "int8") != (calibration is not None):

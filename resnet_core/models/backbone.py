@@ -89,13 +89,7 @@ class Backbone(ResNet):
         """
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool must be None or 'avg', got {global_pool!r}: a ResNet's head averages")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
-        if num_classes == 0:
-            self.fc = nn.Identity()  # type: ignore[assignment]
-        else:
-            like = self.conv1.weight
-            self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        self.fc = make_head(self.num_features, num_classes, like=self.conv1.weight)  # type: ignore[assignment]
 
     def forward_intermediates(
         self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
@@ -142,6 +136,18 @@ class Backbone(ResNet):
         for name, stage in replaced.items():
             kind = RecomputedStage if enable else nn.Sequential
             self.register_module(name, kind(*stage).train(stage.training))
+
+
+def make_head(in_features: int, num_classes: int, like: Tensor) -> nn.Module:
+    """A freshly initialized head, on the device and in the precision of `like`; no layer for 0 classes.
+
+    Raises ValueError for a negative `num_classes`.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+    if num_classes == 0:
+        return nn.Identity()
+    return nn.Linear(in_features, num_classes, device=like.device, dtype=like.dtype)
 
 
 def has_small_stem(network: ResNet) -> bool:

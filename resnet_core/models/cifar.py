@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnet_core.models.backbone import make_head
 from resnet_core.models.resnet import BasicBlock, conv3x3, initialize, make_shortcut
 
 
@@ -53,9 +54,8 @@ class CifarResNet(nn.Module):
         initialize(self)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the head by a freshly initialized one."""
-        like = self.conv1.weight
-        self.fc = nn.Linear(self.fc.in_features, num_classes, device=like.device, dtype=like.dtype)
+        """Replaces the head by a freshly initialized one; `num_classes=0` removes it, as `Backbone` does."""
+        self.fc = make_head(64, num_classes, like=self.conv1.weight)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))  # [N, 16, H, W]

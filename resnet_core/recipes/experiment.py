@@ -89,6 +89,8 @@ class Experiment:
 
 def load(recipe: Recipe) -> Experiment:
     """The experiment of a recipe, with its dataset. Raises ValueError for data that do not fit the recipe."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"a Recipe is needed, got {recipe!r}; resnet_core.recipes.get_recipe(NAME) returns one by name")
     return Experiment(recipe, dataset_of(recipe.data))
 
 

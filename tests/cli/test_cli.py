@@ -18,8 +18,10 @@ def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +[A-Z]", printed, flags=re.MULTILINE) for name in COMMANDS)
-    assert main(["data", "--help"]) == 0
-    assert re.findall("^  (data [a-z]+)", capsys.readouterr().out, flags=re.MULTILINE) == ["data check", "data resize"]
+    for words in (["data", "--help"], ["help", "data"]):
+        assert main(words) == 0
+        listed = re.findall("^  (data [a-z]+)", capsys.readouterr().out, flags=re.MULTILINE)
+        assert listed == ["data check", "data resize"]
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "train digits"])
@@ -92,7 +94,13 @@ def test_recipes_are_listed_and_shown(capsys):
         ),
         ("data chek x", "unknown command 'data chek'; did you mean data check"),
         ("train --out here", "train needs a recipe or a folder"),
-        ("train digit", "unknown recipe 'digit'; did you mean digits?"),
+        ("train digit", r"'digit' is neither a recipe nor a folder here; did you mean digits\?"),
+        ("train digits --batch-size 8", r"--batch-size, 8; did you mean --batch\?"),
+        ("train digits --batch_size 8", r"--batch_size, 8; did you mean --batch\?"),
+        ("train digits --num-epochs 8", r"--num-epochs, 8; did you mean --epochs\?"),
+        ("train digits --learning-rate 1", r"did you mean --lr\?"),
+        ("train digits --optimizer lamb", "did you mean --optimizer.name or"),
+        ("--verison", r"unknown command '--verison'; did you mean --version\?"),
         ("show digit", "unknown recipe 'digit'; did you mean digits?"),
         ("describe resnet5", "unknown model 'resnet5'; did you mean resnet50"),
         ("describe resnet50 --image-size 0", "image_size must be at least 1 pixel and at most 32768, got 0"),
@@ -103,6 +111,7 @@ def test_recipes_are_listed_and_shown(capsys):
         ("compare resnet18 --batch 1", "--batch must be at least 2, got 1"),
         ("describe resnet50 --image-size", "--image-size needs a value; "),
         ("models vgg*", "no model matches 'vgg\\*'"),
+        ("models resnext", r"no model matches 'resnext'; did you mean '\*resnext\*'\?"),
         ("evaluate nowhere", "'nowhere' is neither a run's folder, nor a weights file"),
         ("plot nowhere", "nowhere is not a run's folder"),
         (
@@ -311,5 +320,5 @@ def test_a_folder_in_place_of_a_recipe_is_finetuned_on(tmp_path, monkeypatch, cl
     assert parse_train(["digits"]).recipe == RECIPES["digits"]  # a recipe by its name
     (tmp_path / "flowers" / "recipe.toml").touch()
     assert "flowers is a run's folder; continue it with" in cli("train", "flowers").stderr
-    assert "unknown recipe 'flower'" in cli("train", "flower").stderr
+    assert "'flower' is neither a recipe nor a folder here; did you mean flowers?" in cli("train", "flower").stderr
     assert "flowers/red does not exist; name a recipe, a folder" in cli("train", "flowers/red").stderr

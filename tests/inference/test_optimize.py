@@ -191,6 +191,8 @@ def test_what_is_missing_here_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"int8 needs torchao: pip install 'resnet-core\[quantize\]'"):
         optimize_for_inference(network, images, "int8", calibration=[images])
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    with pytest.raises(TypeError, match="takes a network and a tensor of images, got a str and a tuple"):
+        optimize_for_inference("resnet18", (2, 3, 32, 32))
     with pytest.raises(ValueError, match="this build of torch lacks oneDNN"):
         optimize_for_inference(network, images)
 

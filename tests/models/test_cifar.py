@@ -49,6 +49,17 @@ def test_classes_and_channels_follow_the_arguments():
     assert model(torch.randn(2, 1, 16, 16)).shape == (2, 3)
 
 
+def test_a_head_is_replaced_and_removed():
+    model = resnet_core.cifar_resnet20().eval()
+    x = torch.randn(2, 3, 16, 16)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, 64)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    with pytest.raises(ValueError, match="num_classes must be at least 0, got -1"):
+        model.reset_classifier(-1)
+
+
 def test_a_stage_without_blocks_is_refused():
     with pytest.raises(ValueError, match="n, the number of blocks in each stage, must be at least 1, got 0"):
         resnet_core.CifarResNet(0)

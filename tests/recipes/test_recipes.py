@@ -61,6 +61,8 @@ def test_a_recipe_survives_toml():
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="unknown recipe 'digts'; did you mean digits"):
         get_recipe("digts")
+    with pytest.raises(TypeError, match=r"a Recipe is needed, got 'digits'; .*get_recipe\(NAME\)"):
+        make_trainer("digits")
 
 
 def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_bit_for_bit(tmp_path, capsys):
