@@ -27,14 +27,14 @@ FUNCTIONS = (operator.add, operator.getitem, torch.add, torch.flatten, F.pad, F.
 NOTHING_IN_EVALUATION = (nn.Identity, nn.Dropout)
 
 
-def fused_graph(model: nn.Module, inputs: Tensor) -> fx.GraphModule:
-    """What `model` computes in evaluation mode, for inputs of the shape of `inputs` but for the batch.
+def traced(model: nn.Module) -> fx.GraphModule:
+    """What `model` computes, as a graph that shares its tensors.
 
-    Raises ValueError for a network with operations that are not a ResNet's. The model's tensors are not changed.
+    Raises ValueError for a network with operations that are not a ResNet's.
     """
     network = separate_relus(model)
     check_operations(network)
-    return fused(folded(network), inputs)
+    return network
 
 
 def check_operations(network: fx.GraphModule) -> None:
@@ -106,7 +106,11 @@ def with_norm(conv: nn.Conv2d, norm: _BatchNorm) -> nn.Conv2d:
 
 
 def fused(network: fx.GraphModule, inputs: Tensor) -> fx.GraphModule:
-    """The network whose convolutions include the addition and the ReLU that follow them."""
+    """The network of `traced`, whose convolutions include the BatchNorm, the addition and the ReLU that follow them.
+
+    It takes inputs of the shape of `inputs` but for the batch.
+    """
+    network = folded(network)
     ShapeProp(network).propagate(inputs)
     for node in list(network.graph.nodes):
         conv = network.get_submodule(node.target) if node.op == "call_module" else None
@@ -157,6 +161,8 @@ class FusedOperation(nn.Module):
     The weights among them are in the order that oneDNN wants for that shape.
     """
 
+    weight: Tensor
+
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         self.geometry = geometry
@@ -172,11 +178,17 @@ class FusedOperation(nn.Module):
 
     def forward(self, x: Tensor, *addend: Tensor) -> Tensor:
         if x.shape not in self.kept:
+            self.check_inputs(x)
             while len(self.kept) >= SHAPES_KEPT:
                 self.kept.pop(next(iter(self.kept)))
             self.kept[x.shape] = self.arguments(x.shape)
         between, after = self.kept[x.shape]
         return self.operation(x, *between, *addend, *after)
+
+    def check_inputs(self, x: Tensor) -> None:
+        channels = self.weight.shape[1] * self.geometry[-1]
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"inputs must be [N, {channels}, H, W], got shape {list(x.shape)}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kept": {}}  # torch cannot copy weights in oneDNN's order

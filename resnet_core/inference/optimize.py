@@ -10,7 +10,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from resnet_core.foundation.errors import last_line
-from resnet_core.inference.fusion import FusedOperation, fused_graph
+from resnet_core.foundation.errors import first_line, last_line
+from resnet_core.inference.fusion import FusedOperation, fused, traced
 from resnet_core.inference.quantize import Grid, observed_grids, quantized
 from resnet_core.models.registry import build_on_meta
 from resnet_core.weights import WeightsError, WeightsInfo, write_weights
@@ -43,7 +43,7 @@ def optimize_for_inference(
     "auto" measures float32 and bfloat16 on these inputs and takes the faster; "int8" needs `calibration`, some batches
     of inputs like those to come, and the extra `quantize`. `model` stays as it is. Every ResNet of this package works,
     and so does any network of convolutions, BatchNorm, ReLU, additions, pools and a linear head, such as torchvision's
-    ResNets. Raises ValueError for others, naming what they have in addition.
+    ResNets. Raises ValueError for others, naming what they have in addition, and for inputs that do not fit.
     """
     if not isinstance(model, nn.Module) or not isinstance(example_inputs, Tensor):
         raise TypeError(
@@ -56,20 +56,58 @@ def optimize_for_inference(
         raise ValueError("int8, and no other dtype, takes calibration: batches of inputs like those to come")
     if not torch.backends.mkldnn.is_available():
         raise ValueError("this build of torch lacks oneDNN, which optimize_for_inference needs; use the model as it is")
+    if isinstance(model, OptimizedNetwork):
+        raise ValueError(f"this network is optimized already, in {model.dtype}; give the model that it was made of")
+    check_images("example_inputs", example_inputs)
     inputs = example_inputs.detach().cpu().float()
     original = copy.deepcopy(model).cpu().float().eval()
 
     with torch.no_grad():
-        network = fused_graph(original, inputs)
-        grids = {} if calibration is None else observed_grids(network, calibration)
+        network = traced(original)
+        exact = exact_outputs(original, inputs)
+        network = fused(network, inputs)
+        grids = {} if calibration is None else observed_grids(network, checked(calibration))
         if grids:
             network = quantized(network, grids)
-        exact = original.double()(inputs.double())
 
     candidates = [OptimizedNetwork(network, name, grids) for name in (CANDIDATES if dtype == "auto" else (dtype,))]
     for candidate in candidates:
         candidate.error = relative_error(candidate(inputs), exact)
     return fastest(candidates, inputs) if dtype == "auto" else candidates[0]
+
+
+def check_images(name: str, images: Any) -> None:
+    """Raises ValueError for anything but images `[N, C, H, W]` of finite numbers."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        found = f"shape {list(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise ValueError(f"{name} must be a tensor [N, C, H, W], got {found}")
+    if not images.isfinite().all():
+        raise ValueError(f"{name} must be finite, and some of these numbers are not")
+
+
+def checked(calibration: Iterable[Any]) -> Iterator[Tensor]:
+    """The batches. Raises ValueError for others, such as the pairs that a DataLoader gives."""
+    if isinstance(calibration, Tensor):
+        raise ValueError("calibration must be several batches of inputs; put a single one into a list")
+    for images in calibration:
+        if isinstance(images, Sequence):
+            raise ValueError(
+                f"a batch of calibration must be a tensor [N, C, H, W], got a {type(images).__name__}; of a loader's "
+                "pairs take the images alone: [images for images, labels in loader]"
+            )
+        check_images("a batch of calibration", images)
+        yield images
+
+
+def exact_outputs(model: nn.Module, inputs: Tensor) -> Any:
+    """The model's outputs in float64. Raises ValueError where it does not take the inputs, or gives no finite ones."""
+    try:
+        outputs = copy.deepcopy(model).double()(inputs.double())
+    except RuntimeError as error:
+        raise ValueError(f"the model does not take example_inputs {list(inputs.shape)}: {first_line(error)}") from error
+    if not all(output.isfinite().all() for output in tree_leaves(outputs)):
+        raise ValueError("the model's outputs for example_inputs are not finite: its weights are damaged or diverged")
+    return outputs
 
 
 class OptimizedNetwork(nn.Module):
@@ -115,7 +153,7 @@ def relative_error(outputs: Any, exact: Any) -> float:
     """The largest difference of two networks' outputs, relative to the largest magnitude of the second."""
     pairs = list(zip(tree_leaves(outputs), tree_leaves(exact), strict=True))
     largest = max(float(each.abs().max()) for _, each in pairs)
-    return max(float((output.double() - each).abs().max()) for output, each in pairs) / largest
+    return max(float((output.double() - each).abs().max()) for output, each in pairs) / (largest or 1.0)
 
 
 def fastest(candidates: Sequence[OptimizedNetwork], inputs: Tensor) -> OptimizedNetwork:
@@ -161,7 +199,7 @@ def read_quantized(path: str | Path) -> tuple[OptimizedNetwork, WeightsInfo]:
         config = check_config(info.config, str(path))
         size = (2, config.get("in_channels", 3), info.image_size, info.image_size)
         with torch.device("meta"):
-            network = fused_graph(build_on_meta(info.model, **config).eval(), torch.empty(size))
+            network = fused(traced(build_on_meta(info.model, **config).eval()), torch.empty(size))
             network = quantized(network, grids)
         wanted = {name: tensor.dtype for name, tensor in network.state_dict().items()}
         if {name: tensor.dtype for name, tensor in container.content.items()} != wanted:

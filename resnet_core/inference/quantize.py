@@ -30,7 +30,7 @@ class Grid(NamedTuple):
 
 
 def quantized(network: fx.GraphModule, grids: Mapping[str, Grid]) -> fx.GraphModule:
-    """The network of `fused_graph` with its convolutions in int8; average pooling and the head stay in float32.
+    """The network of `fused` with its convolutions in int8; average pooling and the head stay in float32.
 
     `grids` has the grid of each value, by its node's name, as `observed_grids` returns them.
     """

@@ -185,6 +185,54 @@ def test_what_cannot_be_optimized_is_refused(build, arguments, message):
         optimize_for_inference(build(), torch.randn(1, 3, 32, 32), **arguments)
 
 
+def with_nan():
+    network = resnet_core.cifar_resnet20()
+    nn.init.constant_(network.fc.bias, torch.nan)
+    return network
+
+
+IMAGES = torch.randn(1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("build", "images", "calibration", "message"),
+    [
+        (resnet_core.cifar_resnet20, [1], [IMAGES], r"example_inputs must be a tensor \[N, C, H, W\], got a list"),
+        (resnet_core.cifar_resnet20, IMAGES[0], [IMAGES], r"example_inputs .* got shape \[3, 32, 32\]"),
+        (resnet_core.cifar_resnet20, IMAGES[:, :1], [IMAGES], "does not take example_inputs .* to have 3 channels"),
+        (resnet_core.cifar_resnet20, IMAGES * torch.nan, [IMAGES], "example_inputs must be finite"),
+        (with_nan, IMAGES, [IMAGES], "the model's outputs for example_inputs are not finite"),
+        (resnet_core.cifar_resnet20, IMAGES, IMAGES, "put a single one into a list"),
+        (resnet_core.cifar_resnet20, IMAGES, [(IMAGES, torch.zeros(1))], r"got a tuple; of a loader's pairs take"),
+        (resnet_core.cifar_resnet20, IMAGES, [IMAGES[0]], r"a batch of calibration .* got shape"),
+        (
+            lambda: optimize_for_inference(resnet_core.cifar_resnet20(), IMAGES, "float32"),
+            IMAGES,
+            [IMAGES],
+            "this network is optimized already, in float32",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(build, images, calibration, message):
+    with pytest.raises(ValueError, match=message):
+        optimize_for_inference(build(), images, "int8", calibration)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_an_optimized_network_names_the_inputs_that_it_takes(dtype):
+    calibration = [IMAGES] if dtype == "int8" else None
+    optimized = optimize_for_inference(resnet_core.cifar_resnet20(), IMAGES, dtype, calibration)
+    with pytest.raises(ValueError, match=r"inputs must be \[N, 3, H, W\], got shape \[1, 1, 32, 32\]"):
+        optimized(IMAGES[:, :1])
+
+
+def test_a_network_of_zeros_has_no_error():
+    network = resnet_core.cifar_resnet20()
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    assert optimize_for_inference(network, IMAGES, "float32").error == 0
+
+
 def test_what_is_missing_here_is_named(monkeypatch):
     network, images = resnet_core.cifar_resnet20(), torch.randn(1, 3, 32, 32)
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e", None)
