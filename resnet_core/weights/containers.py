@@ -16,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from tarfile import TarError
 from typing import IO, Any
+from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -38,7 +40,7 @@ from resnet_core.weights.torch_files import (
 
 MALFORMED = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError, EOFError,
-    struct.error, zlib.error,
+    struct.error, zlib.error, BadZipFile, TarError,
 )  # fmt: skip
 
 
@@ -208,7 +210,7 @@ def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
         ) from error
 
     # What has weights.
-    names = [name.partition("/")[2] or name for name in archive.members]
+    names = [name.partition("/")[2] or name for name in archive.names]
     if archive.prefix is not None:
         return "TorchScript archive" if "constants.pkl" in names or archive.has("code/") else "torch zip"
     if "model.weights.h5" in names:
@@ -231,7 +233,7 @@ def recognise_zip(path: Path, file: IO[bytes], size: int) -> str:
             f"torch.save(torch.jit.load('{path}').state_dict(), 'NAME.pth')"
         )
     raise WeightsError(
-        f"{path} is a zip of other files ({shortened(sorted(archive.members)) or 'none'}); unpack it and give the "
+        f"{path} is a zip of other files ({shortened(sorted(archive.names)) or 'none'}); unpack it and give the "
         "weights file that it holds"
     )
 

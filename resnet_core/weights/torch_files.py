@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-import zlib
-from collections import namedtuple
-from collections.abc import Iterator
+import tarfile
+import zipfile
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -33,148 +33,59 @@ from resnet_core.weights.pickles import (
 )  # fmt: skip
 
 INFLATION = 4  # times that compressed members may be larger than their file
-
-# The zip format's records, by PKWARE's APPNOTE.
-ZIP_END = struct.Struct("<4sHHHHIIH")
-ZIP_END64 = struct.Struct("<4sQHHIIQQQQ")
-ZIP_LOCATOR = struct.Struct("<4sIQI")
-ZIP_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
-ZipEntry = namedtuple(
-    "ZipEntry",
-    "signature made_by needed flags method time date crc32 stored_size size name_length extra_length comment_length "
-    "disk internal external offset",
-)
-ZIP_LOCAL = struct.Struct("<4sHHHHHIIIHH")
-
-
-class Member(NamedTuple):
-    offset: int
-    stored: int
-    size: int
-    method: int
-    crc32: int
+DIRECTORY_SIZE, DIRECTORY_OFFSET = 5, 6  # places in what zipfile reads of a zip's end
 
 
 class Zip:
-    """A zip's members by name, each read once. Sizes are checked against the file's before memory is taken.
+    """A zip's members, each read once. Sizes are checked against the file's before memory is taken.
 
     Raises ValueError for a directory that contradicts itself or the file: zip readers that find different members in
     one file see different weights.
     """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        self.file = file
-        self.size = size
-        self.left, self.left_inflated = size, INFLATION * size
-        self.members = read_directory(file, size)
-        found = [name for name in self.members if re.fullmatch(r"([^/]*/)?data\.pkl", name)]
+        end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end and end[DIRECTORY_SIZE] > INDEX_LIMIT:
+            raise ValueError(f"the zip's directory has more than {INDEX_LIMIT} bytes")
+        self.archive = zipfile.ZipFile(file, metadata_encoding="utf-8")
+        if self.archive.start_dir != end[DIRECTORY_OFFSET]:
+            raise ValueError("the zip's directory is not where its end says")
+
+        self.left = INFLATION * size
+        self.names = self.archive.namelist()
+        twice = [name for name, count in Counter(map(str.lower, self.names)).items() if count > 1]
+        if twice:
+            raise ValueError(f"the zip has two members of the name {twice[0][:60]!a}")
+        found = [name for name in self.names if re.fullmatch(r"([^/]*/)?data\.pkl", name)]
         if len(found) > 1:
             raise ValueError("the zip has more than one data.pkl")
         self.prefix = found[0].removesuffix("data.pkl") if found else None
 
     def has(self, start: str) -> bool:
-        return any(name.startswith(f"{self.prefix}{start}") for name in self.members)
+        return any(name.startswith(f"{self.prefix}{start}") for name in self.names)
 
-    def find_member(self, name: str) -> Member:
+    def find_member(self, name: str) -> zipfile.ZipInfo:
         """The member of this name under the archive's own folder, after its sizes were checked."""
-        member = self.members.get(f"{self.prefix}{name}")
-        if member is None:
-            raise ValueError(f"the zip's member {name[:80]!a} is missing")
-        self.left -= member.stored
-        self.left_inflated -= member.size
-        if self.left < 0 or self.left_inflated < 0 or (member.method == 0 and member.stored != member.size):
+        member = self.archive.getinfo(f"{self.prefix}{name}")
+        self.left -= member.file_size
+        if self.left < 0 or (member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size):
             raise ValueError(f"the zip's members claim more bytes than it has, such as {name[:80]!a}")
-
-        # The header before the member's bytes, whose name has to be the directory's.
-        self.file.seek(min(member.offset, self.size))
-        header = ZIP_LOCAL.unpack(self.file.read(ZIP_LOCAL.size))
-        local_name = self.file.read(header[9])
-        if header[0] != b"PK\3\4" or local_name.decode("utf-8", "replace") != f"{self.prefix}{name}":
-            raise ValueError(f"the zip's member {name[:80]!a} is not where the zip's directory says")
-        self.file.seek(header[10], 1)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"the zip's member {name[:80]!a} is packed as torch packs none")
+        member.CRC = member.CRC or None  # type: ignore[assignment]  # 0 where torch was set to leave it out
         return member
 
-    def read_into(self, name: str, memory: memoryview | None = None) -> bytes | memoryview:
-        """A member's bytes, in `memory` where that is given and has their size."""
+    def read(self, name: str) -> bytes:
+        return self.archive.read(self.find_member(name))
+
+    def read_into(self, name: str, memory: memoryview) -> None:
+        """Reads a member that fills `memory`."""
         member = self.find_member(name)
-        if memory is not None and len(memory) != member.size:
-            raise ValueError(f"the zip's member {name[:80]!a} has {member.size} bytes instead of {len(memory)}")
-        data: bytes | memoryview
-        if member.method == 0 and memory is not None:
-            if self.file.readinto(memory) != len(memory):  # type: ignore[attr-defined]
+        if len(memory) != member.file_size:
+            raise ValueError(f"the zip's member {name[:80]!a} has {member.file_size} bytes instead of {len(memory)}")
+        with self.archive.open(member) as stream:
+            if stream.readinto(memory) != len(memory):  # type: ignore[attr-defined]
                 raise ValueError("the zip is cut off")
-            data = memory
-        else:
-            data = self.file.read(member.stored)
-            if member.method == 8:
-                data = zlib.decompressobj(-15).decompress(data, member.size + 1)
-            if len(data) != member.size:
-                raise ValueError(f"the zip's member {name[:80]!a} has {len(data)} bytes instead of {member.size}")
-            if memory is not None:
-                memory[:] = data
-        if member.crc32 and zlib.crc32(data) != member.crc32:  # 0 where torch was set to leave it out
-            raise ValueError(f"the zip's member {name[:80]!a} does not have the checksum that was written with it")
-        return data
-
-
-def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
-    """A zip's members by name, from the directory at its end. Raises ValueError."""
-    file.seek(max(0, size - 0x10000 - ZIP_END.size))
-    tail = file.read(0x10000 + ZIP_END.size)
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) - at < ZIP_END.size:
-        raise ValueError("the zip's end is missing")
-    end = ZIP_END.unpack_from(tail, at)
-    count, length, offset = end[4:7]
-    position = size - len(tail) + at
-
-    # Where the sizes do not fit into the old record, or the writer is torch, they stand in a longer one before it.
-    if at >= ZIP_LOCATOR.size and tail[at - ZIP_LOCATOR.size :].startswith(b"PK\6\7"):
-        position = ZIP_LOCATOR.unpack_from(tail, at - ZIP_LOCATOR.size)[2]
-        file.seek(min(position, size))
-        end64 = ZIP_END64.unpack(file.read(ZIP_END64.size))
-        count, length, offset = end64[7:]
-        if end64[0] != b"PK\6\6":
-            raise ValueError("the zip's end is malformed")
-    if length > INDEX_LIMIT or offset + length != position or count * ZIP_ENTRY.size > length:
-        raise ValueError(f"the zip's directory of {length} bytes is misplaced or has more than {INDEX_LIMIT}")
-
-    file.seek(offset)
-    return dict(members_in(file.read(length), count))
-
-
-def members_in(directory: bytes, count: int) -> Iterator[tuple[str, Member]]:
-    """The names and places that a zip's directory lists. Raises ValueError."""
-    position, seen = 0, set()
-    for _ in range(count):
-        entry = ZipEntry._make(ZIP_ENTRY.unpack_from(directory, position))
-        after_name = position + ZIP_ENTRY.size + entry.name_length
-        after_extra = after_name + entry.extra_length
-        name = directory[position + ZIP_ENTRY.size : after_name].decode("utf-8", "replace")
-        if entry.signature != b"PK\1\2" or entry.flags & 1 or entry.method not in (0, 8):
-            raise ValueError(f"the zip's member {name[:60]!a} is encrypted or malformed")
-        if name.lower() in seen:
-            raise ValueError(f"the zip has two members of the name {name[:60]!a}")
-        seen.add(name.lower())
-
-        # Beyond 4 GiB a number stands in the entry's extra fields, in this order.
-        places = [entry.size, entry.stored_size, entry.offset]
-        wide = wide_numbers(directory[after_name:after_extra])
-        size, stored, offset = (next(wide) if number == 0xFFFFFFFF else number for number in places)
-        yield name, Member(offset, stored, size, entry.method, entry.crc32)
-        position = after_extra + entry.comment_length
-    if position != len(directory):
-        raise ValueError("the zip's directory has more bytes than entries")
-
-
-def wide_numbers(extra: bytes) -> Iterator[int]:
-    """The 64-bit numbers in a member's extra fields. Raises ValueError where there are no more."""
-    while len(extra) >= 4:
-        field, length = struct.unpack_from("<HH", extra)
-        if field == 1:
-            yield from struct.unpack_from(f"<{length // 8}Q", extra, 4)
-        extra = extra[4 + length :]
-    raise ValueError("the zip's directory lacks the place of a member beyond 4 GiB")
 
 
 def read_torch_zip(path: Path) -> Any:
@@ -185,17 +96,17 @@ def read_torch_zip(path: Path) -> Any:
 def unpickle_zip(file: IO[bytes], size: int, budget: Budget | None = None) -> Any:
     """The content of a zip that torch.save wrote, from its `data.pkl`."""
     archive = Zip(file, size)
-    order = bytes(archive.read_into("byteorder")) if archive.has("byteorder") else b"little"
+    order = archive.read("byteorder") if archive.has("byteorder") else b"little"
     if archive.prefix is None or order not in (b"little", b"big"):
         raise ValueError("the zip has no data.pkl, or an unknown byte order")
 
     def take(key: str, length: int) -> torch.UntypedStorage:
-        storage = new_storage(length, archive.left_inflated)
+        storage = new_storage(length, archive.left)
         archive.read_into(f"data/{key}", memory_of(storage))
         return storage
 
     storages = Storages(take)
-    pickled = bytes(archive.read_into("data.pkl"))
+    pickled = archive.read("data.pkl")
     content = Unpickler(BytesIO(pickled), budget or Budget(len(pickled)), storages).load()
     if order == b"big":
         for storage in storages.found.values():
@@ -275,36 +186,18 @@ def read_bare_pickle(path: Path) -> Any:
 # torch 0.1: a tar of pickles.
 
 
-def members_of_tar(file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
-    """Where each file of a tar begins and ends, by name. Raises ValueError."""
-    members, position = {}, 0
-    while position + 512 <= size:
-        file.seek(position)
-        header = file.read(512)
-        name = header[:100].rstrip(b"\0").decode()
-        if not name:
-            break
-        length = int(header[124:136].rstrip(b" \0"), 8)
-        members[name] = (position + 512, position + 512 + length)
-        position += 512 + -(-length // 512) * 512
-        if length < 0 or position > size:
-            raise ValueError(f"the tar's member {name!a} is cut off")
-    return members
-
-
 def read_old_tar(path: Path) -> Any:
     """The storages, the tensors that are views of them, and the object that refers to both by number."""
     size = check_file(path)
-    with path.open("rb") as file:
-        members = members_of_tar(file, size)
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        members = {each.name: each for each in archive if not each.issparse()}
 
         def opened(name: str) -> Unpickler:
-            start, end = members[name]
-            file.seek(start)
-            return Unpickler(Stream(file, end), budget)
+            file.seek(members[name].offset_data)
+            return Unpickler(Stream(file, members[name].offset_data + members[name].size), budget)
 
         def take(key: str, length: int) -> torch.UntypedStorage:
-            storage = new_storage(length, members["storages"][1] - file.tell())
+            storage = new_storage(length, size - file.tell())
             file.readinto(memory_of(storage))
             return storage
 

@@ -28,7 +28,6 @@ from resnet_core.weights.containers import READERS, read_container
 from resnet_core.weights.files import read_weights, write_weights
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.pickles import module_tensors
-from resnet_core.weights.torch_files import members_in
 from tests.weights import hostile
 
 
@@ -302,16 +301,6 @@ def test_no_flipped_bit_of_a_torch_zip_changes_what_is_read(tmp_path):
         (tmp_path / "a.pth").write_bytes(flipped)
         with contextlib.suppress(WeightsError):
             assert is_state(read_container(tmp_path / "a.pth").content), position
-
-
-def test_members_beyond_4_gib_are_found_by_their_64_bit_numbers():
-    entry = hostile.ZIP_ENTRY.pack(
-        b"PK\1\2", 45, 45, 0, 0, 0, 0, 7, 0xFFFFFFFF, 0xFFFFFFFF, 1, 32, 0, 0, 0, 0, 0xFFFFFFFF
-    )
-    extra = struct.pack("<HHHHQQQ", 9, 0, 1, 24, 5 << 30, 5 << 30, 6 << 30)
-    assert dict(members_in(entry + b"a" + extra, 1)) == {"a": (6 << 30, 5 << 30, 5 << 30, 0, 7)}
-    with pytest.raises(ValueError, match="beyond 4 GiB"):
-        dict(members_in(entry + b"a" + bytes(32), 1))
 
 
 # Anything else.
