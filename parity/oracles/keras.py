@@ -14,7 +14,7 @@ from resnet_core.builders import get_model
 from resnet_core.comparison.trace import calibrate
 from resnet_core.weights.files import load_weights
 from resnet_core.weights.libraries import IMAGE_SIZE, fold_keras
-from resnet_core.weights.names import convert_names
+from resnet_core.weights.names import their_names
 
 NETWORKS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 V1 = {"stride_in_1x1": True}
@@ -68,7 +68,9 @@ def variables(network: Any) -> dict[str, Tensor]:
 def converted(name: str, values: Mapping[str, Tensor], **config: Any) -> nn.Module:
     """Our model with Keras' weights, in evaluation mode."""
     ours = get_model(name, **config)
-    load_weights(ours, convert_names(fold_keras(values), "keras", ours.state_dict()))
+    folded = fold_keras(values)
+    names = their_names("keras", ours.state_dict())
+    load_weights(ours, {new: folded[old] for new, old in names.items() if old in folded})
     return ours.eval()
 
 

@@ -27,8 +27,8 @@ from resnet_core.classifier.initializers import Initializer
 from resnet_core.comparison.trace import calibrate
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
-from resnet_core.weights.libraries import KERAS_EPSILON, LIBRARIES, fold_keras
-from resnet_core.weights.names import EPSILON, convert_names, their_names
+from resnet_core.weights.libraries import KERAS_EPSILON, LIBRARIES
+from resnet_core.weights.names import EPSILON, their_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ def keras_momentum(entry: Deviation) -> Measured:
     images = noise(2)
     for model in (*models, keras.ChannelsFirst(theirs)):
         model.train()(images)
-    after = convert_names(fold_keras(keras.variables(theirs)), "keras", models[0].state_dict())
+    after = keras.converted("resnet50", keras.variables(theirs), **keras.V1).state_dict()
     means = [
         {name: value for name, value in state.items() if name.endswith("running_mean")}
         for state in (after, *(model.state_dict() for model in models))

@@ -138,7 +138,7 @@ def examined(root: Path, bits: int, names: Sequence[str]) -> list[tuple[FileReco
     for name in names:
         path, record, reason = root / name, None, ""
         try:
-            record = replace(record_of(str(path), root), sha256=hash_of(str(path)))
+            record = replace(record_of(str(path), root), sha256=hash_of(path))
             read_image(path, bits)
         except OSError as error:
             reason = f"{name}: {error.strerror}"

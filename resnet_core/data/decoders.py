@@ -25,17 +25,9 @@ PILLOW = "pillow"
 # eighths, but without vector instructions: that takes longer than the whole image.
 REDUCTIONS = (8, 4, 2)
 
-# EXIF's orientation -> whether rows and columns are exchanged, and which dimensions of [C, H, W] are then mirrored.
-TO_UPRIGHT: dict[int, tuple[bool, tuple[int, ...]]] = {
-    1: (False, ()),
-    2: (False, (2,)),
-    3: (False, (1, 2)),
-    4: (False, (1,)),
-    5: (True, ()),
-    6: (True, (2,)),
-    7: (True, (1, 2)),
-    8: (True, (1,)),
-}
+# EXIF's orientations, 1 to 8, by what turns them upright: rows and columns are exchanged, then some are mirrored.
+EXCHANGED = {5, 6, 7, 8}
+MIRRORED = {1: {3, 4, 7, 8}, 2: {2, 3, 6, 7}}  # by the dimension of [C, H, W]
 APP1, START_OF_SCAN, FILLER = 0xE1, 0xDA, 0xFF  # kinds of segments: ITU T.81, table B.1; EXIF and XMP are in APP1
 DECODED_COLOURS = ("YCbCr", "Gray", "RGB")
 
@@ -48,7 +40,7 @@ class JpegImage:
     stored: tuple[int, int]
     """Height and width in the file."""
     orientation: int
-    """By the file's EXIF data: a key of TO_UPRIGHT."""
+    """By the file's EXIF data, 1 to 8."""
     by_pillow: Callable[[], Tensor]
     """The whole image, upright, as Pillow decodes it: for a file that simplejpeg finds fault with."""
 
@@ -56,7 +48,7 @@ class JpegImage:
     def shape(self) -> tuple[int, int]:
         """Height and width of the upright image."""
         height, width = self.stored
-        return (width, height) if TO_UPRIGHT[self.orientation][0] else (height, width)
+        return (width, height) if self.orientation in EXCHANGED else (height, width)
 
     def region(self, top: int, left: int, height: int, width: int, size: int) -> Tensor:
         """That part of the upright image, uint8 `[3, H, W]`, reduced as far as each side stays at least `size` pixels.
@@ -81,8 +73,8 @@ class JpegImage:
         least = [-(-side // reduction) for side in self.stored]
         array = simplejpeg.decode_jpeg(self.data, min_height=least[0], min_width=least[1])
         pixels = torch.from_numpy(array).permute(2, 0, 1)
-        exchanged, mirrored = TO_UPRIGHT[self.orientation]
-        pixels = pixels.transpose(1, 2) if exchanged else pixels
+        pixels = pixels.transpose(1, 2) if self.orientation in EXCHANGED else pixels
+        mirrored = [dimension for dimension, those in MIRRORED.items() if self.orientation in those]
         return pixels.flip(mirrored) if mirrored else pixels
 
 
@@ -131,7 +123,7 @@ def orientation_of(data: bytes) -> int:
         return 1
     with Image.open(io.BytesIO(data)) as image:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in TO_UPRIGHT else 1
+    return found if found in range(1, 9) else 1
 
 
 def segments_of(data: bytes) -> set[int]:

@@ -139,7 +139,8 @@ def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
     if not Path(path).exists():
         raise ImageError(f"{path} does not exist; check the name")
     try:
-        with quiet_pillow(), Image.open(path, formats=formats()) as image:
+        # Pillow warns of what it can read; the rest raises.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as image:
             refuse_size(path, image.size)
             yield image
     except ImageError:
@@ -151,14 +152,6 @@ def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
         ) from error
     except Exception as error:  # decoders raise errors of any type at what anyone wrote
         raise ImageError(f"{path} is not a whole image ({reason_of(path, error)}); replace or remove it") from error
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Inside this context Pillow's warnings are not shown: what it can read is read, the rest raises."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
 
 
 def refuse_size(path: str | Path, size: tuple[int, int]) -> None:

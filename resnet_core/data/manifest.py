@@ -93,7 +93,8 @@ def hashes_of(paths: Sequence[str]) -> list[str]:
         return [sha256 for hashes in threads.map(lambda group: [*map(hash_of, group)], groups) for sha256 in hashes]
 
 
-def hash_of(path: str) -> str:
+def hash_of(path: str | Path) -> str:
+    """A file's SHA-256, 64 hex digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -12,10 +12,6 @@ def assigned(values: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value!r}" for name, value in values.items()]
 
 
-def in_python(values: Mapping[str, Any]) -> str:
-    return " and ".join(assigned(values))
-
-
 def as_options(values: Mapping[str, Any]) -> list[str]:
     """Keyword arguments of `load_model` as words of the command line."""
     words: list[str] = []

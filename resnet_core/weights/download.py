@@ -17,6 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 
+from resnet_core.data.manifest import hash_of
 from resnet_core.foundation.atomic import replacing
 
 STALL_SECONDS = 30.0  # the download fails when the server sends nothing for this long
@@ -42,7 +43,7 @@ def fetch(url: str, *, sha256_prefix: str, folder: Path | None = None, progress:
     path = (folder or Path(torch.hub.get_dir(), "checkpoints")) / PurePosixPath(urlsplit(url).path).name
     try:
         with _disk_errors(path):
-            cached = path.exists() and sha256_of(path)
+            cached = path.exists() and hash_of(path)
         if not cached:
             _download(url, path, sha256_prefix, progress)
         elif not cached.startswith(sha256_prefix):
@@ -57,12 +58,6 @@ def fetch(url: str, *, sha256_prefix: str, folder: Path | None = None, progress:
             f"{url} could not be fetched: {reason}; try again, or copy the file to {path} by hand"
         ) from error
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, path: Path, sha256_prefix: str, progress: bool) -> None:

@@ -185,15 +185,14 @@ def list_shapes(model: str, **config: Any) -> Mapping[str, torch.Size]:
     return {name: value.shape for name, value in build_on_meta(model, **config).state_dict().items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(NamedTuple):
     """A classifier under our names, and the names that it has in the file."""
 
     tensors: dict[str, Tensor]
     used: set[str]
 
 
-NO_HEAD = Head(tensors={}, used=set())
+NO_HEAD = Head({}, set())
 
 
 def find_head(body: Body, key: str, tensors: Mapping[str, Tensor], *, features: int) -> tuple[Head, str]:
@@ -230,9 +229,7 @@ def linear(tensors: Mapping[str, Tensor], weight: str) -> Head:
     """The layer of a weight, with a bias of 0 where it has none."""
     bias, values = f"{weight.removesuffix('weight')}bias", tensors[weight]
     zeros = torch.zeros(len(values), dtype=values.dtype)
-    return Head(
-        tensors={"fc.weight": values, "fc.bias": tensors.get(bias, zeros)}, used={weight, bias} & tensors.keys()
-    )
+    return Head({"fc.weight": values, "fc.bias": tensors.get(bias, zeros)}, {weight, bias} & tensors.keys())
 
 
 def find_rivals(body: Body, head: Head, tensors: Mapping[str, Tensor]) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from resnet_core.foundation.errors import printable, shortened
-from resnet_core.weights.arguments import as_options, assigned, in_python
+from resnet_core.weights.arguments import as_options, assigned
 from resnet_core.weights.containers import Container, index_of, read_container
 from resnet_core.weights.folders import FolderDescription, description_of
 from resnet_core.weights.foreign import explain, find_foreign
@@ -77,15 +77,17 @@ class Inspection:
         if len(averaged) == 1:
             raw = [network for network in networks if not network.averaged]
             others = distinguishing(raw[0], networks)
+            python = " and ".join(assigned(others))
             return averaged[0], (
                 f"{self.path} also holds the weights of the last step; the averaged ones are taken, as their own tools "
-                f"evaluate them. For the others add {' '.join(as_options(others))}, or in Python {in_python(others)}; "
+                f"evaluate them. For the others add {' '.join(as_options(others))}, or in Python {python}; "
                 f"{self._to_train_from(raw[:1], networks)}"
             )
         options = "; ".join(" ".join(as_options(distinguishing(network, networks))) for network in networks)
+        python = " and ".join(assigned(distinguishing(networks[0], networks)))
         raise WeightsError(
             f"{self.path} holds {len(networks)} networks: choose one with {options}, or in Python with "
-            f"{in_python(distinguishing(networks[0], networks))}; {self._to_train_from(networks, networks)}"
+            f"{python}; {self._to_train_from(networks, networks)}"
         )
 
     def _to_train_from(self, chosen: Sequence[FoundNetwork], networks: Sequence[FoundNetwork]) -> str:

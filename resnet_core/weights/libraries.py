@@ -64,13 +64,8 @@ def library(name: str) -> ModuleType:
         ) from error
 
 
-def raw_tensors(path: Path) -> dict[str, Tensor]:
-    """A file's tensors under its own names."""
-    return read_file(path).raw
-
-
 def read_torchvision(path: Path, described: FolderDescription | None) -> Original:
-    return Original(tensors=raw_tensors(path), network=torchvision_network)
+    return Original(tensors=read_file(path).raw, network=torchvision_network)
 
 
 def torchvision_network(network: FoundNetwork, config: Mapping[str, Any]) -> Network | None:
@@ -98,7 +93,7 @@ def torchvision_network(network: FoundNetwork, config: Mapping[str, Any]) -> Net
 
 def read_timm(path: Path, described: FolderDescription | None) -> Original:
     """A bare file, or one with the Hub's `config.json` beside it."""
-    tensors = raw_tensors(path)
+    tensors = read_file(path).raw
 
     def network(found: FoundNetwork, config: Mapping[str, Any]) -> Network:
         arguments = {"num_classes": config.get("num_classes", 1000), "in_chans": config.get("in_channels", 3)}
@@ -118,7 +113,7 @@ def read_transformers(path: Path, described: FolderDescription | None) -> Origin
             f"{file} must exist and have model_type 'resnet', as transformers writes it; fetch it into the same "
             "folder, or leave --source out"
         )
-    tensors = raw_tensors(path)
+    tensors = read_file(path).raw
     transformers = library("transformers")
     try:
         config = transformers.ResNetConfig.from_dict(dict(described.values))

@@ -212,14 +212,3 @@ def their_names(scheme: str, names: Iterable[str]) -> dict[str, str]:
     row = SCHEMES[scheme]
     modules = {ours: f"{row.prefix}{theirs}" for theirs, ours in our_modules(scheme).items()} | {"fc": row.heads[0]}
     return {name: ".".join((modules[name.rpartition(".")[0]], name.rpartition(".")[2])) for name in names}
-
-
-def convert_names(tensors: Mapping[str, Tensor], scheme: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """Their tensors under our names, where there are any; a BatchNorm without a count of batches gets 0."""
-    converted = {}
-    for ours, theirs in their_names(scheme, names).items():
-        if theirs in tensors:
-            converted[ours] = tensors[theirs]
-        elif ours.endswith(".num_batches_tracked"):
-            converted[ours] = torch.tensor(0)
-    return converted

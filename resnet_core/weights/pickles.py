@@ -27,14 +27,8 @@ LARGEST_INTEGER = 1024  # bits; numpy's generators have 128, and Python cannot p
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # since Python 2
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
-STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
-    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
-    "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
-}  # fmt: skip
+STORAGES = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}  # "FloatStorage", ..
+STORAGES["UntypedStorage"] = torch.uint8
 ARRAYS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}  # numpy's dtypes
 STORAGE_TYPE = re.compile(r"torch\.(?:cuda\.|storage\.)?(\w+Storage)")
 TENSOR_TYPE = re.compile(r"torch\.(?:cuda\.)?\w*Tensor")  # the types of tensors up to torch 0.3

@@ -15,7 +15,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
 from torch import nn
 
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
@@ -23,7 +22,7 @@ from resnet_core.foundation.errors import shortened
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
-from resnet_core.models.registry import MODELS, build
+from resnet_core.models.registry import MODELS, build, build_on_meta
 from resnet_core.weights.catalog import CATALOG, WeightSet, find_weights, imagenet_classes
 from resnet_core.weights.containers import file_of
 from resnet_core.weights.download import fetch
@@ -219,8 +218,7 @@ def _check(
 
     arguments = {**asked, **needed}
     if asked:  # the caller's own arguments may be wrong, so the builder's error stands as it is
-        with torch.device("meta"):
-            return arguments, build(info.model, **arguments)
+        return arguments, build_on_meta(info.model, **arguments)
     network = skeleton(info.model, arguments, origin)
 
     classes, channels = len(network.get_parameter("fc.weight")), network.get_parameter("conv1.weight").shape[1]
@@ -236,8 +234,7 @@ def _check(
 def skeleton(name: str, arguments: Mapping[str, Any], origin: str) -> nn.Module:
     """A model on the meta device, where weights take no memory. Raises ValueError that begins with `origin`."""
     try:
-        with torch.device("meta"):
-            return build(name, **arguments)
+        return build_on_meta(name, **arguments)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{origin}: {error}") from error
 

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from parity.image_files import KINDS
 from resnet_core.data import DataConfig, Dataset, ImageError, Split, dataset_of, loaders_of
 from resnet_core.data.datasets import full_size
-from resnet_core.data.decoders import REDUCTIONS, TO_UPRIGHT, JpegImage, with_simplejpeg
+from resnet_core.data.decoders import REDUCTIONS, JpegImage, with_simplejpeg
 from resnet_core.recipes import Recipe, make_trainer
 from resnet_core.recipes.recipe import ModelConfig
 from resnet_core.train import TrainConfig
@@ -33,7 +33,7 @@ def jpeg_files():
         "RGB": partial(image.save, keep_rgb=True),
         "XMP": partial(image.save, xmp=b'<x tiff:Orientation="6"/>'),
     }
-    for orientation in TO_UPRIGHT:
+    for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         kinds[f"orientation {orientation}"] = partial(image.save, exif=exif)

@@ -110,7 +110,7 @@ def published(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     network = trained(akamaster)
     torch.save(akamaster_checkpoint(network), folder / "resnet20-12fca82f.th")
-    monkeypatch.setattr("resnet_core.weights.download.sha256_of", lambda path: "12fca82f" + "0" * 56)
+    monkeypatch.setattr("resnet_core.weights.download.hash_of", lambda path: "12fca82f" + "0" * 56)
     return network
 
 

@@ -47,7 +47,7 @@ def published(tmp_path, monkeypatch):
     model = trained()
     path = folder / "resnet18-f37072fd.pth"
     torch.save(model.state_dict(), path)
-    monkeypatch.setattr("resnet_core.weights.download.sha256_of", lambda path: "f37072fd" + "0" * 56)
+    monkeypatch.setattr("resnet_core.weights.download.hash_of", lambda path: "f37072fd" + "0" * 56)
     return model
 
 
