@@ -78,43 +78,30 @@ class JpegImage:
         return pixels.flip(mirrored) if mirrored else pixels
 
 
-@dataclass(frozen=True)
-class EncodedFiles:
+class EncodedFiles(ImageFiles):
     """Image files of which `take` leaves the JPEG files encoded; Pillow decodes the others, and all for `[index]`."""
 
-    files: ImageFiles
-
-    @property
-    def labels(self) -> Tensor:
-        return self.files.labels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return self.files[index]
-
-    def take(self, indices: Sequence[int], /) -> list[Tensor | JpegImage]:
+    def take(self, indices: Sequence[int], /) -> list[Tensor | JpegImage]:  # type: ignore[override]
         return [self._encoded(index) or self._by_pillow(index) for index in indices]
 
     def _encoded(self, index: int) -> JpegImage | None:
         """The file's header with its data; None for all that Pillow decodes."""
         import simplejpeg
 
-        path = self.files.path(index)
+        path = self.path(index)
         try:
             data = path.read_bytes()
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             orientation = orientation_of(data)
         except Exception:  # of any type, by what is in the file: Pillow decodes it, or says what is wrong
             return None
-        if colours not in DECODED_COLOURS or self.files.channels != 3 or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        if colours not in DECODED_COLOURS or self.channels != 3 or height * width > (Image.MAX_IMAGE_PIXELS or 0):
             return None
         refuse_size(path, (width, height))
         return JpegImage(data, (height, width), orientation, partial(self._by_pillow, index))
 
     def _by_pillow(self, index: int) -> Tensor:
-        return self.files[index][0]
+        return self[index][0]
 
 
 def orientation_of(data: bytes) -> int:
@@ -146,7 +133,7 @@ def with_simplejpeg(split: LabelledImages) -> EncodedFiles:
         )
     if not isinstance(split, ImageFiles):
         raise ValueError("data.decoder simplejpeg is for image files, and this dataset has none; leave it out")
-    return EncodedFiles(split)
+    return EncodedFiles(**vars(split))
 
 
 # What `--data.decoder` may be -> the images to train on, decoded by that library.

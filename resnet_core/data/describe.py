@@ -17,25 +17,18 @@ def describe(dataset: Dataset, *, global_batch: int, repeats: int = 1) -> list[t
     sizes = torch.bincount(train.labels, minlength=len(dataset.class_names))
     smallest, largest = int(sizes.argmin()), int(sizes.argmax())
     names = [shortened([name]) for name in dataset.class_names]
-    lines.append(
-        (
-            "classes",
+    classes = f"{sizes[smallest]:,} {'image' if sizes[smallest] == 1 else 'images'} each to train on"
+    if sizes[smallest] < sizes[largest]:
+        classes = (
             f"{sizes[smallest]:,} to {sizes[largest]:,} images each to train on: {names[smallest]} has the fewest, "
             f"{names[largest]} the most"
-            if sizes[smallest] < sizes[largest]
-            else f"{sizes[smallest]:,} {'image' if sizes[smallest] == 1 else 'images'} each to train on",
         )
-    )
+    lines.append(("classes", classes))
 
     shown = steps_per_epoch(len(train), global_batch=global_batch, repeats=repeats) * global_batch // repeats
     if shown < len(train):
-        lines.append(
-            (
-                "left over",
-                f"{len(train) - shown:,} of the {len(train):,} images in each epoch, different ones each time: "
-                "an epoch has only full batches",
-            )
-        )
+        left_over = f"{len(train) - shown:,} of the {len(train):,} images in each epoch, different ones each time"
+        lines.append(("left over", f"{left_over}: an epoch has only full batches"))
     return lines
 
 

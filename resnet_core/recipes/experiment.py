@@ -151,7 +151,7 @@ def make_trainer(
     if report is None:
         hidden = scores_to_hide(len(dataset.class_names))
         report = Report(quiet=quiet or not world.is_main, hidden=hidden)
-    about = None
+    about: dict[str, Any] = {}
     if folder and world.is_main:  # which alone writes checkpoints
         about = {"recipe": to_toml(recipe), "data": experiment.data_identity, "torch": torch.__version__}
     return Trainer(

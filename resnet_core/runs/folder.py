@@ -179,43 +179,36 @@ class RunFolder:
         return _as_recipe(read_toml(self._recipe), str(self._recipe))
 
     def write_recipe(self, recipe: Recipe) -> None:
-        with write_errors(self.path):
-            replace_file(self._recipe, to_toml(recipe).encode())
+        self._write(self._recipe, to_toml(recipe).encode())
 
     def read_environment(self) -> dict[str, Any]:
         """What the run was computed on; empty as long as that is unknown. Raises ValueError for a damaged file."""
-        try:
-            return json.loads(self._environment.read_bytes()) if self._environment.exists() else {}
-        except ValueError as error:
-            raise ValueError(f"{self._environment} is not JSON ({error}); remove it to continue") from error
+        return _from_json(self._environment, remedy="remove it to continue") or {}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        with write_errors(self.path):
-            replace_file(self._environment, as_json(environment))
+        self._write(self._environment, as_json(environment))
 
     def write_files(self, files: Sequence[FileRecord]) -> None:
         """Writes the files that the run is trained and evaluated on, of data in files."""
         if files:
-            with write_errors(self.path):
-                replace_file(self._data, to_csv(files))
+            self._write(self._data, to_csv(files))
 
     def read_result(self) -> dict[str, float] | None:
         """The result of a finished run, None if the run is not finished. Raises ValueError for a damaged file."""
-        try:
-            return json.loads(self._result.read_bytes()) if self._result.exists() else None
-        except ValueError as error:
-            raise ValueError(f"{self._result} is not JSON ({error}); remove it, and the run ends again") from error
+        return _from_json(self._result, remedy="remove it, and the run ends again")
 
     def write_result(self, result: Mapping[str, float]) -> None:
-        with write_errors(self.path):
-            replace_file(self._result, as_json(result))
+        self._write(self._result, as_json(result))
 
     def write_lost_batch(self, record: Mapping[str, Any]) -> Path:
         """Writes which samples were in the batch of a step that could not be done, and returns the file's path."""
         path = self.path / "lost_batch.json"
-        with write_errors(self.path):
-            replace_file(path, as_json(record))
+        self._write(path, as_json(record))
         return path
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with write_errors(self.path):
+            replace_file(path, data)
 
 
 def read_recipe(folder: str | Path) -> Recipe:
@@ -250,6 +243,13 @@ def _as_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         sections[name] = {each.name: each.default for each in fields(config) if each.default is not MISSING}
     recipe: Recipe = from_mapping(Recipe, merged(sections, values), where)
     return recipe
+
+
+def _from_json(path: Path, *, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {remedy}") from error
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -82,6 +83,7 @@ class Progress:
     communication_wait: float
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """Trains `model` with `optimizer` on batches of `(inputs, targets)`.
 
@@ -96,58 +98,37 @@ class Trainer:
     and raises StoppedError.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        world: World,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
-        lr_fn: Callable[[int], float],
-        train_loader: TrainingBatches,
-        eval_loader: EvaluationBatches,
-        score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
-        prepare_inputs: Callable[[Tensor], Tensor] = unchanged,
-        max_gradient_norm: float = math.inf,
-        average: WeightAverage | None = None,
-        run: RunConfig | None = None,
-        report: Report | None = None,
-        folder: str | Path | None = None,
-        about: Mapping[str, Any] | None = None,
-        score_name: str = "top1",
-        stop_asked: Callable[[], bool] = lambda: False,
-        seed: int = 0,
-    ) -> None:
-        self.config = config
-        self.world = world
-        self.model = prepare_model(model, config, world)
-        self.replica = world.wrap(self.model)
-        self.optimizer = optimizer
-        self.average = average
-        self.prepare_inputs = prepare_inputs
-        self.loss_fn = loss_fn
-        self.lr_fn = lr_fn
-        self.max_gradient_norm = max_gradient_norm
-        self.seed = seed
+    config: TrainConfig
+    model: nn.Module
+    optimizer: Optimizer
+    _: KW_ONLY
+    world: World
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    lr_fn: Callable[[int], float]
+    train_loader: TrainingBatches
+    eval_loader: EvaluationBatches
+    score_fn: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+    prepare_inputs: Callable[[Tensor], Tensor] = unchanged
+    max_gradient_norm: float = math.inf
+    average: WeightAverage | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    report: Report = field(default_factory=partial(Report, quiet=True))
+    folder: str | Path | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    score_name: str = "top1"
+    stop_asked: Callable[[], bool] = lambda: False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.model = prepare_model(self.model, self.config, self.world)
+        self.replica = self.world.wrap(self.model)
         self.compute_gradients: Callable[[Tensor, Tensor], Tensor] = self._compute_gradients
-        if config.cuda_graphs:
+        if self.config.cuda_graphs:
             self.compute_gradients = RecordedGradients(
-                self._compute_gradients, self.model, memory_format=input_format(config)
+                self._compute_gradients, self.model, memory_format=input_format(self.config)
             )
-
-        self.train_loader = train_loader
-        self.eval_loader = eval_loader
-        self.score_fn = score_fn
-        self.num_steps = config.epochs * len(train_loader)
-
-        self.run = run or RunConfig()
-        self.report = report or Report(quiet=True)
-        self.stop_asked = stop_asked
-        self.folder = Path(folder) if folder else None
-        self.writer = CheckpointWriter(folder, keep=self.run.keep_checkpoints) if folder else None
-        self.about = dict(about or {})
-        self.score_name = score_name
+        self.num_steps = self.config.epochs * len(self.train_loader)
+        self.writer = CheckpointWriter(self.folder, keep=self.run.keep_checkpoints) if self.folder else None
 
         self.step = 0  # optimizer steps done
         self.saved_step = -1  # the step of the newest checkpoint
@@ -446,8 +427,9 @@ class Trainer:
         self.restored = True
         if self.folder is None:
             return
+        folder = Path(self.folder)
         resumed = resume(
-            self.folder,
+            folder,
             self._learned(),
             steps_per_epoch=len(self.train_loader),
             num_steps=self.num_steps,
@@ -462,5 +444,5 @@ class Trainer:
         self.seconds = resumed.seconds
         if resumed.was_renumbered:
             self.saved_step = -1
-            renumber(self.folder, self.step, self.save, self.world)
+            renumber(folder, self.step, self.save, self.world)
         self.report.say(f"continuing from step {self.step}/{self.num_steps}")

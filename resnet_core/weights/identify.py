@@ -136,11 +136,11 @@ def identify(body: Body, key: str, tensors: Mapping[str, Tensor]) -> FoundNetwor
 
 def depths(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The number of blocks of each stage, by the names."""
-    places = [match for name in tensors if (match := re.match(r"layer(\d+)\.(\d+)\.", name))]
-    last = {int(match[1]): 0 for match in places}
-    for match in places:
-        last[int(match[1])] = max(last[int(match[1])], int(match[2]) + 1)
-    return tuple(last[stage] for stage in sorted(last))
+    blocks: dict[int, int] = {}
+    for match in filter(None, (re.match(r"layer(\d+)\.(\d+)\.", name) for name in tensors)):
+        stage, block = map(int, match.groups())
+        blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    return tuple(blocks[stage] for stage in sorted(blocks))
 
 
 def models_of_depth(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -12,6 +12,7 @@ import pickletools
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
@@ -34,6 +35,7 @@ STORAGE_TYPE = re.compile(r"torch\.(?:cuda\.|storage\.)?(\w+Storage)")
 TENSOR_TYPE = re.compile(r"torch\.(?:cuda\.)?\w*Tensor")  # the types of tensors up to torch 0.3
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Inert:
     """Stands where a pickle has something other than a plain value or a tensor. It does nothing.
 
@@ -42,38 +44,32 @@ class Inert:
     added, `entries` were set under keys.
     """
 
-    __slots__ = ("arguments", "became", "elements", "entries", "kind", "state")
-
-    def __init__(self, kind: str, arguments: Any = None) -> None:
-        self.kind = kind
-        self.arguments = arguments
-        self.state: Any = None
-        self.elements: list[Any] = []
-        self.entries: dict[Any, Any] = {}
-        self.became: Tensor | None = None
+    kind: str
+    arguments: Any = None
+    state: Any = None
+    elements: list[Any] = field(default_factory=list)
+    entries: dict[Any, Any] = field(default_factory=dict)
+    became: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"<inert {self.kind[:80]}>"
 
 
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class Storage(Inert):
     """Numbers that tensors are views of; `untyped` is None where the file has none to read, or quantized ones."""
 
-    __slots__ = ("dtype", "size", "untyped")
-
-    def __init__(self, kind: str, dtype: torch.dtype, size: int, untyped: torch.UntypedStorage | None) -> None:
-        super().__init__(kind, ())
-        self.dtype = dtype
-        self.size = size
-        self.untyped = untyped
+    dtype: torch.dtype
+    size: int
+    untyped: torch.UntypedStorage | None
 
 
+@dataclass
 class Storages:
     """Finds the storages that a pickle refers to. `take(key, size)` makes one of `size` bytes from the file."""
 
-    def __init__(self, take: Callable[[str, int], torch.UntypedStorage]) -> None:
-        self.take = take
-        self.found: dict[str, Storage] = {}
+    take: Callable[[str, int], torch.UntypedStorage]
+    found: dict[str, Storage] = field(default_factory=dict)
 
     def __call__(self, reference: Any) -> Any:
         """The storage of a persistent id, as torch.save writes it. Raises ValueError for another."""
@@ -96,11 +92,14 @@ class Storages:
         size = count * dtype.itemsize
         if key not in self.found:
             empty = location == "meta" or dtype in QUANTIZED
-            self.found[key] = Storage(kind, dtype, size, None if empty else self.take(key, size))
+            untyped = None if empty else self.take(key, size)
+            self.found[key] = Storage(kind, dtype=dtype, size=size, untyped=untyped)
         storage = self.found[key]
         if storage.size != size:
             raise ValueError(f"the pickle claims {storage.size} and {size} bytes for the same storage {key[:80]!a}")
-        return storage if storage.dtype == dtype else Storage(kind, dtype, size, storage.untyped)
+        if storage.dtype == dtype:
+            return storage
+        return Storage(kind, dtype=dtype, size=size, untyped=storage.untyped)
 
     def part(self, storage: Storage, key: str, offset: int, count: int) -> Storage:
         """A storage that is a part of another, as torch before 0.4 wrote them."""
@@ -108,7 +107,7 @@ class Storages:
         if not 0 <= start <= start + size <= storage.size:
             raise ValueError(f"the pickle's storage {str(key)[:80]!a} lies outside of the storage that it is a part of")
         untyped = None if storage.untyped is None else storage.untyped[start : start + size]
-        return Storage(storage.kind, storage.dtype, size, untyped)
+        return Storage(storage.kind, dtype=storage.dtype, size=size, untyped=untyped)
 
 
 class Budget:

@@ -49,11 +49,12 @@ def trainer(folder=None, *, make_optimizer=sgd, report=None, model=None, loss_fn
         "score_fn": classification_sums,
         "seed": 5,
         "run": RunConfig(log_every_steps=2),
+        "report": report or Report(quiet=True),
         **(more or {}),
     }
     config = TrainConfig(epochs=EPOCHS, **config)
     optimizer = make_optimizer(model)
-    return Trainer(config, model, optimizer, world=World(), loss_fn=loss_fn, report=report, folder=folder, **options)
+    return Trainer(config, model, optimizer, world=World(), loss_fn=loss_fn, folder=folder, **options)
 
 
 def assert_same_state(one, other):
