@@ -12,14 +12,13 @@ from PIL import features
 
 from resnet_core.data.folders import WHOLE, FolderOptions, OwnImages, check_source, folders_in
 from resnet_core.data.images import HASHES, MOST_BITS, ImageError, Listing, list_folder, opened, read_image
-from resnet_core.data.loaders import KeyedLoader
+from resnet_core.data.loaders import in_groups
 from resnet_core.data.manifest import FileRecord, hash_of, record_of, to_csv
 from resnet_core.data.splits import Dataset, ImageFiles
 from resnet_core.foundation.atomic import replace_file
 
 MOST_HEADERS = 20_000  # files, of which the headers are read in two seconds
 MOST_SHOWN = 3
-FILES_AT_A_TIME = 16  # that a worker examines
 EXCLUDE_HEAD = "# Images that `resnet-core data check` found; `--data.exclude` leaves them out of training.\n"
 
 
@@ -76,25 +75,15 @@ def check_images(
         raise ValueError(f"{path} holds no images{skips}; name the folder of the images")
 
     # Each file is decoded and hashed once.
-    groups = [names[start : start + FILES_AT_A_TIME] for start in range(0, len(names), FILES_AT_A_TIME)]
-    loader = KeyedLoader(partial(examined, root, bits), workers=min(workers, len(groups)))
-    problems: dict[str, str] = {}
-    records: list[FileRecord] = []
-    done = 0
-    for group, results in zip(groups, loader.iterate(groups), strict=True):
-        for name, (record, reason) in zip(group, results, strict=True):
-            records += [record] if record else []
-            if reason:
-                problems[name] = reason
-        done += len(group)
-        advance(done, len(names))
+    results = list(in_groups(partial(examined, root, bits), names, workers=workers, advance=advance))
+    records = [record for record, _ in results if record]
     hashes_note = write_hashes(root, records)
 
     return CheckReport(
         path=str(path),
         decoder=decoder(),
         images=len(names),
-        unreadable=tuple(Problem(name, reason) for name, reason in problems.items()),
+        unreadable=tuple(Problem(name, reason) for name, (_, reason) in zip(names, results, strict=True) if reason),
         duplicates=duplicates(parts, {each.path: each.sha256 for each in records}),
         skipped="; ".join(filter(None, (str(skipped), hashes_note))),
     )

@@ -28,6 +28,7 @@ Batch = tuple[Tensor, Tensor]
 TrainKey = tuple[int, int, Sequence[tuple[int, int]]]  # epoch, position, the batch's (sample, copy)
 
 BATCHES_AHEAD = 4  # that each worker prepares while the network computes
+FILES_AT_A_TIME = 16  # that a worker gets, where each is read once
 
 
 def stacked(images: Images) -> Tensor:
@@ -189,6 +190,25 @@ class KeyedLoader:
             if isinstance(batch, WorkerError):
                 raise batch
             yield batch
+
+
+def in_groups(
+    make: Callable[[Sequence[Any]], list[Any]],
+    items: Sequence[Any],
+    *,
+    workers: int,
+    advance: Callable[[int, int], object],
+) -> Iterator[Any]:
+    """What `make(group)` makes of each item, in order, where workers get groups of files.
+
+    `advance(done, total)` is called as items are done.
+    """
+    groups = [items[start : start + FILES_AT_A_TIME] for start in range(0, len(items), FILES_AT_A_TIME)]
+    done = 0
+    for results in KeyedLoader(make, workers=min(workers, len(groups))).iterate(groups):
+        yield from results
+        done += len(results)
+        advance(done, len(items))
 
 
 @contextmanager

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_core.data.images import SETTINGS_OF_COPY, ImageError, list_folder, read_image
-from resnet_core.data.loaders import KeyedLoader
+from resnet_core.data.loaders import in_groups
 from resnet_core.foundation.atomic import replace_file, replacing
 from resnet_core.foundation.errors import shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FILES_AT_A_TIME = 16  # that a worker makes
 JPEG_ENDINGS = (".jpg", ".jpeg")
 WRITTEN, KEPT = "written", "kept"
 
@@ -68,12 +67,7 @@ def resize_images(
     start_copy(destination, source, {"source": str(source.resolve()), "shorter_side": shorter_side, "quality": quality})
 
     pairs = [(source / name, destination / copy) for name, copy in copies.items()]
-    groups = [pairs[start : start + FILES_AT_A_TIME] for start in range(0, len(pairs), FILES_AT_A_TIME)]
-    loader = KeyedLoader(partial(copied, shorter_side, quality), workers=min(workers, len(groups)))
-    outcomes: list[str] = []
-    for results in loader.iterate(groups):
-        outcomes += results
-        advance(len(outcomes), len(pairs))
+    outcomes = list(in_groups(partial(copied, shorter_side, quality), pairs, workers=workers, advance=advance))
 
     notes = [f"skipped: {listing}"] if str(listing) else []
     if extra := sorted(set(list_folder(destination).images) - set(copies.values())):

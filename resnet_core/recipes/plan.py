@@ -26,26 +26,15 @@ COLUMNS = 60
 class Plan:
     """What a run that has not begun would do."""
 
-    model: str
-    weights: str
-    """What it starts from; empty if random."""
+    experiment: Experiment
     parameters: int
     frozen: int
     """Of these, the ones that keep their values."""
-    training_samples: int
-    test_samples: int
-    data: tuple[tuple[str, str], ...]
-    """What there is to know of the data, as label and text of each line."""
     image_sizes: str
     """Pixels, in training and in evaluation."""
-    epochs: int
-    steps_per_epoch: int
     processes: int
     batch: int
     """Samples of one process in one step."""
-    accumulation: int
-    fast: bool
-    """Whether settings are chosen by a measurement before the run begins."""
     lr_fn: Schedule
     weights_bytes: int
     """Of weights, gradients, optimizer state and average, in each process."""
@@ -53,27 +42,29 @@ class Plan:
     """Kept for the backward of one part of a batch, in each process."""
 
     def __str__(self) -> str:
-        steps = self.epochs * self.steps_per_epoch
+        recipe = self.experiment.recipe
+        model, train = recipe.model, recipe.train
+        steps = train.epochs * self.lr_fn.steps_per_epoch
         rates = [self.lr_fn(step * (steps - 1) // max(COLUMNS - 1, 1)) for step in range(COLUMNS)]
         peak = max(rates)
         curve = "".join(BARS[math.ceil(rate / peak * len(BARS)) - 1 if rate > 0 else 0] for rate in rates)
 
-        parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
-        epochs = "epoch" if self.epochs == 1 else "epochs"
+        parts = f" in {train.accumulation} parts" if train.accumulation > 1 else ""
+        epochs = "epoch" if train.epochs == 1 else "epochs"
         count = "1 process" if self.processes == 1 else f"{self.processes} processes"
         frozen = f", {self.frozen:,} of them frozen" if self.frozen else ""
-        start = f", from the weights {self.weights}" if self.weights else ""
+        start = f", from the weights {model.weights}" if model.weights else ""
         fast = "fast           steps are measured before the first one, and what makes them faster is turned on"
         memory = [bytes_ / 2**30 for bytes_ in (self.weights_bytes, self.activation_bytes)]
 
         return "\n".join(
             [
-                f"model          {self.model}, {self.parameters:,} parameters{frozen}{start}",
-                *(f"{label:<15}{text}" for label, text in self.data),
-                f"steps          {steps:,}: {self.epochs} {epochs} of {self.steps_per_epoch:,}",
+                f"model          {model.name}, {self.parameters:,} parameters{frozen}{start}",
+                *(f"{label:<15}{text}" for label, text in self.experiment.data_lines),
+                f"steps          {steps:,}: {train.epochs} {epochs} of {self.lr_fn.steps_per_epoch:,}",
                 f"images         {self.image_sizes}",
                 f"batch          {count} x {self.batch} samples{parts}",
-                *[fast] * self.fast,
+                *[fast] * train.fast,
                 f"learning rate  {curve}",
                 f"               {rates[0]:.3g} first, {peak:.3g} at most, {rates[-1]:.3g} last",
                 f"memory         about {sum(memory):.2f} GiB a process: {memory[0]:.2f} for weights and optimizer, "
@@ -106,20 +97,12 @@ def make_plan(experiment: Experiment, processes: int = 1) -> Plan:
     bytes_each = 2 if recipe.train.precision == "bf16" else 4
 
     return Plan(
-        model=recipe.model.name,
-        weights=recipe.model.weights,
+        experiment=experiment,
         parameters=parameters,
         frozen=parameters - trained,
-        training_samples=len(dataset.train),
-        test_samples=len(dataset.test),
-        data=experiment.data_lines,
         image_sizes=f"{sizes} pixels in training, {evaluated} in evaluation",
-        epochs=recipe.train.epochs,
-        steps_per_epoch=len(train_loader),
         processes=processes,
         batch=batch,
-        accumulation=recipe.train.accumulation,
-        fast=recipe.train.fast,
         lr_fn=recipe.lr_fn(len(train_loader)),
         weights_bytes=4 * (parameters * copies + trained * trained_copies),
         activation_bytes=part * values * bytes_each,

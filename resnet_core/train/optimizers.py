@@ -72,7 +72,27 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.max_grad_norm must be positive (inf: no clipping), got {self.max_grad_norm}")
 
 
-class DecoupledSGD(Optimizer):
+class _Grouped(Optimizer):
+    """An optimizer whose `update` changes a group's parameters that have gradients, all at once."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Does one update; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self.update(parameters, [parameter.grad for parameter in parameters], group)
+        return loss
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class DecoupledSGD(_Grouped):
     """SGD with momentum and decoupled weight decay (Loshchilov & Hutter 2019, algorithm 1).
 
     Each step `w <- w * (1 - weight_decay * lr / initial_lr)`, then `v <- momentum * v + g` and `w <- w - lr * v`, or
@@ -92,25 +112,16 @@ class DecoupledSGD(Optimizer):
         for group in self.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Does one update; returns the closure's loss, if there is a closure."""
-        loss = _loss(closure)
-        for group in self.param_groups:
-            parameters, gradients = _with_gradients(group)
-            if not parameters:
-                continue
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        velocities = self._zeros_at_first(parameters)
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, gradients)
+        directions = velocities
+        if group["nesterov"]:
+            directions = list(torch._foreach_add(gradients, velocities, alpha=group["momentum"]))
 
-            velocities = self._zeros_at_first(parameters)
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, gradients)
-            directions = velocities
-            if group["nesterov"]:
-                directions = list(torch._foreach_add(gradients, velocities, alpha=group["momentum"]))
-
-            torch._foreach_mul_(parameters, 1 - group["weight_decay"] * (group["lr"] / group["initial_lr"]))
-            torch._foreach_add_(parameters, directions, alpha=-group["lr"])
-        return loss
+        torch._foreach_mul_(parameters, 1 - group["weight_decay"] * (group["lr"] / group["initial_lr"]))
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
     def _zeros_at_first(self, parameters: list[Tensor]) -> list[Tensor]:
         for parameter in parameters:
@@ -119,7 +130,7 @@ class DecoupledSGD(Optimizer):
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
 
-class Lamb(Optimizer):
+class Lamb(_Grouped):
     """Adam whose step, layer by layer, is as long as the weights are (You et al. 2020, arXiv:1904.00962, algorithm 2).
 
     With Adam's bias-corrected direction `r`, `u = r + weight_decay * w` and `w <- w - lr * (|w| / |u|) * u`. Where
@@ -137,21 +148,12 @@ class Lamb(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Does one update; returns the closure's loss, if there is a closure."""
-        loss = _loss(closure)
-        for group in self.param_groups:
-            parameters, gradients = _with_gradients(group)
-            if not parameters:
-                continue
-
-            updates = self._adam_directions(parameters, gradients, group)
-            if group["weight_decay"]:
-                torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-                torch._foreach_mul_(updates, _trust_ratios(parameters, updates))
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-        return loss
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        updates = self._adam_directions(parameters, gradients, group)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+            torch._foreach_mul_(updates, _trust_ratios(parameters, updates))
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
     def _adam_directions(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
@@ -188,18 +190,6 @@ class Lamb(Optimizer):
 def _trust_ratios(parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     pairs = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
     return [torch.where((weight > 0) & (update > 0), weight / update, 1.0) for weight, update in pairs]
-
-
-def _with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-    return parameters, [parameter.grad for parameter in parameters]
-
-
-def _loss(closure: Callable[[], float] | None) -> float | None:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 # Name -> optimizer of parameter groups. For parameters on a GPU torch's SGD chooses its "foreach" form, a few kernels

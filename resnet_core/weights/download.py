@@ -162,17 +162,15 @@ def _disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
 @contextmanager
 def _shown(url: str, path: Path, size: int | None, progress: bool) -> Iterator[Callable[[int], object]]:
     """Yields a function to call with each number of bytes received; it moves the bar where there is one."""
-    if not progress or not sys.stderr.isatty():
-        if progress:
-            length = "" if size is None else f", {size:,} bytes,"
-            print(f"fetching {url}{length} to {path}", file=sys.stderr)
-        yield lambda count: None
-        return
+    shows_bar = progress and sys.stderr.isatty()
+    if progress and not shows_bar:
+        length = "" if size is None else f", {size:,} bytes,"
+        print(f"fetching {url}{length} to {path}", file=sys.stderr)
 
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shows_bar) as bar:
         task = bar.add_task(path.name, total=size)
         yield lambda count: bar.advance(task, count)

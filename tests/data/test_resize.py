@@ -88,7 +88,7 @@ def test_an_interrupted_copy_goes_on_and_a_newer_image_is_copied_again(source, t
 
 
 def test_a_copy_that_is_ended_in_the_middle_holds_whole_files_and_goes_on(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("resnet_core.data.resize.FILES_AT_A_TIME", 2)
+    monkeypatch.setattr("resnet_core.data.loaders.FILES_AT_A_TIME", 2)
     copy = tmp_path / "copy"
 
     def end(done, total):
