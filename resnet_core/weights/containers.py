@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -295,27 +296,28 @@ def index_in(folder: Path) -> Path | None:
 def index_of(file: Path) -> Path | None:
     """The index beside a file that lists it as one of several; None where there is none that can be read."""
     for index in sorted(file.parent.glob("*.index.json")):
-        if not index.is_file() or index.stat().st_size > INDEX_LIMIT:
-            continue
-        try:
-            names = {*json.loads(index.read_bytes())["weight_map"].values()}
-        except MALFORMED:
-            continue
-        if len(names) > 1 and file.name in names:
-            return index
+        with suppress(*MALFORMED):
+            names = set(places_in(index).values())
+            if len(names) > 1 and file.name in names:
+                return index
     return None
 
 
-def read_shards(path: Path) -> dict[str, Any]:
-    """The tensors that an index lists, from the files that it names, which lie beside it."""
-    index = index_in(path) if path.is_dir() else path
-    if index is None or check_file(index) > INDEX_LIMIT:
+def places_in(index: Path) -> dict[str, str]:
+    """The file of each tensor that an index lists. Raises ValueError for a file that is no index."""
+    if check_file(index) > INDEX_LIMIT:
         raise ValueError(f"the index has more than {INDEX_LIMIT} bytes")
     listed = json.loads(index.read_bytes())
     places = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{index.name} has no weight_map from names to files")
+    return places
 
+
+def read_shards(path: Path) -> dict[str, Any]:
+    """The tensors that an index lists, from the files that it names, which lie beside it."""
+    index = (index_in(path) if path.is_dir() else None) or path
+    places = places_in(index)
     tensors: dict[str, Any] = {}
     for name in dict.fromkeys(places.values()):
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or name.endswith(".index.json"):

@@ -52,11 +52,6 @@ def same(ours, expected):
     assert ours == pytest.approx(expected, rel=1e-11)
 
 
-def test_warm_up_is_linear_and_ends_at_the_peak():
-    ours = rates(peak=2.0, steps_per_epoch=2, epochs=5, warmup_epochs=2)
-    assert ours[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-
-
 @pytest.mark.parametrize("final_lr", [0.0, 0.01])
 def test_cosine_is_torchs(final_lr):
     expected = torchs(lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL, eta_min=final_lr))

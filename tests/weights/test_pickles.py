@@ -21,7 +21,7 @@ from torch import nn
 
 from resnet_core.weights import WeightsError, inspect_weights
 from resnet_core.weights.containers import read_container
-from resnet_core.weights.pickles import DTYPES, Budget, Inert, Unpickler, module_tensors, walk
+from resnet_core.weights.pickles import Budget, Inert, Unpickler, module_tensors, walk
 from tests.weights import hostile
 
 
@@ -228,10 +228,6 @@ def test_walking_ends_for_content_that_holds_itself_or_one_value_many_times():
     content["self"] = content
     assert sum(1 for _ in walk(content)) < 1000
     assert dict(walk({"a": [{"b": 1}]}))["a", "0", "b"] == 1
-
-
-def test_every_dtype_that_torch_names_is_known():
-    assert DTYPES["torch.float8_e4m3fn"] == torch.float8_e4m3fn
 
 
 # Hostile neighbours.

@@ -20,7 +20,6 @@ from resnet_core.weights import (
     containers,
     files,
     find_weights,
-    load_weights,
     pretrained,
     read_info,
     torch_files,
@@ -133,18 +132,6 @@ def test_a_file_that_says_nothing_gives_the_number_of_classes(tmp_path):
         resnet_core.resnet18(weights=path, num_classes=8)
     with pytest.raises(WeightsError, match="holds weights of resnet18, not resnet34"):
         resnet_core.resnet34(weights=path)
-
-
-def test_a_new_head_keeps_the_body(tmp_path):
-    theirs = trained(num_classes=7)
-    path = tmp_path / "theirs.safetensors"
-    write_weights(path, theirs.state_dict())
-    model = resnet_core.resnet18(num_classes=3)
-    head = model.fc.weight.clone()
-    report = load_weights(model, path, new_head=True)
-    assert report.dropped == ("fc.bias", "fc.weight")
-    assert same_bits(model.fc.weight, head)
-    assert same_bits(model.conv1.weight, theirs.conv1.weight)
 
 
 def test_a_run_s_file_says_what_it_is(digits_run):
