@@ -177,6 +177,7 @@ def steps(monkeypatch):
     counted(torch_files, "unpickle_zip")
     counted(files, "find_faults")
     counted(pretrained, "fetch")
+    counted(pretrained, "build_on_meta")
     counted(pretrained, "build")
     return taken
 
@@ -186,7 +187,7 @@ def test_a_file_is_read_checked_and_built_once_whoever_asks(tmp_path, steps):
     file = tmp_path / "model.safetensors"
     write_weights(file, model.state_dict(), WeightsInfo(model="resnet18", config={"num_classes": 7}))
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    once = ["read_header", "load", "build", "find_faults", "build"]
+    once = ["read_header", "load", "build_on_meta", "find_faults", "build"]
     for load in (load_model, lambda path: resnet_core.resnet18(weights=path)):
         steps.clear()
         load(file)
@@ -196,14 +197,14 @@ def test_a_file_is_read_checked_and_built_once_whoever_asks(tmp_path, steps):
     assert steps == once
     steps.clear()
     load_model(tmp_path / "model.pth", model="resnet18")
-    assert steps == ["unpickle_zip", "build", "find_faults", "build"]
+    assert steps == ["unpickle_zip", "build_on_meta", "find_faults", "build"]
 
 
 def test_a_published_set_is_built_on_meta_then_fetched_and_fitted_once_whoever_asks(published, steps):
     for load in (lambda: load_model("resnet18:IMAGENET1K_V1"), lambda: resnet_core.resnet18(weights="DEFAULT")):
         steps.clear()
         load()
-        assert steps == ["build", "fetch", "unpickle_zip", "find_faults", "build"]
+        assert steps == ["build_on_meta", "fetch", "unpickle_zip", "find_faults", "build"]
 
 
 def test_weights_take_as_much_randomness_as_a_network_without_them(published):
