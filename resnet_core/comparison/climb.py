@@ -177,6 +177,9 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
 
     names = twins.tensor_names
     renamed = {key._replace(tensor=names.get(key.tensor, key.tensor)): value for key, value in outcome.items()}
+    for key, value in reference.items():
+        if key.tensor and key in renamed and renamed[key].numel() == value.numel():  # a kernel, kept as a matrix
+            renamed[key] = renamed[key].reshape(value.shape)
 
     def exact() -> Outcome:
         with in_float64():
@@ -193,7 +196,8 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
 
 def run_copy(run: Run, model: nn.Module, twins: Twins) -> Outcome:
     """What happens to a copy of the model; random layers draw the same numbers each time."""
-    model = copied(model)
     torch.manual_seed(1)
+    form = torch.channels_last if twins.channels_last else torch.preserve_format
+    model = copied(model).to(memory_format=form)
     dtype = next((parameter.dtype for parameter in model.parameters()), twins.inputs.dtype)
-    return run(model, twins.inputs.to(dtype, copy=True), twins.labels)
+    return run(model, twins.inputs.to(dtype, copy=True, memory_format=form), twins.labels)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from resnet_core.comparison.edits import Differences, compare_structures
 from resnet_core.comparison.imports import with_place
-from resnet_core.comparison.layers import Layer, count
+from resnet_core.comparison.layers import count
 from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
 from resnet_core.comparison.references import Reference, for_images, on_meta
 from resnet_core.comparison.structure import Block, Structure, structure_of
@@ -139,7 +139,8 @@ class Examined:
             finally:
                 self.network.eval()
             left = {name: value.clone() for name, value in self.network.named_buffers()}
-        return run, structure_of(run, self.like), left
+        structure = structure_of(run, self.like)
+        return run, structure if fixed_sizes(self.evaluation) else without_fixed_pools(structure), left
 
     @cached_property
     def unexplained(self) -> str | None:
@@ -150,7 +151,6 @@ class Examined:
             return None
         run, structure, left = self.trained
         with restored_buffers(self.network):
-            torch.manual_seed(1)
             place = first_unfaithful(structure, run, 2 * self.inputs + 1)
             tracked = {name for each in run.operations if "norm" in each.function for name in each.tensors.values()}
             for name, value in self.network.named_buffers():
@@ -185,25 +185,28 @@ def first_unfaithful(structure: Structure, run: Trace, inputs: Tensor) -> str | 
 
 def resized(structure: Structure, network: nn.Module, inputs: Tensor, like: Structure | None) -> Structure:
     """The structure, in which a pool over the whole map is fixed only where other images show that it is."""
-
-    def is_fixed(layer: Layer) -> bool:
-        return layer.kind == "pool" and bool(layer.settings.get("fixed"))
-
-    if not any(map(is_fixed, structure.head)):
+    if not fixed_sizes(structure):
         return structure
     larger = torch.nn.functional.interpolate(inputs, scale_factor=2)
     try:
         again = structure_of(trace(network, larger, fingerprints=False), like)
     except Exception:  # whatever the network raises on another size
         return structure
-    sizes = [layer.settings["fixed"] for layer in again.head if is_fixed(layer)]
-    head = tuple(
-        replace(layer, settings={**layer.settings, "fixed": None})
-        if is_fixed(layer) and sizes and layer.settings["fixed"] not in sizes
-        else layer
+    return structure if fixed_sizes(again) in ([], fixed_sizes(structure)) else without_fixed_pools(structure)
+
+
+def fixed_sizes(structure: Structure) -> list[Any]:
+    """The sizes of the head's pools that have the size of the map."""
+    return [layer.settings["fixed"] for layer in structure.head if layer.settings.get("fixed")]
+
+
+def without_fixed_pools(structure: Structure) -> Structure:
+    """The structure, in which the head's pools take maps of any size."""
+    head = [
+        replace(layer, settings={**layer.settings, "fixed": None}) if layer.settings.get("fixed") else layer
         for layer in structure.head
-    )
-    return replace(structure, head=head)
+    ]
+    return replace(structure, head=tuple(head))
 
 
 def explain(ours: Examined, theirs: Examined) -> Diagnosis:
@@ -242,7 +245,8 @@ def mistakes_between(ours: Structure, theirs: Structure, training: bool = False)
     for name, changed in whole_changes(ours, theirs, training):
         left = compare_structures(ours, changed)
         if left.cost + 2 < best[0]:
-            first = next((edit for edit in differences.edits if edit.place.stage), differences.edits[0])
+            in_blocks = [edit for edit in differences.edits if edit.place.stage]
+            first = next((edit for edit in in_blocks if edit.layer), [*in_blocks, *differences.edits][0])
             best = (left.cost + 2, [Mistake(name, (first,))], left, changed)
     _, before, differences, theirs = best
     return [*before, *name_mistakes(differences, ours, theirs)]
@@ -336,6 +340,7 @@ def name_of(structure: Structure) -> str | None:
     return name if name in MODELS else None
 
 
+GATE = "a gate on the branch", "no gate", "remove the gate"
 IN_WORDS = {
     "pre-activation order": (
         "norm, activation, convolution",
@@ -352,7 +357,15 @@ IN_WORDS = {
         "it begins at the block's input",
         "add the block's input",
     ),
-    "squeeze-and-excitation": ("a gate on the branch", "no gate", "remove the gate"),
+    "squeeze-and-excitation": GATE,
+    "channel attention": GATE,
+    "efficient channel attention": GATE,
+    "spatial attention": GATE,
+    "deep stem": (
+        "several 3x3 convolutions",
+        "a single convolution",
+        "write a single convolution, norm and activation",
+    ),
     "normalised input": ("the network normalises the images", "it takes them as they are", "normalise them before it"),
     "identity shortcut without projection": (
         "zeros in the new channels",

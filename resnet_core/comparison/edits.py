@@ -151,7 +151,7 @@ def of_layers(
         elif layer is not None and other is None:
             yield Edit("extra", place, layer.kind, layer=layer)
         elif layer is not None and other is not None:
-            for name in sorted({*layer.settings, *other.settings}):
+            for name in compared_settings(layer, other):
                 values = layer.settings.get(name), other.settings.get(name)
                 if values[0] != values[1]:
                     yield Edit("setting", place, layer.kind, name, *values, layer, other)
@@ -160,19 +160,28 @@ def of_layers(
         before = layer or before
 
 
+def compared_settings(layer: Layer, other: Layer) -> list[str]:
+    """The names of the settings that two layers may differ in: for another norm or activation, only that it is one."""
+    for name in ("type", "name"):
+        if layer.kind in ("norm", "act") and layer.settings.get(name) != other.settings.get(name):
+            return [name]
+    return sorted({*layer.settings, *other.settings})
+
+
 BLOCK_GAP = 6.0
 DIFFERENT_SETTING = {"kernel": 0.4, "type": 0.4, "name": 0.4}
 
 
 def unlikeness(layer: Layer, other: Layer) -> float:
-    """0 for the same layer, below 1 for one with other settings, above two gaps for another kind of layer."""
+    """Below 1 for the same kind of layer, less for a convolution, on which a block hangs; above two gaps for others."""
     if layer.kind != other.kind or (layer.kind == "join" and len(layer.arms) != len(other.arms)):
         return 3.0
     if layer.kind == "other" and layer.settings["function"] != other.settings["function"]:
         return 3.0
     names = {*layer.settings, *other.settings}
     different = [name for name in names if layer.settings.get(name) != other.settings.get(name)]
-    return min(0.9, sum(DIFFERENT_SETTING.get(name, 0.1) for name in different))
+    cost = min(0.9, sum(DIFFERENT_SETTING.get(name, 0.1) for name in different))
+    return cost - 0.5 if layer.kind == "conv" else cost
 
 
 def weight(edit: Edit) -> float:

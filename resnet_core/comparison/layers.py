@@ -41,12 +41,7 @@ class Layer:
             return RUN.get(self.kind, replay)(self, x)
         if len(self.arms) == 1:
             return run(self.arms[0], x)
-
-        # Random layers draw their numbers in the order in which they ran.
-        results: list[Tensor] = [x] * len(self.arms)
-        for number in sorted(range(len(results)), key=lambda each: [part.operation.number for part in self.arms[each]]):
-            results[number] = run(self.arms[number], x)
-        return replay(self, *results)
+        return replay(self, *(run(arm, x) for arm in self.arms))
 
 
 JOINS = ("add", "mul", "maximum", "cat")
@@ -204,12 +199,14 @@ def padding(operation: Operation) -> Recognised:
 
 
 def concatenation(operation: Operation) -> Recognised:
-    """Zeros as new channels, before and after the old."""
+    """Zeros as new channels, before and after the old; or other constants, such as the coordinates of pixels."""
     tensors = operation.arguments["tensors"]
     place = next(number for number, each in enumerate(tensors) if isinstance(each, Result))
-    leaves = [each.value for each in tensors if isinstance(each, Leaf)]
-    if len(leaves) != len(tensors) - 1 or any(leaf.any() for leaf in leaves) or operation.arguments.get("dim", 0) != 1:
+    leaves = [each.value for each in tensors if isinstance(each, Leaf) and not each.learned]
+    if len(leaves) != len(tensors) - 1 or operation.arguments.get("dim", 0) != 1:
         return None
+    if any(leaf.any() for leaf in leaves):
+        return "constants", {"channels": sum(leaf.shape[1] for leaf in leaves)}
     counts = [each.value.shape[1] if isinstance(each, Leaf) else 0 for each in tensors]
     return "new channels", {"before": sum(counts[:place]), "after": sum(counts[place:])}
 
@@ -287,6 +284,7 @@ RECOGNISE: dict[str, Callable[[Operation], Recognised]] = {
     "concat": concatenation,
     "__getitem__": indexing,
     "flip": flip,
+    "fold": lambda operation: ALIAS if whole(operation.arguments.get("kernel_size")) == 1 else None,
     "interpolate": lambda operation: ("resize", {"size": operation.shape[-2:]}),
     **dict.fromkeys(("mul", "div", "add", "sub"), arithmetic),
     **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), dropout),
@@ -394,6 +392,8 @@ def replay(layer: Layer, *inputs: Tensor) -> Tensor:
         value = values[each.number]
         return (value.reshape(each.shape) if value.numel() == math.prod(each.shape) else value).clone()
 
+    if layer.operation.seed is not None:
+        torch.manual_seed(layer.operation.seed)
     function, args, kwargs = layer.operation.call
     result = function(*mapped(filled, args), **mapped(filled, kwargs))
     if isinstance(result, Tensor):

@@ -58,6 +58,12 @@ PUBLISHED = (
         ),
     ),
     Published("SE-{}", frozenset({"squeeze-and-excitation"}), "Hu et al. 2018, arXiv:1709.01507"),
+    Published("ECA-{}", frozenset({"efficient channel attention"}), "Wang et al. 2020, arXiv:1910.03151"),
+    Published(
+        "CBAM-{}",
+        frozenset({"channel attention by average and max pools", "spatial attention"}),
+        "Woo et al. 2018, arXiv:1807.06521",
+    ),
 )
 
 
@@ -196,8 +202,9 @@ def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differenc
 
 
 def is_moved(edit: Edit, left: Sequence[Edit]) -> bool:
-    """Whether a missing layer stands a little further on."""
-    return any((each.action, each.kind, each.place) == ("extra", edit.kind, edit.place) for each in left)
+    """Whether a missing layer stands a little further on: behind another one, or behind the addition."""
+    same = [each for each in left if (each.action, each.kind) == ("extra", edit.kind)]
+    return any(each.place in (edit.place, replace(edit.place, part="after", slot=0)) for each in same)
 
 
 def setting_name(edit: Edit) -> str:
@@ -238,6 +245,7 @@ SPECIAL_SCOPES = {
 
 
 def with_scope(name: str, scope: str) -> str:
+    name = name.removesuffix(" on every block") if scope else name
     between = "" if not scope or scope.startswith(",") else " "
     return SPECIAL_SCOPES.get((name, scope), f"{name}{between}{scope}")
 

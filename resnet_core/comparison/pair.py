@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resnet_core.comparison.networks import with_place
-from resnet_core.comparison.trace import Leaf, Operation, Trace, copied, perturb_constants, trace
+from resnet_core.comparison.trace import IMAGES, VIEWS, Leaf, Operation, Trace, copied, perturb_constants, trace
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -40,6 +41,8 @@ class Pair:
     """Modules with weights that never run."""
     casts: tuple[Operation, ...]
     """Where the networks ask for float32 or less."""
+    channels_last: bool
+    """Whether the first network computes with its channels last in memory, where torch rounds differently."""
 
     @property
     def comparable(self) -> bool:
@@ -65,7 +68,7 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
                 f"no layer of the {which} network reads the images: torch loses them on the way, as it does where a "
                 "forward goes through numpy or .data; keep them tensors"
             )
-    pairs, unmatched = align(ours, theirs)
+    pairs, unmatched = align(ours, theirs, *(run.operations for run in runs))
     names = tensor_names(pairs, first, second)
     lost = [each for each in (*ours, *theirs) if each not in {one for pair in pairs for one in pair}]
 
@@ -82,6 +85,7 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
         only_heads_differ={*lost} == {ours[-1], theirs[-1]} and all(each.function == "linear" for each in lost),
         unused=[path for model, run in zip(models, runs, strict=True) for path in unused_modules(model, run)],
         casts=tuple(cast for run in runs for cast in run.casts),
+        channels_last=runs[0].channels_last,
     )
 
 
@@ -121,9 +125,15 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
     if not isinstance(output, Tensor):
         raise TypeError(
             f"{type(model).__name__} returns a {type(output).__name__}, not a tensor; wrap it in a module that "
-            "returns the logits"
+            f"returns the logits{place_of_logits(output)}"
         )
     return model, generator, output
+
+
+def place_of_logits(output: Any) -> str:
+    """The index or key of the first matrix in a network's outputs, in words; empty where there is none."""
+    items = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
+    return next((f", network(x)[{key!r}]" for key, each in items if isinstance(each, Tensor) and each.dim() == 2), "")
 
 
 Weights = tuple[str, ...]
@@ -150,21 +160,24 @@ def first_runs(operations: Iterable[Operation]) -> list[Operation]:
     return [*first.values()]
 
 
-def align(ours: list[Operation], theirs: list[Operation]) -> tuple[list[tuple[Operation, Operation]], list[str]]:
+def align(
+    ours: list[Operation], theirs: list[Operation], all_ours: list[Operation], all_theirs: list[Operation]
+) -> tuple[list[tuple[Operation, Operation]], list[str]]:
     """Our operations with weights beside theirs, and those of either that have no counterpart, in words.
 
     Convolutions and linear layers are matched in the order in which they run, by their weights' shapes and by whether
-    they share their input with another: a projection does, a block's later convolutions do not. What follows one of
-    them, a norm, is matched with what follows its counterpart.
+    they share their input with another: a projection does, a block's later convolutions do not. A matrix is matched
+    with a kernel of as many rows and numbers. What follows one of them, a norm, is matched with what follows its
+    counterpart.
     """
     pairs: dict[Operation, Operation] = {}
     taken: set[Operation] = set()
 
     # Convolutions and linear layers: first those that share their input alike, then any of the same shape.
-    for exact in (True, False):
+    for exact, form in ((True, weight_shape), (False, weight_shape), (False, as_matrix)):
         for one in (one for one in ours if is_weighted(one) and one not in pairs):
             for other in theirs:
-                if other in taken or not is_weighted(other) or weight_shape(other) != weight_shape(one):
+                if other in taken or not is_weighted(other) or form(other) != form(one):
                     continue
                 if not exact or branches(one, ours) == branches(other, theirs):
                     pairs[one] = other
@@ -177,7 +190,7 @@ def align(ours: list[Operation], theirs: list[Operation]) -> tuple[list[tuple[Op
             for other in theirs:
                 if other in taken or shapes(other) != shapes(one):
                     continue
-                source, their_source = source_of(one, ours), source_of(other, theirs)
+                source, their_source = source_of(one, all_ours), source_of(other, all_theirs)
                 if not by_source or (source is not None and pairs.get(source) is their_source):
                     pairs[one] = other
                     taken.add(other)
@@ -191,7 +204,7 @@ def align(ours: list[Operation], theirs: list[Operation]) -> tuple[list[tuple[Op
 
 
 def shapes(operation: Operation) -> list[tuple[int, ...]]:
-    return [tuple(leaf.value.shape) for leaf in held(operation).values()]
+    return [leaf.shape for leaf in held(operation).values()]
 
 
 def is_weighted(operation: Operation) -> bool:
@@ -200,7 +213,19 @@ def is_weighted(operation: Operation) -> bool:
 
 def weight_shape(operation: Operation) -> tuple[int, ...]:
     """The shape of the largest of its tensors: a convolution's or linear layer's weight."""
-    return max(shapes(operation), key=lambda shape: (len(shape), math.prod(shape)))
+    return max(shapes(operation), key=lambda shape: (len(shape), math.prod(shape)), default=())
+
+
+def as_matrix(operation: Operation) -> tuple[int, int]:
+    """How many rows its weight has, and how many numbers are in each."""
+    rows, *rest = weight_shape(operation)
+    return rows, math.prod(rest)
+
+
+def roles(operation: Operation) -> dict[str, str]:
+    """What the operation's parameters and buffers are to it, whatever its function calls its weight -> their names."""
+    weight = max(operation.leaves, key=lambda role: len(operation.leaves[role].shape)) if is_weighted(operation) else ""
+    return {"weight" if role == weight else role: name for role, name in operation.tensors.items()}
 
 
 def branches(operation: Operation, operations: Sequence[Operation]) -> bool:
@@ -210,8 +235,17 @@ def branches(operation: Operation, operations: Sequence[Operation]) -> bool:
 
 
 def source_of(operation: Operation, operations: Sequence[Operation]) -> Operation | None:
-    """The operation with weights whose result this one reads as it is."""
-    return next((each for each in operations if is_weighted(each) and each.written == operation.read), None)
+    """The operation with weights whose result this one reads, as it is or in another shape."""
+    while len(operation.inputs) == 1 and operation.inputs[0] != IMAGES:
+        operation = operations[operation.inputs[0]]
+        if is_weighted(operation):
+            return operation
+        if operation.function not in RESHAPES and operation.read != operation.written:
+            return None
+    return None
+
+
+RESHAPES = VIEWS | {"fold"}
 
 
 KINDS = {"conv2d": "Conv2d", "batch_norm": "BatchNorm2d", "linear": "Linear", "group_norm": "GroupNorm"}
@@ -227,7 +261,7 @@ def tensor_names(pairs: Iterable[tuple[Operation, Operation]], first: nn.Module,
     """The first network's parameters and buffers -> the second's: those of an operation's same argument."""
     names: dict[str, str] = {}
     for one, other in pairs:
-        ours, theirs = one.tensors, other.tensors
+        ours, theirs = roles(one), roles(other)
         found = {ours[role]: theirs[role] for role in ours if role in theirs}
         names |= found
 
@@ -256,12 +290,12 @@ def unused_modules(model: nn.Module, run: Trace) -> list[str]:
 
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module, names: dict[str, str]) -> None:
-    """Copies the tensors of `source` into their counterparts in `target`, where the shapes agree."""
+    """Copies the tensors of `source` into their counterparts in `target`, where these have as many numbers."""
     values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     theirs = {**dict(target.named_parameters()), **dict(target.named_buffers())}
     for name, counterpart in names.items():
-        if name in values and counterpart in theirs and theirs[counterpart].shape == values[name].shape:
-            theirs[counterpart].copy_(values[name])
+        if name in values and counterpart in theirs and theirs[counterpart].numel() == values[name].numel():
+            theirs[counterpart].copy_(values[name].view_as(theirs[counterpart]))
 
 
 def join(path: str, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_core.comparison.edits import Edit
 from resnet_core.comparison.layers import Layer, count
-from resnet_core.comparison.structure import Block, Structure, is_gate
+from resnet_core.comparison.structure import Block, Structure, is_gate, parts_of
 from resnet_core.comparison.words import JOINED, ORDINALS, by, described, name_of, number
 
 
@@ -207,7 +207,12 @@ def in_shortcut(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named
 
 
 def at_the_end(edits: list[Edit], ours: Block) -> Iterator[Named]:
-    """The addition, and the activation that moves to before it."""
+    """The addition, and the norm or the activation that moves to the other side of it."""
+    if late := take(edits, part="after", action="extra", kind="norm"):
+        gaps = take(edits, part="branch", action="missing", kind="norm", slot=count(ours.branch, "conv"))
+        where = "after the addition" if gaps else "too many after the addition"
+        yield f"{name_of(late[0].layer)} {where}", "all", [*gaps, *late]
+
     missing = take(edits, part="after", action="missing", kind="act")
     early = take(edits, part="branch", action="extra", kind="act", slot=count(ours.branch, "conv"))
     if missing and early:
@@ -272,11 +277,16 @@ def branch_convolution(edits: list[Edit], where: str) -> Iterator[Named]:
         yield from ((f"{edit.setting} {edit.ours} in the {where}", "all", [edit]) for edit in edits)
 
 
-def is_squeezing(gate: Layer) -> bool:
-    """Whether the gate is made of the pooled input by linear layers or convolutions."""
-    arm = max(gate.arms, key=len)
-    pooled = any(each.kind == "pool" and each.settings["kernel"] == "global" for each in arm)
-    return pooled and count(arm, "linear") + count(arm, "conv") > 0
+def gate_name(gate: Layer) -> str | None:
+    """What a gate is called: by how it pools its input, and by the layers that make the factors of that."""
+    parts = [*parts_of(gate)]
+    pools = {each.settings["type"] for each in parts if each.kind == "pool" and each.settings["kernel"] == "global"}
+    functions = {each.settings.get("function", each.kind) for each in parts}
+    if "conv1d" in functions and pools:
+        return "efficient channel attention"
+    if pools and functions & {"linear", "conv"}:
+        return "squeeze-and-excitation" if len(pools) == 1 else "channel attention by average and max pools"
+    return "spatial attention" if {"conv", "mean"} <= functions else None
 
 
 # One edit by itself.
@@ -288,6 +298,7 @@ NAMES: dict[tuple[Any, ...], str] = {
     ("stem", "missing", "act"): "no stem {name}",
     ("stem", "extra", "channels"): "the images' {layer}",
     ("stem", "extra", "resize"): "images resized",
+    ("stem", "extra", "constants"): "{layer} beside the images, as in CoordConv",
     ("stem", "extra", "shift", "random"): "random noise on the images",
     ("head", "extra", "dropout", 0.5): "dropout before the head",
     ("head", "extra", "dropout"): "{layer} before the head",
@@ -312,6 +323,7 @@ NAMES: dict[tuple[Any, ...], str] = {
     },
     ("after", "extra", "scale", 0.5): "branch and shortcut averaged",
     ("after", "extra", "scale"): "sum of branch and shortcut times {value}",
+    ("branch", "missing", "act", 0): "no {name} before the first convolution",
     ("branch", "missing", "act", 1): "no {name} inside the block",
     ("branch", "missing", "act"): "no {name} after the {slot} convolution",
     ("branch", "extra", "act"): "{name} after the {slot} convolution",
@@ -346,7 +358,7 @@ def alone(edit: Edit) -> str:
     if edit.action == "missing":
         return f"no {described(edit.reference)} in the {where}"
     if edit.action == "extra" and layer:
-        if is_gate(layer) and is_squeezing(layer):
-            return "squeeze-and-excitation" + ("" if part == "branch" else f" in the {where}")
+        if is_gate(layer) and (gate := gate_name(layer)):
+            return gate + ("" if part == "branch" else f" in the {where}")
         return f"{described(layer)}{'' if is_gate(layer) else ' too many'} in the {where}"
     return f"{edit.kind} {edit.setting} {edit.ours} instead of {edit.theirs} in the {where}"

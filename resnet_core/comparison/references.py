@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
+from resnet_core.comparison.layers import Layer
 from resnet_core.comparison.pair import Network, built
-from resnet_core.comparison.trace import copied
+from resnet_core.comparison.structure import layers_of, parts_of
+from resnet_core.comparison.trace import copied, trace
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS, on_meta
@@ -64,14 +67,15 @@ def written(config: Mapping[str, Any]) -> str:
 # The nearest model, by the shapes of weights.
 
 
-def nearest(network: nn.Module, num_classes: int | None = None) -> Reference:
+def nearest(network: nn.Module, num_classes: int | None = None, images: Tensor | None = None) -> Reference:
     """The model of ours that has most of the network's convolutions: its block, depth, width, channels, classes, stem.
 
-    `num_classes` is the number of logits, by default that of the last linear layer. Depths that differ from a model's
+    `num_classes` is the number of logits, by default that of the last linear layer. `images` are some that the network
+    takes; they tell the channels, and show convolutions that are written as products. Depths that differ from a model's
     in one stage, or add up to its blocks, are meant to be that model's; others are kept. Raises ValueError for a
     network without convolutions of images.
     """
-    convolutions = convolutions_of(network)
+    convolutions = convolutions_of(network, images)
     if not convolutions:
         raise ValueError(
             "the network holds no convolution of images, so it is nearest to no ResNet; put its layers into an "
@@ -85,9 +89,10 @@ def nearest(network: nn.Module, num_classes: int | None = None) -> Reference:
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     small = stem[2:] == (3, 3) and (first is None or first.stride == (1, 1))
 
+    channels = stem[1] if images is None else images.shape[1]
     usual = as_wide_as_usual(convolutions)
     candidates = [
-        for_images(each, stem[1], num_classes, small) for each in (*candidates_of(convolutions), *candidates_of(usual))
+        for_images(each, channels, num_classes, small) for each in (*candidates_of(convolutions), *candidates_of(usual))
     ]
     return min(
         candidates, key=lambda candidate: least_distance(convolutions, usual, convolutions_of(on_meta(candidate)))
@@ -174,8 +179,16 @@ def of_blocks(block: type[nn.Module], config: Mapping[str, Any], found: list[int
     return Reference(network=Backbone, arguments=row, config=config)
 
 
-def convolutions_of(network: nn.Module) -> list[Shape]:
-    """Shapes of the convolutions' weights, also of those that a parametrization computes."""
+def convolutions_of(network: nn.Module, images: Tensor | None = None) -> list[Shape]:
+    """Shapes of the convolutions' weights, also of those that a parametrization computes.
+
+    With `images`, also of those that are products of matrices.
+    """
+    if images is not None and holds_matrices(network):
+        with suppress(Exception):  # whatever the network raises
+            layers = layers_of(trace(copied(network).double(), images, fingerprints=False))
+            parts = [part for layer in layers for part in (layer, *parts_of(layer)) if part.kind == "conv"]
+            return [tuple(part.tensors["weight"].value.shape) for part in sorted(parts, key=started)]
     shapes = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -183,6 +196,16 @@ def convolutions_of(network: nn.Module) -> list[Shape]:
         elif not isinstance(module, nn.Conv1d | nn.Conv3d | ParametrizationList):
             shapes += [tuple(each.shape) for each in module.parameters(recurse=False) if each.dim() == 4]
     return shapes
+
+
+def holds_matrices(network: nn.Module) -> bool:
+    """Whether a module that is no linear layer has a matrix of weights."""
+    others = (module for module in network.modules() if not isinstance(module, nn.Linear))
+    return any(parameter.dim() == 2 for module in others for parameter in module.parameters(recurse=False))
+
+
+def started(layer: Layer) -> int:
+    return layer.operation.number
 
 
 def distance(found: list[Shape], expected: list[Shape]) -> int:
@@ -211,18 +234,18 @@ def complete(a: Network, b: Network | None, inputs: Tensor | None) -> tuple[Netw
     network = sample(a, inputs)
     refuse_volumes(network)
     if b is None:
-        inputs = images_for([network], nearest(network)) if inputs is None else inputs
+        inputs = images_for([network]) if inputs is None else inputs
         logits = output_of(network, inputs)
-        b = nearest(network, logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else None)
-        return b, inputs, f"{b}, the nearest of our models{in_common(network, b)}"
+        classes = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else None
+        b = nearest(network, classes, inputs)
+        return b, inputs, f"{b}, the nearest of our models{in_common(network, b, inputs)}"
 
-    other = sample(b, inputs)
-    return b, images_for([network, other], nearest(network)) if inputs is None else inputs, None
+    return b, images_for([network, sample(b, inputs)]) if inputs is None else inputs, None
 
 
-def in_common(network: nn.Module, reference: Reference) -> str:
+def in_common(network: nn.Module, reference: Reference, images: Tensor) -> str:
     """How few convolutions of the network the reference has; empty where it has half of them."""
-    ours = convolutions_of(network)
+    ours = convolutions_of(network, images)
     shared = (Counter(ours) & Counter(convolutions_of(on_meta(reference)))).total()
     return "" if 2 * shared >= len(ours) else f", which has {shared} of the network's {len(ours)} convolutions"
 
@@ -241,11 +264,13 @@ def sample(network: Network, inputs: Tensor | None) -> nn.Module:
     return copied(model).eval()
 
 
-def images_for(networks: list[nn.Module], reference: Reference) -> Tensor:
-    """Two random images of the first size that all networks take, or of the first size where none is."""
+def images_for(networks: list[nn.Module]) -> Tensor:
+    """Two random images of the first channels and size that all networks take, or of the first where none is."""
+    shapes = convolutions_of(networks[0])
+    small = bool(shapes) and nearest(networks[0]).small_images
+    channels = dict.fromkeys((*(shape[1] for shape in shapes[:1]), 3, 1))
     generator = torch.Generator().manual_seed(0)
-    channels = reference.config.get("in_channels", 3)
-    tried = [torch.randn(2, channels, size, size, generator=generator) for size in SIZES[reference.small_images]]
+    tried = [torch.randn(2, each, size, size, generator=generator) for each in channels for size in SIZES[small]]
     taken = (images for images in tried if all(output_of(network, images) is not None for network in networks))
     return next(taken, tried[0])
 

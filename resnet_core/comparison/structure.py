@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -322,6 +323,8 @@ def by_result(layers: list[Layer]) -> Iterator[Layer]:
         yield from [chain(*found, *layers)] if found != ALIAS else []
     elif product := matrix_product(layers):
         yield product
+    elif [layer.settings.get("function", layer.kind) for layer in layers][-3:] == ["pow", "pool", "pow"]:
+        yield chain("pool", {**layers[-2].settings, "type": "GeM"}, *layers)
     elif is_norm(layers):
         over_channels = any(layer.settings.get("type") == "LayerNorm" for layer in layers)
         fixed = {layer.settings.get("factor", layer.settings.get("by")) for layer in layers} == {"a tensor"}
@@ -355,7 +358,8 @@ def shape_before(layer: Layer) -> tuple[int, ...]:
 def matrix_product(layers: Sequence[Layer]) -> Layer | None:
     """The linear layer or 1x1 convolution that products with a matrix of weights are."""
     leaves = [leaf for layer in layers for leaf in layer.operation.leaves.values() if leaf.learned and not leaf.made]
-    matrices, biases = ([leaf for leaf in leaves if leaf.value.dim() == axes] for axes in (2, 1))
+    matrices = [leaf for leaf in leaves if leaf.value.dim() == 2]
+    biases = [replace(leaf, value=leaf.value.flatten()) for leaf in leaves if leaf.value.squeeze().dim() == 1]
     if len(matrices) != 1 or len(biases) > 1 or len(leaves) != len(matrices) + len(biases):
         return None
     x = torch.randn(shape_before(layers[0]), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -403,10 +407,16 @@ TENSORS = ("learned", "a tensor")
 
 
 def parts_of(layer: Layer) -> Iterator[Layer]:
-    """The layers on the ways that a layer joins."""
+    """The layers on the ways that a layer joins, and on those that they join."""
     for part in (part for arm in layer.arms for part in arm):
         yield part
         yield from parts_of(part)
+
+
+def goes_around_blocks(layer: Layer) -> bool:
+    """Whether a layer adds ways of which one has a block in it. What a gate joins is none."""
+    parts = [part for arm in layer.arms for part in arm if not is_gate(part)]
+    return any(is_residual(part) or goes_around_blocks(part) for part in parts)
 
 
 def is_reduced(layer: Layer) -> bool:
@@ -430,7 +440,7 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
     runs: list[list[Layer]] = [[]]
     joins: list[Layer] = []
     for layer in layers_of(trace):
-        if layer.settings.get("by") == "add" and any(map(is_residual, parts_of(layer))):
+        if layer.settings.get("by") == "add" and goes_around_blocks(layer):
             raise EntangledError(
                 f"the shortcut that ends at {layer.operation.place} goes around whole blocks; the doctor judges "
                 "networks of blocks, each with one shortcut around it"
@@ -454,7 +464,7 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
     if joins and completes(plain, joins[0], length):
         blocks, shared = [], plain
     elif joins and not blocks:
-        stem, shared = without_prelude(stem, joins[0])
+        stem, shared = without_prelude(stem, stem, joins[0])
 
     # Each join ends a block; what follows it is its own, the next one's, or blocks without shortcut.
     for join, following, upcoming in zip(joins, runs[1:], [*joins[1:], None], strict=False):
@@ -463,14 +473,14 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
         after, plain = following[:start], following[start:]
         here, shared = shared, []
         if upcoming is None:
-            after, rest = without_prelude(after, join, pre_activated=True)
+            after, rest = without_last_norm(after, branch, head, branch)
             head = [*rest, *head] if not plain else head
         elif completes(plain, upcoming, length):
             plain, shared = [], plain
         elif plain:
-            plain, shared = without_prelude(plain, upcoming)
+            plain, shared = without_prelude(plain, plain, upcoming)
         else:
-            after, shared = without_prelude(after, upcoming)
+            after, shared = without_prelude(after, branch, upcoming)
         blocks.append(Block((*here, *branch), shortcut, join, tuple(after), shared=len(here)))
         blocks += plain_blocks(plain, length)
     return Structure(tuple(stem), tuple(numbered(blocks)), tuple(head))
@@ -518,17 +528,37 @@ def stem_and_rest(layers: list[Layer], length: int) -> tuple[list[Layer], list[L
     return layers[:end], layers[end:]
 
 
-def without_prelude(
-    layers: Sequence[Layer], join: Layer, pre_activated: bool = False
-) -> tuple[list[Layer], list[Layer]]:
+def without_prelude(layers: Sequence[Layer], before: Sequence[Layer], join: Layer) -> tuple[list[Layer], list[Layer]]:
     """The layers before, and from, the norm that belongs to the pre-activated block that ends with `join`."""
     branch = max(join.arms, key=lambda arm: (count(arm, "conv"), len(arm)))
+    if [layer.kind for layer in branch if layer.kind in ("norm", "conv")][:1] != ["conv"]:
+        return [*layers], []
+    return without_last_norm(layers, before, branch, branch)
+
+
+def without_last_norm(
+    layers: Sequence[Layer], before: Sequence[Layer], behind: Sequence[Layer], branch: Sequence[Layer]
+) -> tuple[list[Layer], list[Layer]]:
+    """The layers before, and from, the last norm, where the branch's last convolution has none.
+
+    All stay together where that norm stands in the code with what comes before, not with what comes behind.
+    """
     norms = [number for number, layer in enumerate(layers) if layer.kind == "norm"]
     kinds = [layer.kind for layer in branch if layer.kind in ("norm", "conv")]
-    open_end = kinds and kinds[-1] == "conv" and "norm" in kinds
-    if norms and open_end and (pre_activated or kinds[0] == "conv"):
-        return [*layers[: norms[-1]]], [*layers[norms[-1] :]]
-    return [*layers], []
+    if not norms or "norm" not in kinds or kinds[-1] != "conv":
+        return [*layers], []
+    norm = layers[norms[-1]]
+    apart = [modules_between(norm, around) for around in (before[::-1], behind)]
+    split = norms[-1] if apart[0] >= apart[1] else len(layers)
+    return [*layers[:split]], [*layers[split:]]
+
+
+def modules_between(layer: Layer, others: Sequence[Layer]) -> int:
+    """How many modules hold only one of a layer and the first of others that has weights."""
+    other = next((each for each in others if each.kind in ("conv", "linear")), layer)
+    paths = [each.operation.path.split(".")[:-1] for each in (layer, other)]
+    both = takewhile(lambda pair: pair[0] == pair[1], zip(*paths, strict=False))
+    return sum(map(len, paths)) - 2 * sum(1 for _ in both)
 
 
 def completes(layers: Sequence[Layer], join: Layer, length: int) -> bool:

@@ -79,6 +79,8 @@ class Leaf:
     """Whether one of these is a parameter."""
     unregistered: bool = False
     """Whether it is a parameter that the network does not hold: of a layer in a plain list, or made in forward."""
+    shape: tuple[int, ...] = ()
+    """Of the parameter or buffer that it is a view of; else its own."""
     made: str = ""
     """"computed" from weights, a "part" of one, or "random"; empty for a tensor as it is, whatever its shape."""
 
@@ -113,6 +115,10 @@ class Operation:
     shape: tuple[int, ...]
     time: int
     """0 for the first operation of its function and path in a forward, 1 for the second."""
+    cut: bool
+    """Whether something that it reads requires a gradient and what it writes does not."""
+    seed: int | None = None
+    """The random generator's, set before an operation that draws numbers."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -156,6 +162,8 @@ class Trace:
     """Where the network asks for float32 or less; `function` is what it asks for."""
     leaves: tuple[Leaf, ...]
     """Every parameter and buffer that an operation used."""
+    channels_last: bool
+    """Whether a result lies in memory with its channels last."""
 
 
 def flat(value: Any) -> Iterator[Any]:
@@ -181,7 +189,6 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-@torch.no_grad()
 def trace(
     model: nn.Module,
     inputs: Tensor,
@@ -189,19 +196,20 @@ def trace(
     exact: bool = True,
     fingerprints: bool = True,
     every: bool = True,
+    gradients: bool = False,
     seed: int | None = None,
 ) -> Trace:
     """The operations of one forward in the model's mode. With `exact`, in float64 even where the model asks for less.
 
     In float64, rounding and difference are far apart. `seed` is that of the random generator. Without `every`, only the
-    logits have a fingerprint.
+    logits have a fingerprint. With `gradients`, torch builds the graph of the backward.
     """
-    recorder = Recorder(model, exact, fingerprints and every)
+    recorder = Recorder(model, exact, fingerprints and every, seed=seed)
     if seed is not None:
         torch.manual_seed(seed)
-    inputs = inputs.double() if exact else inputs.clone()
+    inputs = inputs.detach().clone().to(torch.float64 if exact else inputs.dtype).requires_grad_(gradients)
     recorder.numbers[inputs] = IMAGES
-    with uncompiled(), running_modules(recorder.stack), recorder:
+    with torch.set_grad_enabled(gradients), uncompiled(), running_modules(recorder.stack), recorder:
         logits = model(inputs)
     if not isinstance(logits, Tensor):
         mode = "in training" if model.training else "in evaluation"
@@ -212,6 +220,7 @@ def trace(
         logits=fingerprint(logits) if fingerprints else None,
         casts=tuple(recorder.casts),
         leaves=tuple(recorder.used.values()),
+        channels_last=recorder.channels_last,
     )
 
 
@@ -261,9 +270,11 @@ def in_float64() -> Iterator[None]:
 class Recorder(TorchFunctionMode):
     """Records every call of torch whose result depends on the images."""
 
-    def __init__(self, model: nn.Module, exact: bool, fingerprints: bool, record: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, exact: bool, fingerprints: bool, record: bool = True, seed: int | None = None
+    ) -> None:
         super().__init__()
-        self.exact, self.fingerprints, self.record = exact, fingerprints, record
+        self.exact, self.fingerprints, self.record, self.seed = exact, fingerprints, record, seed
         self.operations: list[Operation] = []
         self.casts: list[Operation] = []
         self.stack: list[nn.Module] = []
@@ -275,10 +286,14 @@ class Recorder(TorchFunctionMode):
         self.sources = WeakTensorKeyDictionary()
         """A tensor that is made from weights, or random -> the weights' names, and how it is made."""
         self.names = {id(value): name for name, value in [*model.named_parameters(), *model.named_buffers()]}
+        self.shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
         self.parameters = {name for name, _ in model.named_parameters()}
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.used: dict[Any, Leaf] = {}
         self.times: dict[tuple[str, str], int] = {}
+        self.channels_last = False
+        self.no_grad: tuple[str | None, int | None] | None = None
+        """The line that last turned gradients off."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -287,6 +302,12 @@ class Recorder(TorchFunctionMode):
         if func is Tensor.__deepcopy__:  # its memo is no argument: it holds everything that was copied so far
             return func(*args, **kwargs)
         name = plain_name(func)
+        if name == "_set_grad_enabled" and args == (False,):
+            self.no_grad = calling_line()
+        seed = self.next_seed() if name in RANDOM else None
+
+        if name in ("expand_as", "view_as") and len(args) == 2:  # of the second tensor only the shape counts
+            args = (args[0], torch.empty_like(args[1], device="meta"))
 
         # In float64, what would make float32 of it is left out.
         if self.exact:
@@ -314,25 +335,39 @@ class Recorder(TorchFunctionMode):
             arguments = by_name(func, *stand_ins)
             if len(results) > 1:
                 arguments = {**arguments, "result": index}
-            self.append(name, arguments, (func, *stand_ins), (read, shape), each)
+            cut = each.is_floating_point() and not each.requires_grad and any(one.requires_grad for one in tensors)
+            self.append(name, arguments, (func, *stand_ins), (read, shape), each, cut, seed)
         return result
+
+    def next_seed(self) -> int | None:
+        """Seeds the random generator anew for each draw, so that an operation can draw the same numbers by itself."""
+        if self.seed is not None:
+            self.seed += 1000
+            torch.manual_seed(self.seed)
+        return self.seed
 
     def note_sources(self, name: str, tensors: list[Tensor], result: Any) -> None:
         """Remembers which weights a result that does not depend on the images is made from, and how."""
         leaves = [self.leaf(each) for each in tensors]
         names = tuple(dict.fromkeys(name for leaf in leaves for name in leaf.names))
         made = {leaf.made for leaf in leaves}
+        results = [each for each in flat(result) if isinstance(each, Tensor)]
+        if name in PARTS and [each.numel() for each in results] == [each.numel() for each in tensors[:1]]:
+            name = "view"  # an index that only adds axes
         kinds = {"random": RANDOM, "part": PARTS, "": VIEWS | SAME}
         made.add(next((kind for kind, functions in kinds.items() if name in functions), "computed"))
         how = next(each for each in ("random", "computed", "part", "") if each in made)
-        for each in flat(result):
-            if isinstance(each, Tensor) and id(each) not in self.names and (names or how == "random"):
+        for each in results:
+            if id(each) not in self.names and (names or how == "random"):
                 self.sources[each] = names, how
 
-    def append(self, name: str, arguments: dict[str, Any], call: Any, read: Any, result: Tensor) -> None:
+    def append(
+        self, name: str, arguments: dict[str, Any], call: Any, read: Any, result: Tensor, cut: bool, seed: int | None
+    ) -> None:
         names = [name for leaf in arguments.values() if isinstance(leaf, Leaf) for name in leaf.names]
         path = names[0].rpartition(".")[0] if names else self.innermost()
-        file, line = calling_line()
+        off = self.no_grad if cut and name not in SAME else None
+        file, line = off or calling_line()
         time = self.times.get((path, name), 0)
         self.times[path, name] = time + 1
         self.operations.append(
@@ -349,17 +384,33 @@ class Recorder(TorchFunctionMode):
                 written=self.of(result, fresh=True),
                 shape=tuple(result.shape),
                 time=time,
+                cut=cut,
+                seed=seed,
             )
         )
         if result.device.type != "meta" and torch.is_autocast_enabled(result.device.type):
             self.note_cast(f"{NARROW.get(torch.get_autocast_dtype(result.device.type))} by autocast", result)
         self.numbers[result] = len(self.operations) - 1
+        if result.dim() == 4 and not result.is_contiguous():
+            self.channels_last |= result.is_contiguous(memory_format=torch.channels_last)
 
     def note_cast(self, asked: str, tensor: Tensor) -> None:
         file, line = calling_line()
         self.casts.append(
             Operation(
-                -1, asked, {}, (len, (), {}), self.innermost(), file, line, None, None, (), tuple(tensor.shape), 0
+                -1,
+                asked,
+                {},
+                (len, (), {}),
+                self.innermost(),
+                file,
+                line,
+                None,
+                None,
+                (),
+                tuple(tensor.shape),
+                0,
+                False,
             )
         )
 
@@ -394,11 +445,13 @@ class Recorder(TorchFunctionMode):
     def leaf(self, value: Tensor) -> Leaf:
         if id(value) in self.names:
             name = self.names[id(value)]
-            return Leaf(value, (name,), name in self.parameters)
+            return Leaf(value, (name,), name in self.parameters, shape=tuple(value.shape))
         names, made = self.sources.get(value, ((), ""))
         loose = isinstance(value, nn.Parameter) or "" in names
         learned = loose or not self.parameters.isdisjoint(names)
-        return Leaf(value, tuple(filter(None, names)), learned, loose, made)
+        names = tuple(filter(None, names))
+        shape = self.shapes[names[0]] if len(names) == 1 and not made else tuple(value.shape)
+        return Leaf(value, names, learned, loose, shape, made)
 
     def of(self, tensor: Tensor, fresh: bool = False) -> Fingerprint | None:
         """The tensor's fingerprint, computed again only when the tensor has changed."""
@@ -421,7 +474,8 @@ FACTORIES, RANDOM, PARTS, VIEWS, SAME = (
     for names in (
         "new new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
         "rand_like randn_like",
-        "rand randn rand_like randn_like randint bernoulli normal uniform dropout",
+        "rand randn rand_like randn_like randint bernoulli normal uniform "
+        "dropout dropout1d dropout2d feature_dropout alpha_dropout feature_alpha_dropout rrelu",
         "__getitem__ chunk split narrow select unbind",
         "view reshape flatten squeeze unsqueeze expand_as unflatten view_as permute transpose t expand",
         "contiguous clone detach to float double type type_as __get__ requires_grad",

@@ -55,7 +55,10 @@ class Twins(Pair):
                 shape = operation.written.shape if operation.written else ()
                 return operation.where, (f"nothing of shape {list(shape)}", written(operation))
 
+            # A product of matrices writes another shape than a convolution; what follows it shows what it computes.
             counterpart = counterparts[key]
+            if counterpart.function != operation.function:
+                continue
             if not agree(counterpart.written, operation.written):
                 if agree(counterpart.read, operation.read):
                     return operation.where, (written(counterpart), written(operation))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from torch import nn
 
 from resnet_core.comparison.diagnosis import (
     Diagnosis,
@@ -22,7 +25,7 @@ from resnet_core.comparison.diagnosis import (
 from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.mistakes import Mistake
 from resnet_core.comparison.structure import EntangledError, Structure, structure_of
-from resnet_core.comparison.trace import trace
+from resnet_core.comparison.trace import SAME, Operation, copied, trace
 from resnet_core.comparison.twins import Twins, agree
 
 
@@ -37,7 +40,7 @@ class Verdict:
     """The healthy network that the differences are from, where that is not the second one."""
 
 
-def judge_networks(twins: Twins, failed: Collection[str]) -> Verdict:
+def judge_networks(twins: Twins, failed: set[str]) -> Verdict:
     """The differences of the first network from the second.
 
     Those of the second from the first where only the first is a healthy ResNet; where neither is one, those of both
@@ -59,12 +62,28 @@ def judge_networks(twins: Twins, failed: Collection[str]) -> Verdict:
     except Exception as error:  # the rungs above are worth more than a traceback
         return Verdict(cause=f"unknown: the doctor failed, and should not have; please report {with_place(error)}")
 
+    cuts = [*without_gradient(twins, failed)]
     if diagnosis.healthy:
-        reasons = [*other_reasons(twins, failed)]
+        reasons = [*in_words_of(cuts), *other_reasons(twins, failed)]
         same = "no operation differs on these images, in evaluation and in training"
         if low := [cast for cast in twins.casts if cast.function != "float32"]:
             same = f"a network asks for {low[0].function} ({low[0].place}); in float64 no layer differs"
-        return Verdict(cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}")
+        return Verdict(
+            cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}",
+            mistakes=tuple(each.name for each in cuts) or None,
+            differences=tuple(cuts),
+        )
+    verdict = judged(ours, theirs, diagnosis, healthy)
+    return replace(
+        verdict,
+        cause="; ".join([verdict.cause or "", *in_words_of(cuts)]),
+        mistakes=verdict.mistakes and (*verdict.mistakes, *(each.name for each in cuts)),
+        differences=(*verdict.differences, *cuts),
+    )
+
+
+def judged(ours: Examined, theirs: Examined, diagnosis: Diagnosis, healthy: tuple[bool, bool]) -> Verdict:
+    """The verdict on two networks whose layers differ."""
     names = name_of(ours.evaluation), name_of(theirs.evaluation)
     if healthy == (True, True) and all(names) and names[0] != names[1]:
         words = f"the first network has the convolutions of a {names[0]}, the second of a {names[1]}"
@@ -125,22 +144,53 @@ def first_random(twins: Twins) -> str | None:
     return None
 
 
+def without_gradient(twins: Twins, failed: set[str]) -> Iterator[Difference]:
+    """What keeps a gradient from parameters: their own setting, or a cut in the forward."""
+    if twins.comparable and not failed & {"loss and gradients", "3 optimizer steps"}:
+        return
+    networks: tuple[tuple[Literal["first", "second"], nn.Module], ...] = ("first", twins.a), ("second", twins.b)
+    for which, model in networks:
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        cuts: dict[str, list[Operation]] = {}
+        with suppress(Exception):  # of a network that runs in evaluation only
+            run = trace(copied(model).train(), twins.inputs, exact=False, fingerprints=False, gradients=True)
+            for each in (each for each in run.operations if each.cut):
+                name = each.function if each.function in SAME else "torch.no_grad()"
+                cuts.setdefault({"__get__": ".data"}.get(name, name), []).append(each)
+
+        if frozen:
+            setting = {"name": "requires_grad=False", "ours": "requires_grad=False", "repair": "set it to True"}
+            yield Difference(
+                **GRADIENT, **setting, path=frozen[0], file=None, line=None, places=len(frozen), network=which
+            )
+        for name, (first, *others) in cuts.items():
+            yield Difference(
+                **GRADIENT,
+                name=f"no gradient because of {name}",
+                ours=name,
+                repair=f"remove {name}",
+                path=first.path,
+                file=first.file,
+                line=first.line,
+                places=1 + len(others),
+                network=which,
+            )
+
+
+GRADIENT = {"operation": "gradient", "theirs": "a gradient"}
+
+
+def in_words_of(cuts: Sequence[Difference]) -> list[str]:
+    """Where no gradient goes, in the words of a cause."""
+    return [f"the {each.network} network's {each.path or 'forward'} has {each.name}" for each in cuts]
+
+
 def other_reasons(twins: Twins, failed: Collection[str]) -> Iterator[str]:
     """What makes rungs differ where every operation is the same."""
-    frozen = [
-        [name for name, each in model.named_parameters() if not each.requires_grad] for model in (twins.a, twins.b)
-    ]
-    for which, names in zip(("first", "second"), frozen, strict=True):
-        if names:
-            yield f"the {which} network's {', '.join(names[:3])} has requires_grad=False"
     if "names and shapes" in failed:
         yield "the weights are kept in other shapes"
     if twins.unused and "parameters" in failed:
         yield f"weights that never run: {', '.join(twins.unused[:3])}"
-    if "loss and gradients" in failed:
-        for operation in trace(twins.a.eval(), twins.inputs).operations:
-            if operation.function == "detach":
-                yield f"detach cuts the gradient at {operation.place}"
     if "other shapes" in failed and (found := on_other_images(twins)):
         yield found
 

@@ -46,7 +46,7 @@ def described(layer: Layer | None) -> str:
         case "join" | "other" if layer.arms:
             arm = max(layer.arms, key=len)
             gate = () in layer.arms and s["by"] == "mul"
-            parts = [JOINED.get(each.settings.get("by", ""), name_of(each)) for each in arm if each.kind != "other"]
+            parts = [JOINED.get(each.settings.get("by", ""), name_of(each)) for each in arm]
             if "times" in s:
                 return f"{JOINED[s['by']]} of {number(s['times'])} times the second"
             return f"gate of {', '.join(parts)}" if gate else JOINED.get(s["by"], f"torch.{s['by']}")
@@ -56,6 +56,7 @@ def described(layer: Layer | None) -> str:
 
 
 SENTENCES = {
+    "constants": "constant channels ({channels})",
     "dropout": "dropout {probability}",
     "scale": "scale by {factor}",
     "shift": "shift by {by}",
@@ -93,7 +94,8 @@ def name_of(layer: Layer | None) -> str:
     """`ReLU`, `BatchNorm`, `conv`, `average pool`."""
     if layer is None:
         return "layer"
-    name = str(layer.settings.get("name", layer.settings.get("type", layer.kind)))
+    by_default = layer.settings.get("function", layer.kind)
+    name = str(layer.settings.get("name", layer.settings.get("type", by_default)))
     return f"{name} pool" if layer.kind == "pool" else name
 
 

@@ -1,6 +1,7 @@
 """Layers that people write by hand, and other things that torch's own modules do not do: each is called what it is."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,20 @@ class Unfolded(nn.Conv2d):
         return (self.weight.flatten(1) @ columns).view(len(x), -1, x.shape[2], x.shape[3])
 
 
+class AsMatrix(nn.Module):
+    """A convolution whose kernel is kept as a matrix."""
+
+    def __init__(self, before, after, kernel, stride, padding):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(after, before * kernel * kernel) / before)
+        self.form = {"kernel_size": kernel, "stride": stride, "padding": padding}
+
+    def forward(self, x):
+        x_long = torch.einsum("oc,bcn->bon", self.matrix, F.unfold(x, **self.form))
+        height = (x.shape[2] + 2 * self.form["padding"] - self.form["kernel_size"]) // self.form["stride"] + 1
+        return x_long.unflatten(2, (height, -1))
+
+
 class Parts(nn.Module):
     """Half of the channels normalised by image, half by batch."""
 
@@ -161,6 +176,72 @@ class Heads(nn.Module):
 
     def forward(self, x):
         return torch.cat([self.one(x), self.two(x)], 1)
+
+
+class Gate(nn.Module):
+    """Factors for the channels from a convolution over their means, as in ECA."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        means = x.mean((2, 3))[:, None]
+        return x * torch.sigmoid(self.conv(means)).transpose(1, 2)[..., None].expand_as(x)
+
+
+class TwoGates(nn.Module):
+    """Factors for the channels, then for the pixels, as in CBAM."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+        self.pixels = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x):
+        pools = [
+            self.excite(F.relu(self.squeeze(pool(x, 1)))) for pool in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+        ]
+        x = x * torch.sigmoid(pools[0] + pools[1])
+        return x * torch.sigmoid(self.pixels(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+
+
+class GeneralisedMean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x):
+        x = F.avg_pool2d(x.clamp(min=1e-6).pow(self.p), (x.shape[2], x.shape[3]))
+        return x.pow(1 / self.p)
+
+
+class WithCoordinates(nn.Conv2d):
+    def forward(self, x):
+        rows = torch.linspace(-1, 1, x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
+        return super().forward(torch.cat([x, rows], 1))
+
+
+class Rearranged(nn.Module):
+    """A block with its second norm behind the addition, or each norm behind its activation."""
+
+    def __init__(self, block, late):
+        super().__init__()
+        self.block, self.late = block, late
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.downsample = block.downsample or nn.Identity()
+
+    def forward(self, x):
+        if self.late:
+            return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))) + self.downsample(x)))
+        return self.bn2(F.relu(self.conv2(self.bn1(F.relu(self.conv1(x)))))) + self.downsample(x)
+
+
+def rearranged(late):
+    network = tiny()
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        stage[0] = Rearranged(stage[0], late)
+    return network
 
 
 def in_a_list(block):
@@ -243,6 +324,33 @@ KINDS = {
     "root mean square": (partial(tiny, norm_layer=RootMeanSquare), ("norm by hand instead of BatchNorm",)),
     "fixed": (partial(tiny, norm_layer=Fixed), ("fixed scale and shift instead of BatchNorm",)),
     "stochastic depth": (lambda: with_blocks(at("bn2", SCALED)), ("stochastic depth",)),
+    "stochastic depth and dropout": (
+        lambda: with_blocks(at("bn2", SCALED), edited(fc=nn.Sequential(nn.Dropout(0.3), nn.Linear(512, 10)))),
+        ("dropout 0.3 before the head", "stochastic depth"),
+    ),
+    "one gate": (lambda: with_blocks(lambda block: at("bn2", Gate())(block)), ("efficient channel attention",)),
+    "two gates": (
+        lambda: with_blocks(lambda block: at("bn2", TwoGates(block.bn2.num_features))(block)),
+        ("channel attention by average and max pools", "spatial attention"),
+    ),
+    "generalised mean": (lambda: edited(avgpool=GeneralisedMean()), ("GeM-pool at the head",)),
+    "coordinates": (
+        lambda: edited(conv1=WithCoordinates(4, 64, 7, 2, 3, bias=False)),
+        ("constant channels (1) beside the images, as in CoordConv",),
+    ),
+    "a pool as large as the map": (
+        lambda: edited(avgpool=Does(lambda self, x: F.avg_pool2d(x, x.shape[2:])), relu=nn.Identity()),
+        ("no stem ReLU",),
+    ),
+    "norm behind the addition": (partial(rearranged, late=True), ("BatchNorm after the addition",)),
+    "norms behind activations": (
+        partial(rearranged, late=False),
+        ("BatchNorm after ReLU behind the first convolution", "ReLU before the addition"),
+    ),
+    "fixed, with bottlenecks": (
+        partial(tiny, Bottleneck, norm_layer=Fixed),
+        ("fixed scale and shift instead of BatchNorm",),
+    ),
     "noise": (
         lambda: nn.Sequential(in_training(lambda x: x + torch.randn_like(x)), tiny()),
         ("random noise on the images",),
@@ -331,6 +439,9 @@ KINDS = {
 }
 
 
+BOTTLENECKS = ("einsum", "groups", "fixed, with bottlenecks")
+
+
 @pytest.fixture(scope="module")
 def references():
     return {block: Examined(tiny(block), images()) for block in (BasicBlock, Bottleneck)}
@@ -339,7 +450,7 @@ def references():
 @pytest.mark.parametrize("name", KINDS)
 def test_a_layer_is_called_what_it_computes(name, references):
     build, mistakes = KINDS[name]
-    diagnosis = diagnose(build(), references[Bottleneck if name in ("einsum", "groups") else BasicBlock], images())
+    diagnosis = diagnose(build(), references[Bottleneck if name in BOTTLENECKS else BasicBlock], images())
     assert diagnosis.mistakes == mistakes, diagnosis
 
 
@@ -389,6 +500,60 @@ def test_where_neither_network_is_healthy_both_are_judged():
         ("second", "2x2 max-pool"),
     ]
     assert result.reference.endswith("the healthy one that is nearest")
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
+
+    def forward(self, x):
+        network = self.network
+        with torch.no_grad():
+            x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+        x = network.layer4(network.layer3(network.layer2(network.layer1(x))).detach())
+        return network.fc(network.avgpool(x).flatten(1))
+
+
+def test_what_keeps_a_gradient_back_is_a_difference_with_its_line():
+    patient = Detached()
+    patient.network.layer4[0].bn2.bias.requires_grad_(False)
+    result = compare(patient, tiny(), images(), rungs=["logits", "loss and gradients"])
+    assert result.mistakes == (
+        "BatchNorm eps 1e-3",
+        "requires_grad=False",
+        "no gradient because of torch.no_grad()",
+        "no gradient because of detach",
+    )
+    lines = [Path(__file__).read_text().splitlines()[each.line - 1] for each in result.differences[2:]]
+    assert "torch.no_grad()" in lines[0]
+    assert ".detach()" in lines[1]
+    assert "conv1 has no gradient because of torch.no_grad()" in result.likely_cause
+
+
+def test_convolutions_as_products_of_matrices_are_equal_to_convolutions():
+    def product(conv):
+        return AsMatrix(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0])
+
+    patient = with_blocks(in_place_of("conv2", product), with_blocks(in_place_of("conv1", product)))
+    result = compare(patient, rungs=["names and shapes", "activations", "logits", "loss and gradients"])
+    assert result, result
+    assert result.reference.startswith("ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)")
+
+
+def test_a_healthy_network_may_keep_its_channels_last():
+    patient = images_through(lambda x: x.contiguous(memory_format=torch.channels_last))
+    result = compare(patient, tiny(), images(), rungs=["BatchNorm statistics"])
+    assert result, result
+
+
+@pytest.mark.parametrize(
+    ("output", "place"), [(lambda x: {"features": x[0], "logits": x}, "'logits'"), (lambda x: (x, x), "0")]
+)
+def test_outputs_that_are_no_tensor_are_refused_with_the_place_of_the_logits(output, place):
+    patient = nn.Sequential(tiny(), Does(lambda self, x: output(x)))
+    with pytest.raises(TypeError, match=rf"returns the logits, network\(x\)\[{place}\]"):
+        compare(patient, tiny(), images())
 
 
 def test_a_parametrized_network_finds_its_reference():
