@@ -139,7 +139,8 @@ def as_code(layer: Layer) -> str:
             weight = layer.tensors["weight"].value.shape
             name, values = "Linear", [weight[1], weight[0]]
         case "norm" if s["type"] == "BatchNorm":
-            name, values = "BatchNorm2d", [layer.operation.read_shape[1]]
+            shape = layer.operation.read_shape
+            name, values = f"BatchNorm{2 if len(shape) == 4 else 1}d", [shape[1]]
         case "act" if s["name"] in ("ReLU", "ReLU6", "GELU", "SiLU", "Mish", "Hardswish", "Tanh"):
             name, values = s["name"], []
         case "pool" if s["kernel"] == "global":
