@@ -64,13 +64,14 @@ def judge_networks(twins: Twins, failed: set[str]) -> Verdict:
 
     cuts = [*without_gradient(twins, failed)]
     if diagnosis.healthy:
-        reasons = [*in_words_of(cuts), *other_reasons(twins, failed)]
+        others = [*other_reasons(twins, failed)]
+        reasons = [*in_words_of(cuts), *others]
         same = "no operation differs on these images, in evaluation and in training"
         if low := [cast for cast in twins.casts if cast.function != "float32"]:
             same = f"a network asks for {low[0].function} ({low[0].place}); in float64 no layer differs"
         return Verdict(
             cause=f"{same}; {'; '.join(reasons) or 'what differs stands in the rungs above'}",
-            mistakes=tuple(each.name for each in cuts) or None,
+            mistakes=None if others or not cuts else tuple(each.name for each in cuts),
             differences=tuple(cuts),
         )
     verdict = judged(ours, theirs, diagnosis, healthy)
