@@ -68,7 +68,7 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
                 f"no layer of the {which} network reads the images: torch loses them on the way, as it does where a "
                 "forward goes through numpy or .data; keep them tensors"
             )
-    pairs, unmatched = align(ours, theirs, *(run.operations for run in runs))
+    pairs, unmatched = align(*(run.operations for run in runs))
     names = tensor_names(pairs, first, second)
     lost = [each for each in (*ours, *theirs) if each not in {one for pair in pairs for one in pair}]
 
@@ -161,7 +161,7 @@ def first_runs(operations: Iterable[Operation]) -> list[Operation]:
 
 
 def align(
-    ours: list[Operation], theirs: list[Operation], all_ours: list[Operation], all_theirs: list[Operation]
+    all_ours: Sequence[Operation], all_theirs: Sequence[Operation]
 ) -> tuple[list[tuple[Operation, Operation]], list[str]]:
     """Our operations with weights beside theirs, and those of either that have no counterpart, in words.
 
@@ -170,6 +170,7 @@ def align(
     with a kernel of as many rows and numbers. What follows one of them, a norm, is matched with what follows its
     counterpart.
     """
+    ours, theirs = first_runs(all_ours), first_runs(all_theirs)
     pairs: dict[Operation, Operation] = {}
     taken: set[Operation] = set()
 

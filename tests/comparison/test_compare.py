@@ -16,7 +16,7 @@ from parity.patients.plants import PLANTS
 from resnet_core.comparison.climb import INITIALISATIONS
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.comparison.diagnosis import is_healthy, name_of
-from resnet_core.comparison.pair import align, first_runs
+from resnet_core.comparison.pair import align
 from resnet_core.comparison.rungs import LOGITS, SLOW, judge
 from resnet_core.comparison.structure import structure_of
 from resnet_core.comparison.trace import fingerprint, trace
@@ -536,7 +536,7 @@ def test_assert_parity_shows_the_ladder():
 
 def test_a_projection_is_not_matched_with_a_convolution_of_the_same_shape():
     runs = [trace(model.eval(), images()).operations for model in (Renamed(tiny()), tiny())]
-    pairs, unmatched = align(*map(first_runs, runs))
+    pairs, unmatched = align(*runs)
     paths = {one.path: other.path for one, other in pairs}
     assert not unmatched
     assert paths["units.0.skip.0"] == "layer1.0.downsample.0"

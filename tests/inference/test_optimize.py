@@ -197,7 +197,6 @@ IMAGES = torch.randn(1, 3, 32, 32)
 @pytest.mark.parametrize(
     ("build", "images", "calibration", "message"),
     [
-        (resnet_core.cifar_resnet20, [1], [IMAGES], r"example_inputs must be a tensor \[N, C, H, W\], got a list"),
         (resnet_core.cifar_resnet20, IMAGES[0], [IMAGES], r"example_inputs .* got shape \[3, 32, 32\]"),
         (resnet_core.cifar_resnet20, IMAGES[:, :1], [IMAGES], "does not take example_inputs .* to have 3 channels"),
         (resnet_core.cifar_resnet20, IMAGES * torch.nan, [IMAGES], "example_inputs must be finite"),
