@@ -36,7 +36,14 @@ from resnet_core.inference.optimize import relative_error
 ROUNDS = 7
 SECONDS_PER_TURN = 0.4
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-PARTS = ("inference", "models", "training", "training-small", "startup")
+PARTS = (
+    "inference",
+    "inference-bfloat16",
+    "models",
+    "training",
+    "training-small",
+    "startup",
+)
 RESULTS = [PAGE.parent / "results" / f"speed-{part}.json" for part in PARTS]
 BEGIN, END = "<!-- written by parity.benchmarks.speed page -->", "<!-- end of what it writes -->"
 
