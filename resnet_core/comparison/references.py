@@ -71,7 +71,7 @@ def nearest(network: nn.Module, num_classes: int | None = None, images: Tensor |
     """The model of ours that has most of the network's convolutions: its block, depth, width, channels, classes, stem.
 
     `num_classes` is the number of logits, by default that of the last linear layer. `images` are some that the network
-    takes; they tell the channels, and show convolutions that are written as products. Depths that differ from a model's
+    takes: they show its channels, and convolutions that are written as products. Depths that differ from a model's
     in one stage, or add up to its blocks, are meant to be that model's; others are kept. Raises ValueError for a
     network without convolutions of images.
     """

@@ -120,6 +120,10 @@ class Trainer:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.folder = Path(self.folder) if self.folder else None
+        self.run = self.run or RunConfig()  # None asks for what is usual, as do the next two
+        self.report = self.report or Report(quiet=True)
+        self.about = dict(self.about or {})
         self.model = prepare_model(self.model, self.config, self.world)
         self.replica = self.world.wrap(self.model)
         self.compute_gradients: Callable[[Tensor, Tensor], Tensor] = self._compute_gradients
