@@ -189,6 +189,11 @@ def exported(case: Case, precision: Any) -> Inputs:
     return EXPORTERS["openvino"].load(file)
 
 
+def openvino_file(name: str, precision: str) -> Contender:
+    make = partial(exported, precision=precision)
+    return Contender(name=name, precision=precision, make=make, needs=("nncf", "openvino"), device="cpu")
+
+
 def by_pt2e(case: Case) -> Inputs:
     """Torch's own way to int8: torchao's PT2E, compiled and frozen."""
     from torch._inductor import config
@@ -271,13 +276,7 @@ INFERENCE = (
     Contender(name="OpenVINO", precision="float32", make=openvino_inference, needs=("openvino",), device="cpu"),
     Contender(name="ours, eager", precision="float32", make=partial(torch_inference, build=ours)),
     Contender(name="ours, optimized", precision="float32", make=partial(optimized, dtype="float32"), device="cpu"),
-    Contender(
-        name="ours, OpenVINO file",
-        precision="float32",
-        make=partial(exported, precision="float32"),
-        needs=("nncf", "openvino"),
-        device="cpu",
-    ),
+    openvino_file("ours, OpenVINO file", "float32"),
     Contender(
         name="torchvision, bf16 channels_last",
         precision="bfloat16",
@@ -298,13 +297,7 @@ INFERENCE = (
     Contender(
         name="ours, bf16 optimized", precision="bfloat16", make=partial(optimized, dtype="bfloat16"), device="cpu"
     ),
-    Contender(
-        name="ours, bf16 OpenVINO file",
-        precision="bfloat16",
-        make=partial(exported, precision="bfloat16"),
-        needs=("nncf", "openvino"),
-        device="cpu",
-    ),
+    openvino_file("ours, bf16 OpenVINO file", "bfloat16"),
     Contender(
         name="ours, bf16 compiled CUDA graph",
         precision="bfloat16",
@@ -333,13 +326,7 @@ INFERENCE = (
         needs=("torchao",),
         device="cpu",
     ),
-    Contender(
-        name="ours, int8 OpenVINO file",
-        precision="int8",
-        make=partial(exported, precision="int8"),
-        needs=("nncf", "openvino"),
-        device="cpu",
-    ),
+    openvino_file("ours, int8 OpenVINO file", "int8"),
 )
 
 
