@@ -434,3 +434,8 @@ def test_random_layers_draw_as_after_torchs_own_seed():
     expected = F.dropout(inputs)
     seed_random_layers(12345, torch.device("cpu"))
     assert torch.equal(F.dropout(inputs), expected)
+
+
+def test_none_asks_for_what_is_usual_and_a_folder_becomes_a_path(tmp_path):
+    usual = trainer(str(tmp_path), more={"run": None, "report": None, "about": None})
+    assert (usual.run, usual.about, usual.folder) == (RunConfig(), {}, tmp_path)
