@@ -8,6 +8,7 @@ import torchvision.transforms.v2
 import typeguard
 
 import resnet_core.cli.main
+import resnet_core.cli.parse_train
 import resnet_core.runs
 
 PIL.Image.init()

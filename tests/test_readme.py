@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 import resnet_core
 from resnet_core.cli.errors import DIFFERENT
-from resnet_core.cli.main import parse_train
+from resnet_core.cli.parse_train import parse_train
 from resnet_core.comparison.compare import ALL_RUNGS
 from resnet_core.data import ImageTransform
 from resnet_core.models.resnet import TABLE_1, WIDER

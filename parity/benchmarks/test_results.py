@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from parity.benchmarks.results import KEYS, RECORD, command_of, gpu_table, main, recipes_table, runs_table
-from resnet_core.cli.main import parse_train
+from resnet_core.cli.parse_train import parse_train
 from resnet_core.recipes import RECIPES, SOURCES
 from resnet_core.runs.folder import differences_of
 from resnet_core.runs.training import run

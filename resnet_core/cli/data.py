@@ -15,8 +15,8 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from resnet_core.cli.errors import SOME_FAILED, check_at_least
-from resnet_core.cli.weights import unset
+from resnet_core.cli.errors import SOME_FAILED
+from resnet_core.cli.options import check_at_least, unset
 from resnet_core.data.check import CheckReport, check_exclude, check_images, write_exclude
 from resnet_core.data.resize import resize_images
 from resnet_core.foundation.errors import printable

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from resnet_core.data import WorkerError
 from resnet_core.distributed.failures import may_report
-from resnet_core.distributed.signals import STOPPED
-from resnet_core.foundation.errors import first_line, printable
-from resnet_core.train import NonFiniteLossError, PeerError, ReplicaError, StoppedError
+from resnet_core.distributed.signals import STOPPED, StoppedError
+from resnet_core.foundation.errors import ReportedError, first_line, printable
 
 # Exit statuses; 0 is success.
 TRAINING_FAILED, SOME_FAILED, DIFFERENT, USER_ERROR = 1, 1, 1, 2
@@ -25,7 +23,7 @@ def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
     def wrapper(*arguments: Any) -> int:
         try:
             return function(*arguments)
-        except (NonFiniteLossError, PeerError, ReplicaError, WorkerError) as error:
+        except ReportedError as error:
             print_error(error)
             return TRAINING_FAILED
         except StoppedError as error:
@@ -49,13 +47,6 @@ def as_exit_status(function: Callable[..., int]) -> Callable[..., int]:
             return TRAINING_FAILED
 
     return wrapper
-
-
-def check_at_least(least: float, **options: float | None) -> None:
-    """Raises ValueError naming the first of these options that is less; None is an option that was not given."""
-    for name, value in options.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least:g}, got {value:g}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from resnet_core.cli.errors import SOME_FAILED, check_at_least, print_error
-from resnet_core.cli.weights import FromFile, unset
+from resnet_core.cli.errors import SOME_FAILED, print_error
+from resnet_core.cli.options import check_at_least, unset
+from resnet_core.cli.weights import FromFile
 from resnet_core.data.images import ImageError, find_images
 from resnet_core.data.transforms import ImageTransform
 from resnet_core.distributed.rendezvous import is_main_process

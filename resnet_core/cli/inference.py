@@ -14,10 +14,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from resnet_core.cli.errors import check_at_least
 from resnet_core.cli.images import check_new_file
+from resnet_core.cli.options import check_at_least, unset
 from resnet_core.cli.training import describe_scores
-from resnet_core.cli.weights import FromFile, unset
+from resnet_core.cli.weights import FromFile
 from resnet_core.data import DataConfig
 from resnet_core.data.datasets import IN_FOLDERS, load_evaluation
 from resnet_core.distributed.rendezvous import is_main_process

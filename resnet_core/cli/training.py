@@ -11,8 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from resnet_core.cli.errors import as_exit_status, check_at_least
-from resnet_core.cli.weights import unset
+from resnet_core.cli.errors import as_exit_status
+from resnet_core.cli.options import check_at_least, unset
 from resnet_core.distributed.rendezvous import RANK_VARIABLES, is_main_process, rank_from_environment
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES, SOURCES, Recipe, get_recipe

@@ -9,13 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from resnet_core.cli.options import unset
 from resnet_core.weights.convert import convert
 from resnet_core.weights.inspect import inspect_weights
-
-
-def unset(metavar: str) -> Any:
-    """An option that is unset by default, so that its help shows no default."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from resnet_core.foundation.errors import first_line
+from resnet_core.foundation.errors import ReportedError, first_line
 
 # Forked workers share the dataset's memory and start at once, also in ranks that were themselves spawned. macOS's
 # libraries do not survive a fork: there they are spawned, which takes seconds once.
@@ -23,7 +23,7 @@ FEWER_WORKERS = "use fewer workers or none (--data.workers 0 in training, --work
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RuntimeError, ReportedError):
     """A loader's worker could not hand over a batch."""
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from resnet_core.distributed.launcher import exit_rank
 from resnet_core.distributed.rendezvous import is_first
 from resnet_core.distributed.signals import INTERRUPTED, num_signals
+from resnet_core.foundation.errors import ReportedError
 
 FAILED = "failed"  # key in the store: how many ranks have failed
 
@@ -17,7 +18,7 @@ FAILED = "failed"  # key in the store: how many ranks have failed
 SECONDS_TO_BE_ENDED = 5
 
 
-class PeerError(RuntimeError):
+class PeerError(RuntimeError, ReportedError):
     """Another process of the world failed before this one, or is gone."""
 
 

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_core.distributed.failures import blame_first_failure
 from resnet_core.distributed.heartbeat import exit_when_parent_exits, heartbeat
 from resnet_core.distributed.rendezvous import RANK_VARIABLES, rank_from_environment, rendezvous
+from resnet_core.foundation.errors import ReportedError
 
 T = TypeVar("T")
 
@@ -192,7 +193,7 @@ def _sha256(tensor: Tensor) -> bytes:
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).digest()
 
 
-class ReplicaError(RuntimeError):
+class ReplicaError(RuntimeError, ReportedError):
     """Ranks that must hold the same weights do not."""
 
     on_every_rank = True

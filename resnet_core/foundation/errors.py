@@ -1,8 +1,12 @@
-"""How errors and long lists of names are shortened for one line of a message."""
+"""Errors in one line: what is printed without a traceback, and how messages and lists of names are shortened."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+
+class ReportedError(Exception):
+    """What ends a run and is no mistake of the user's. A program prints its message in one line, as it says all."""
 
 
 def first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from resnet_core.distributed.signals import StoppedError, batches_or_stop
 from resnet_core.distributed.world import World
+from resnet_core.foundation.errors import ReportedError
 from resnet_core.train.averaging import WeightAverage
 from resnet_core.train.checkpoint import CheckpointWriter
 from resnet_core.train.config import RunConfig, TrainConfig
@@ -33,7 +34,7 @@ from resnet_core.train.resume import Learned, renumber, resume
 from resnet_core.train.seeds import random_layers_seed, seed_random_layers
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(ArithmeticError, ReportedError):
     """The loss of a step, or of an evaluation, is infinite or not a number; no checkpoint of it was saved."""
 
     on_every_rank = True

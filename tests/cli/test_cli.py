@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import resnet_core
-from resnet_core.cli.main import COMMANDS, main, parse_train
+from resnet_core.cli.main import COMMANDS, main
+from resnet_core.cli.parse_train import parse_train
 from resnet_core.foundation.toml import to_toml
 from resnet_core.recipes import RECIPES
 from tests.conftest import claim

@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import resnet_core
@@ -30,12 +29,12 @@ def exception_classes():
 
 
 def tree(classes):
-    """The classes and what they derive from, drawn like a tree of folders."""
+    """The classes and what they derive from, drawn like a tree of folders; one with two bases stands under both."""
     children = {}
     for each in classes:
-        line = each.__mro__[: each.__mro__.index(Exception) + 1]
-        for child, parent in pairwise(line):
-            children.setdefault(parent, set()).add(child)
+        for child in each.__mro__[: each.__mro__.index(Exception)]:
+            for parent in child.__bases__:
+                children.setdefault(parent, set()).add(child)
 
     def lines(parent, indent):
         ordered = sorted(children.get(parent, ()), key=lambda each: each.__name__)
