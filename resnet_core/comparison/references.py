@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
+from resnet_core.comparison.chain import layers_of
+from resnet_core.comparison.grouping import parts_of
 from resnet_core.comparison.layers import Layer
 from resnet_core.comparison.pair import Network, built
-from resnet_core.comparison.structure import layers_of, parts_of
 from resnet_core.comparison.trace import copied, trace
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
@@ -140,13 +141,15 @@ def candidates_of(convolutions: list[Shape]) -> Iterator[Reference]:
     """One reference of each kind of block and width, of the depths that these weights suggest."""
     yield of_blocks(BasicBlock, {}, [count // 2 for count in per_stage(convolutions[1:], (64, 128, 256, 512))])
 
-    # A Bottleneck begins with a 1x1; what comes before the first is the stem.
+    # A Bottleneck begins with a 1x1; what comes before the first is the stem. Widths with all four stages are meant.
     pointwise = next((number for number, shape in enumerate(convolutions) if shape[2:] == (1, 1)), 0)
-    widths = {str(config): config for config in ({}, *(config for _, config in WIDER.values()))}
-    for config in widths.values():
+    found = []
+    for config in ({}, *{str(config): config for _, config in WIDER.values()}.values()):
         groups, base = config.get("groups", 1), config.get("width_per_group", 64)
         channels = [planes * base // 64 * groups for planes in (64, 128, 256, 512)]
-        yield of_blocks(Bottleneck, config, per_stage(convolutions[pointwise:], channels))
+        found.append((config, per_stage(convolutions[pointwise:], channels)))
+    whole = [(config, depths) for config, depths in found if all(depths)]
+    yield from (of_blocks(Bottleneck, config, depths) for config, depths in whole or found)
 
     n = max(1, round(sum(per_stage(convolutions[1:], (16, 32, 64))) / 6))
     for shortcut in ({}, {"shortcut": "B"}):
@@ -209,14 +212,17 @@ def started(layer: Layer) -> int:
 
 
 def distance(found: list[Shape], expected: list[Shape]) -> int:
-    """How many convolutions only one of the two has; one of another kernel counts less."""
-    channels = apart([shape[:2] for shape in found], [shape[:2] for shape in expected])
-    return 2 * channels + apart(found, expected)
+    """How many convolutions only one of the two has: other kernels make another block, and count most."""
+    kernels, channels, shapes = (
+        (unmatched(found, expected, part), unmatched(expected, found, part))
+        for part in (slice(2, None), slice(0, 2), slice(None))
+    )
+    return 4 * max(kernels) + 2 * sum(channels) + sum(shapes)
 
 
-def apart(ours: list[Shape], theirs: list[Shape]) -> int:
-    """How many elements only one of the two has."""
-    return (Counter(ours) - Counter(theirs)).total() + (Counter(theirs) - Counter(ours)).total()
+def unmatched(ours: list[Shape], theirs: list[Shape], part: slice) -> int:
+    """How many of our shapes have no counterpart, of which this part is looked at."""
+    return (Counter(shape[part] for shape in ours) - Counter(shape[part] for shape in theirs)).total()
 
 
 # What is compared with what, on which images.

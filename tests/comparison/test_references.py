@@ -14,7 +14,7 @@ from resnet_core.comparison.references import complete, nearest
 from resnet_core.comparison.structure import structure_of
 from resnet_core.comparison.trace import trace
 from resnet_core.models.registry import MODELS, build_on_meta
-from resnet_core.models.resnet import BasicBlock, ResNet
+from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 from tests.comparison.test_people import REFERENCES
 
 
@@ -82,6 +82,13 @@ def test_torchvisions_own_network_is_healthy():
 @pytest.mark.parametrize("depths", [(2, 2, 2, 1), (2, 2, 3, 1)])
 def test_depths_that_are_nearly_a_models_are_meant_to_be_it(depths):
     assert str(nearest(ResNet(BasicBlock, depths, 1000))) == "resnet18()"
+
+
+def test_a_bottleneck_of_another_expansion_is_still_meant_to_be_that_bottleneck():
+    class Narrow(Bottleneck):
+        expansion = 2
+
+    assert str(nearest(ResNet(Narrow, (3, 4, 6, 3), 10))) == "resnet50(num_classes=10)"
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
