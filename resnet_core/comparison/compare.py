@@ -101,6 +101,10 @@ def compare(
     empty text. Raises TypeError for anything that is not a network, RuntimeError for a network that does not run on
     these inputs, and ValueError for fewer than 2 images, for values that are not finite, and for an unknown rung.
     """
+    if not isinstance(inputs, Tensor | None):
+        raise TypeError(
+            f"inputs must be a tensor of images [N, C, H, W], got a {type(inputs).__name__}; torch.stack one"
+        )
     if inputs is not None and (len(inputs) < 2 or not inputs.isfinite().all()):
         raise ValueError(f"inputs must be finite and at least 2 images, got {list(inputs.shape)}")
     for name in (*rungs, *skip):

@@ -16,22 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from resnet_core.comparison.edits import Differences, compare_structures
+from resnet_core.comparison.edits import Differences, Edit, compare_structures
 from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.layers import count
 from resnet_core.comparison.mistakes import Mistake, Published, name_mistakes, published
+from resnet_core.comparison.operations import Trace, fingerprint
 from resnet_core.comparison.references import Reference, for_images, on_meta
 from resnet_core.comparison.structure import Block, Structure, structure_of
-from resnet_core.comparison.trace import (
-    Operation,
-    Trace,
-    calibrate,
-    copied,
-    fingerprint,
-    in_float64,
-    perturb_constants,
-    trace,
-)
+from resnet_core.comparison.trace import calibrate, copied, in_float64, perturb_constants, trace
 from resnet_core.comparison.words import as_code, described
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
@@ -384,42 +376,54 @@ def as_difference(mistake: Mistake) -> Difference:
     kinds = {(edit.kind, edit.action) for edit in mistake.edits}
     moved = bool(extra) and kinds == {(extra[0].kind, "extra"), (extra[0].kind, "missing")}
     shown = extra if moved else mistake.edits
+
     edit = shown[0]
-    layer, reference = edit.layer, edit.reference
-    operation: Operation | None = layer.operation if layer else reference.operation if reference else None
-    ours = "nothing" if edit.action == "missing" or layer is None else described(layer)
-    theirs = "nothing" if edit.action == "extra" or reference is None else described(reference)
-    if ours == theirs:
-        ours, theirs = f"{ours}, {edit.setting} {edit.ours}", f"{edit.setting} {edit.theirs}"
-    if edit.setting == "weights":
-        ours, theirs, repair = "the weights of another place", "its own", "give each place a layer of its own"
-    elif edit.kind in ("block", "shortcut") and edit.action != "setting":
-        ours, theirs = (f"no {edit.kind}", f"a {edit.kind}")[:: 1 if edit.action == "missing" else -1]
-        repair = f"{'add' if edit.action == 'missing' else 'remove'} the {edit.kind}"
-    elif edit.action == "missing" and reference is not None:
-        repair = f"add {as_code(reference)}"
-    elif edit.action == "extra" and layer is not None:
-        repair = f"remove {as_code(layer)}"
-    else:
-        repair = f"write {as_code(reference)}" if reference else "as in the reference"
-    if moved and layer is not None:
-        before = gaps[0].layer
-        at = before.operation if before else None
-        theirs = "none here"
-        repair = f"move {as_code(layer)}" + (f" behind {Path(at.file).name}:{at.line}" if at and at.file else "")
-    if edit.setting == "held":
-        repair = "put it into an nn.ModuleList, or make it in __init__"
-    for start, words in IN_WORDS.items():
-        if mistake.name.startswith(start):
-            ours, theirs, repair = words
+    words = next((words for start, words in IN_WORDS.items() if mistake.name.startswith(start)), None)
+    ours, theirs, repair = words or (of_moved(edit, gaps[0]) if moved else of_edit(edit))
+    layer = edit.layer or edit.reference
     return Difference(
         name=mistake.name,
         operation=edit.kind,
-        path=operation.path if operation else "",
-        file=operation.file if operation and layer else None,
-        line=operation.line if operation and layer else None,
+        path=layer.operation.path if layer else "",
+        file=edit.layer.operation.file if edit.layer else None,
+        line=edit.layer.operation.line if edit.layer else None,
         ours=ours,
         theirs=theirs,
         repair=repair,
         places=len({id(each.reference if each.action == "missing" else each.layer) for each in shown}),
     )
+
+
+Words = tuple[str, str, str]
+"""What the network in question has, what the reference has, and the repair."""
+
+
+def of_moved(edit: Edit, gap: Edit) -> Words:
+    """The words for a layer that stands in another place than in the reference, which has it at the gap."""
+    assert edit.layer is not None
+    before = gap.layer.operation if gap.layer else None
+    behind = f" behind {Path(before.file).name}:{before.line}" if before and before.file else ""
+    return described(edit.layer), "none here", f"move {as_code(edit.layer)}{behind}"
+
+
+def of_edit(edit: Edit) -> Words:
+    """The words for one edit."""
+    layer, reference = edit.layer, edit.reference
+    if edit.setting == "weights":
+        return "the weights of another place", "its own", "give each place a layer of its own"
+    if edit.kind in ("block", "shortcut") and edit.action != "setting":
+        if edit.action == "missing":
+            return f"no {edit.kind}", f"a {edit.kind}", f"add the {edit.kind}"
+        return f"a {edit.kind}", f"no {edit.kind}", f"remove the {edit.kind}"
+
+    ours = "nothing" if edit.action == "missing" or layer is None else described(layer)
+    theirs = "nothing" if edit.action == "extra" or reference is None else described(reference)
+    if ours == theirs:
+        ours, theirs = f"{ours}, {edit.setting} {edit.ours}", f"{edit.setting} {edit.theirs}"
+    if edit.setting == "held":
+        return ours, theirs, "put it into an nn.ModuleList, or make it in __init__"
+    if edit.action == "extra" and layer is not None:
+        return ours, theirs, f"remove {as_code(layer)}"
+    if reference is None:
+        return ours, theirs, "as in the reference"
+    return ours, theirs, f"{'add' if edit.action == 'missing' else 'write'} {as_code(reference)}"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_core.comparison.trace import SAME, VIEWS, Leaf, Operation, Result, flat, mapped
+from resnet_core.comparison.operations import Leaf, Operation, Result, flat, mapped
+from resnet_core.comparison.recorder import SAME, VIEWS
 
 Settings = Mapping[str, Any]
 Recognised = tuple[str, Settings] | None

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resnet_core.comparison.networks import with_place
-from resnet_core.comparison.trace import IMAGES, VIEWS, Leaf, Operation, Trace, copied, perturb_constants, trace
+from resnet_core.comparison.operations import IMAGES, Leaf, Operation, Trace
+from resnet_core.comparison.recorder import VIEWS
+from resnet_core.comparison.trace import copied, perturb_constants, trace
 
 Network = nn.Module | Callable[[], nn.Module]
 

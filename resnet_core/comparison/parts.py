@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from resnet_core.comparison.edits import Edit
+from resnet_core.comparison.grouping import is_gate, parts_of
 from resnet_core.comparison.layers import Layer, count
-from resnet_core.comparison.structure import Block, Structure, is_gate, parts_of
+from resnet_core.comparison.structure import Block, Structure
 from resnet_core.comparison.words import JOINED, ORDINALS, by, described, name_of, number
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.comparison.networks import with_place
+from resnet_core.comparison.operations import Fingerprint, Operation
 from resnet_core.comparison.pair import Pair, Weights, copy_weights, held, weights_of
-from resnet_core.comparison.trace import Fingerprint, Operation, calibrate, copied, light, perturb_constants, trace
+from resnet_core.comparison.trace import calibrate, copied, light, perturb_constants, trace
 from resnet_core.comparison.words import described_operation
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from resnet_core.comparison.chain import EntangledError
 from resnet_core.comparison.diagnosis import (
     Diagnosis,
     Difference,
@@ -24,8 +25,10 @@ from resnet_core.comparison.diagnosis import (
 )
 from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.mistakes import Mistake
-from resnet_core.comparison.structure import EntangledError, Structure, structure_of
-from resnet_core.comparison.trace import SAME, Operation, copied, trace
+from resnet_core.comparison.operations import Operation
+from resnet_core.comparison.recorder import SAME
+from resnet_core.comparison.structure import Structure, structure_of
+from resnet_core.comparison.trace import copied, trace
 from resnet_core.comparison.twins import Twins, agree
 
 

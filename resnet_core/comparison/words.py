@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resnet_core.comparison.layers import Layer, recognised
-from resnet_core.comparison.trace import Operation
+from resnet_core.comparison.operations import Operation
 
 
 def described(layer: Layer | None) -> str:

@@ -16,10 +16,11 @@ from parity.patients.plants import PLANTS
 from resnet_core.comparison.climb import INITIALISATIONS
 from resnet_core.comparison.compare import ALL_RUNGS, DEFAULT_RUNGS, compare
 from resnet_core.comparison.diagnosis import is_healthy, name_of
+from resnet_core.comparison.operations import fingerprint
 from resnet_core.comparison.pair import align
 from resnet_core.comparison.rungs import LOGITS, SLOW, judge
 from resnet_core.comparison.structure import structure_of
-from resnet_core.comparison.trace import fingerprint, trace
+from resnet_core.comparison.trace import trace
 from resnet_core.models.backbone import has_small_stem
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -507,6 +508,8 @@ def test_networks_that_cannot_be_compared_are_refused_with_the_place_and_the_rem
     for inputs in (images(batch=1), images() * float("nan")):
         with pytest.raises(ValueError, match="inputs must be finite and at least 2 images"):
             compare(tiny(), tiny(), inputs)
+    with pytest.raises(TypeError, match=r"inputs must be a tensor of images \[N, C, H, W\], got a list"):
+        compare(tiny(), tiny(), [images(), images()])
 
 
 def test_what_differs_and_is_no_known_mistake_is_said():
