@@ -26,9 +26,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from resnet_core.foundation.errors import first_line, shortened
+from resnet_core.weights.contents import walk
 from resnet_core.weights.folders import WEIGHTS, weights_in
 from resnet_core.weights.header import DIGEST, INDEX_LIMIT, WeightsError, check_file, digest, read_header
-from resnet_core.weights.pickles import Inert, walk
+from resnet_core.weights.pickles import Inert
 from resnet_core.weights.torch_files import (
     Zip,
     read_bare_pickle,

@@ -16,9 +16,10 @@ from resnet_core.models.registry import MODELS
 from resnet_core.models.resnet import BasicBlock, Bottleneck, ResNet
 from resnet_core.weights.arguments import assigned
 from resnet_core.weights.containers import Container
+from resnet_core.weights.contents import module_tensors, walk
 from resnet_core.weights.folders import timm_other
 from resnet_core.weights.identify import FoundNetwork, Nearest, config_of, depths, list_shapes
-from resnet_core.weights.pickles import Inert, module_tensors, walk
+from resnet_core.weights.pickles import Inert
 
 # Layers without tensors that a pickled module and a TorchScript archive name, and those of them that ours have.
 LAYER_KIND = re.compile(r"\bnn\.modules\.(?:activation|pooling)\.(?:___torch_mangle_\d+\.)?(\w+)$")

@@ -17,13 +17,14 @@ from torch import Tensor
 from resnet_core.foundation.errors import printable, shortened
 from resnet_core.weights.arguments import as_options, assigned
 from resnet_core.weights.containers import Container, index_of, read_container
+from resnet_core.weights.contents import module_strides, module_tensors, walk
 from resnet_core.weights.folders import FolderDescription, description_of
 from resnet_core.weights.foreign import explain, find_foreign
 from resnet_core.weights.header import WeightsError
 from resnet_core.weights.identify import AVERAGED, FoundNetwork, Nearest, identify, is_bottleneck, is_v1
 from resnet_core.weights.info import WeightsInfo
 from resnet_core.weights.names import find_bodies, fold_caffe2, their_module
-from resnet_core.weights.pickles import Inert, module_strides, module_tensors, walk
+from resnet_core.weights.pickles import Inert
 
 # Files whose own tools move the average into `state_dict`: the key of the last step's weights -> another of their keys.
 LAST_STEP = {"current_model_state": "averaging_state", "ema_state_dict": "message_hub"}  # Lightning's; mmengine's

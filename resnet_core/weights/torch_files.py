@@ -18,6 +18,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from resnet_core.weights.contents import module_tensors
 from resnet_core.weights.header import INDEX_LIMIT, WeightsError, check_file
 from resnet_core.weights.pickles import (
     DTYPES,
@@ -27,7 +28,6 @@ from resnet_core.weights.pickles import (
     Storages,
     Stream,
     Unpickler,
-    module_tensors,
     sizes,
     tensor,
 )  # fmt: skip

@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from resnet_core.weights.containers import READERS, read_container
+from resnet_core.weights.contents import module_tensors
 from resnet_core.weights.files import read_weights, write_weights
 from resnet_core.weights.header import WeightsError
-from resnet_core.weights.pickles import module_tensors
 from tests.weights import hostile
 
 

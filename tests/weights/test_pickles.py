@@ -21,7 +21,8 @@ from torch import nn
 
 from resnet_core.weights import WeightsError, inspect_weights
 from resnet_core.weights.containers import read_container
-from resnet_core.weights.pickles import Budget, Inert, Unpickler, module_tensors, walk
+from resnet_core.weights.contents import module_tensors, walk
+from resnet_core.weights.pickles import Budget, Inert, Unpickler
 from tests.weights import hostile
 
 
@@ -238,7 +239,7 @@ from pathlib import Path
 from resnet_core.weights import WeightsError, inspect_weights
 from resnet_core.weights.containers import read_container
 from resnet_core.weights.header import WeightsError
-from resnet_core.weights.pickles import walk
+from resnet_core.weights.contents import walk
 
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
