@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,17 @@ from typing import Annotated
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnet_core.cli.images import check_new_file
 from resnet_core.cli.options import check_at_least, unset
 from resnet_core.cli.training import describe_scores
 from resnet_core.cli.weights import FromFile
 from resnet_core.data import DataConfig
-from resnet_core.data.datasets import IN_FOLDERS, load_evaluation
+from resnet_core.data.datasets import DATASETS, IN_FOLDERS, load_evaluation
 from resnet_core.distributed.rendezvous import is_main_process
 from resnet_core.foundation.errors import printable
+from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.inference.evaluate import evaluate_weights
 from resnet_core.inference.export import export, find_exporter
 from resnet_core.inference.formats import Format, Precision
@@ -66,6 +67,8 @@ class OnLabels(FromFile):
                 )
             return recipe.data
         name = self.dataset or "image_folder"
+        if name not in DATASETS:
+            raise ValueError(f"--dataset: unknown dataset {name!r}; {did_you_mean(name, DATASETS)}")
         if not self.data and name in IN_FOLDERS:
             raise ValueError(f"--dataset {name} is read from a folder; name it with --data DIR")
         if recipe is None:
@@ -175,18 +178,19 @@ class Quantize(OnLabels):
         model, info = load_model(self.weights, **self.file.arguments())
         print(f"{info.model}, {info.origin}", file=sys.stderr)
 
+        def top1_of(name: str, network: nn.Module, train: TrainConfig, say: Callable[[str], object]) -> float:
+            scores = evaluate_weights(network, info, data, train, World(), say=say)
+            print(f"{name:<10}{describe_scores(scores, num_classes)}", flush=True)
+            return scores["top1"]
+
+        num_classes = head_of(model).out_features
         train = recipe.train if recipe else TrainConfig()
-        before = evaluate_weights(model, info, data, train, World(), say=partial(print, file=sys.stderr))
+        before = top1_of("before", model, train, partial(print, file=sys.stderr))
         batches = calibration_batches(data, info, self.calibration)
         half = optimize_for_inference(model, batches[0], "bfloat16")
         network = optimize_for_inference(model, batches[0], "int8", batches)
-        between, after = (
-            evaluate_weights(each, info, data, TrainConfig(), World(), say=lambda _: None) for each in (half, network)
-        )
-
-        for name, scores in (("before", before), ("bfloat16", between), ("int8", after)):
-            print(f"{name:<10}{describe_scores(scores, head_of(model).out_features)}")
-        lost = 100 * (before["top1"] - after["top1"])
+        top1_of("bfloat16", half, TrainConfig(), str)
+        lost = 100 * (before - top1_of("int8", network, TrainConfig(), str))
         if lost > self.max_loss:
             raise ValueError(
                 f"int8 loses {lost:.2f} points of top-1, and --max-loss is {self.max_loss:g}; {self.out} was not "
@@ -199,7 +203,11 @@ class Quantize(OnLabels):
 def calibration_batches(data: DataConfig, info: WeightsInfo, count: int, batch: int = 32) -> list[Tensor]:
     """Training images, evenly spread over the data, prepared as `info.transform` says."""
     assert info.transform is not None  # or they could not be evaluated
-    images, _, _ = load_evaluation(data.name, data.path, data.folder_options, "train")
+    try:
+        images, _, _ = load_evaluation(data.name, data.path, data.folder_options, "train")
+    except ValueError as error:
+        error.add_note("(int8 takes the ranges of the network's values from training images)")
+        raise
     numbers = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().tolist()
     parts = [numbers[start : start + batch] for start in range(0, len(numbers), batch)]
     return [info.transform.of_images(images.take(part)) for part in parts]

@@ -21,6 +21,7 @@ from resnet_core.data.folders import FolderOptions, check_source, load_image_fol
 from resnet_core.data.formats import read_cifar10_records, read_idx
 from resnet_core.data.splits import Dataset, ImageFiles, LabelledImages, Split
 from resnet_core.data.transforms import CIFAR10_MEAN, CIFAR10_STD, ImageTransform
+from resnet_core.foundation.suggestions import did_you_mean
 
 T = TypeVar("T")
 
@@ -148,9 +149,11 @@ DATASETS = (*BUILT_IN, *IN_FOLDERS)
 def load_dataset(name: str, path: str = "", options: FolderOptions | None = None) -> Dataset:
     """A dataset of DATASETS, from the folder `path` unless it ships with the package.
 
-    `options` say how an image folder is read. Raises ValueError with one line for a folder that is missing, incomplete,
-    damaged or laid out differently.
+    `options` say how an image folder is read. Raises ValueError with one line for an unknown name and for a folder that
+    is missing, incomplete, damaged or laid out differently.
     """
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; {did_you_mean(name, DATASETS)}")
     if name in BUILT_IN:
         if path:
             raise ValueError(f"{name} ships with the package; leave out data.path {path!r}")

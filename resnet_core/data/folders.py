@@ -274,7 +274,8 @@ class OwnImages:
         if unread:
             notes["evaluation"] += f"; {shortened(unread)} {'is' if len(unread) == 1 else 'are'} not read"
         if self.nested:
-            notes["nested"] = f"{len(self.nested):,} images lie in folders inside a class: {shortened(self.nested)}"
+            lie = "image lies in a folder" if len(self.nested) == 1 else "images lie in folders"
+            notes["nested"] = f"{len(self.nested):,} {lie} inside a class: {shortened(self.nested)}"
         if skipped := str(self.skipped):
             notes["skipped"] = skipped
         absent = sorted(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resnet_core.data import DataConfig, EvalLoader
 from resnet_core.data.datasets import load_evaluation
 from resnet_core.foundation.errors import shortened
+from resnet_core.inference.files import with_bar
 from resnet_core.inference.networks import num_classes_of
 from resnet_core.inference.predictions import PredictionRecord
 from resnet_core.train import TrainConfig, World
@@ -74,7 +75,8 @@ def evaluate_weights(
         pin_memory=world.device.type == "cuda",
     )
     train = replace(train, sync_batchnorm=False)  # only for training, and only on GPUs
-    scores = evaluate(prepare_model(model, train, world).eval(), loader, score, train, world)
+    batches = with_bar(loader, len(loader.keys), shown=world.is_main)
+    scores = evaluate(prepare_model(model, train, world).eval(), batches, score, train, world)
     if not all(map(math.isfinite, scores.values())):
         raise ValueError(f"the evaluation gives {scores}: the weights are damaged or diverged")
     return scores

@@ -6,6 +6,7 @@ ranges, oneDNN computes.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -72,7 +73,9 @@ def quantized(network: fx.GraphModule, grids: Mapping[str, Grid]) -> fx.GraphMod
             grid_of[node] = grid_of[source]
         elif source in bytes_ and node.target is F.pad and not node.kwargs.get("value"):
             zero = {"value": grid_of[source].zero}
-            bytes_[node] = graph.call_function(F.pad, (bytes_[source], *node.args[1:]), {**node.kwargs, **zero})
+            padded = graph.call_function(F.pad, (bytes_[source], *node.args[1:]), {**node.kwargs, **zero})
+            # torch pads an empty batch in another memory format, which the addition refuses.
+            bytes_[node] = graph.call_method("contiguous", (padded,), {"memory_format": torch.channels_last})
             grid_of[node] = grid_of[source]
         else:
             floats[node] = graph.node_copy(node, as_float)
@@ -121,6 +124,8 @@ def observed_grids(network: fx.GraphModule, calibration: Iterable[Tensor]) -> di
     `calibration` gives batches of inputs, from which each range is taken. Raises ValueError without torchao (the extra
     `quantize`) and without a batch.
     """
+    # On import torchao makes a call that torch calls deprecated, about which a user can do nothing.
+    logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())
     try:
         from torchao.quantization.pt2e import HistogramObserver
     except ModuleNotFoundError as error:

@@ -244,6 +244,11 @@ def test_a_folder_that_is_not_right_is_refused_in_one_line(tmp_path, name, make,
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown dataset 'digit'; did you mean digits\?"):
+        load_dataset("digit")
+
+
 def test_images_in_memory_must_be_of_one_size(tmp_path):
     image_folder(tmp_path, CIFAR10_CLASSES, size=(32, 32))
     Image.new("RGB", (31, 32)).save(tmp_path / "train" / "bird" / "1.png")

@@ -230,6 +230,9 @@ def test_images_in_folders_inside_a_class_are_counted(tmp_path):
     write_images(tmp_path, {"cat/2025": 2, "cat": 1, "dog": 2})
     nested = dict(load(tmp_path, val_share=0.5).notes)["nested"]
     assert nested == "2 images lie in folders inside a class: cat/2025/0.png, cat/2025/1.png"
+    (tmp_path / "cat" / "2025" / "1.png").unlink()
+    nested = dict(load(tmp_path, val_share=0.5).notes)["nested"]
+    assert nested == "1 image lies in a folder inside a class: cat/2025/0.png"
 
 
 def test_a_list_excludes_images_however_their_paths_are_written(listed, tmp_path):

@@ -126,7 +126,7 @@ def test_the_test_images_are_evaluated_where_they_are_asked_for(weights, capsys,
     ("classes", "words", "message"),
     [
         (IMAGES, ["--dataset", "cifar10"], "--dataset cifar10 is read from a folder; name it with --data DIR"),
-        (IMAGES, ["--dataset", "cifar"], "unknown dataset 'cifar'; did you mean cifar10"),
+        (IMAGES, ["--dataset", "cifar"], "--dataset: unknown dataset 'cifar'; did you mean cifar10"),
         (IMAGES, [], "does not record its test data, as a run's folder does; name it with --data DIR"),
         (IMAGES, ["--data", "nowhere"], "nowhere does not exist; name the folder of the images"),
         ({}, ["--data", "."], "has no class folders"),

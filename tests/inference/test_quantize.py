@@ -31,14 +31,16 @@ def test_a_file_gives_the_same_bits_and_is_small(network, tmp_path):
     read, info = read_quantized(path)
     assert torch.equal(read(IMAGES), network(IMAGES))
     assert torch.equal(read(IMAGES[:1]), network(IMAGES[:1]))
+    assert read(IMAGES[:0]).shape == (0, 3)
     assert (info.model, info.transform, read.dtype) == ("cifar_resnet20", INFO.transform, "int8")
     write_weights(tmp_path / "float.safetensors", resnet_core.cifar_resnet20(num_classes=3).state_dict(), INFO)
     assert path.stat().st_size < 0.35 * (tmp_path / "float.safetensors").stat().st_size
 
 
-def test_quantize_shows_the_accuracy_and_the_other_commands_take_the_file(digits_run, cli, tmp_path):
+def test_quantize_shows_the_accuracy_and_the_other_commands_take_the_file(digits_run, cli, program, tmp_path):
     out = tmp_path / "digits.safetensors"
-    finished = cli("quantize", digits_run[0], out, "--calibration", 64)
+    finished = program("quantize", digits_run[0], out, "--calibration", 64)
+    assert finished.stderr == "cifar_resnet20, resnet_core 0.2.0, trained on digits\n"
     *scores, written = finished.stdout.splitlines()
     for name, line in zip(("before", "bfloat16", "int8"), scores, strict=True):
         assert re.fullmatch(rf"{name} +top-1 99\.\d+% \(\d+ of 360\), top-5 .*", line)
