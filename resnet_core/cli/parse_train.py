@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from resnet_core.cli.parse import parse
-from resnet_core.cli.training import Recipes, Train
+from resnet_core.cli.training import SHORT_NAMES, Recipes, Train, with_flags
 from resnet_core.foundation.suggestions import did_you_mean
 from resnet_core.recipes import RECIPES, Recipe, get_recipe, overlay
 from resnet_core.recipes.recipe import scaling_advice
@@ -19,7 +17,6 @@ TRAIN_USAGE = (
     "resnet-core train RECIPE | DIR [--out DIR] [--processes N] [--epochs N] [--lr X] [--batch N] "
     "[--config FILE] [--dry-run] [--section.field VALUE ...]"
 )
-SHORT_NAMES = {"--epochs": "--train.epochs", "--lr": "--optimizer.lr", "--batch": "--data.global-batch"}
 # An option that other programs have, or the section of settings in place of its name -> ours.
 WRITTEN_ELSEWHERE = {
     "--batch-size": ["--batch"],
@@ -56,7 +53,7 @@ def parse_train(words: list[str]) -> Train:
             options,
             prog=f"resnet-core train {name}",
             default=defaults,
-            described=partial(with_flags, words=()),
+            described=with_flags,
             also_known=written_elsewhere,
         )
     except ValueError as error:
@@ -74,7 +71,7 @@ def recipe_of(name: str) -> Recipe:
     if not path.exists() and ("/" in name or path.suffix):
         raise ValueError(f"{name} does not exist; name a recipe, a folder of images or a CSV list")
     if not path.exists():
-        folders = [each.name for each in Path().iterdir() if each.is_dir()]
+        folders = [each.name for each in Path().glob("[!.]*") if each.is_dir()]
         raise ValueError(f"{name!r} is neither a recipe nor a folder here; {did_you_mean(name, [*RECIPES, *folders])}")
     if (path / "recipe.toml").is_file():
         raise ValueError(
@@ -95,17 +92,6 @@ def in_full(options: Sequence[str]) -> list[str]:
             value = ""
         full.append("" if option == "none" and full[-1:] == ["--model.weights"] else name + equals + value)
     return full
-
-
-def with_flags(message: str, words: Sequence[str]) -> str:
-    """The message with each setting, such as `optimizer.lr`, as the flag that sets it: a short name if it was typed."""
-    typed = {word.partition("=")[0] for word in words}
-    short_names = {full: short for short, full in SHORT_NAMES.items() if short in typed}
-    for section, settings in asdict(get_recipe("digits")).items():
-        for setting in settings if isinstance(settings, dict) else ():
-            flag = f"--{section}.{setting.replace('_', '-')}"
-            message = re.sub(rf"(?<![\w.-]){section}\.{setting}\b", short_names.get(flag, flag), message)
-    return message
 
 
 def written_elsewhere(option: str) -> list[str]:

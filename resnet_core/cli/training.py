@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,6 +26,8 @@ from resnet_core.runs.report import write_report
 from resnet_core.runs.training import run as run_recipe
 from resnet_core.train import launch
 from resnet_core.train.metrics import scores_to_hide
+
+SHORT_NAMES = {"--epochs": "--train.epochs", "--lr": "--optimizer.lr", "--batch": "--data.global-batch"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,32 @@ class Show:
         for line in str(SOURCES[self.recipe]).splitlines():
             print(f"# {line}")
         print(to_toml(recipe), end="")
+
+
+def with_flags(message: str, words: Sequence[str] = ()) -> str:
+    """The message with each setting, such as `optimizer.lr`, as the flag that sets it: a short name if it was typed."""
+    typed = {word.partition("=")[0] for word in words}
+    short_names = {full: short for short, full in SHORT_NAMES.items() if short in typed}
+    for section, settings in asdict(get_recipe("digits")).items():
+        for setting in settings if isinstance(settings, dict) else ():
+            flag = f"--{section}.{setting.replace('_', '-')}"
+            message = re.sub(rf"(?<![\w.-]){section}\.{setting}\b", short_names.get(flag, flag), message)
+    return message
+
+
+def naming_flags(function: Callable[..., int]) -> Callable[..., int]:
+    """`function`, whose errors name settings by their flags."""
+
+    @wraps(function)
+    def wrapper(*arguments: Any) -> int:
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            if len(error.args) == 1:
+                error.args = (with_flags(str(error)),)
+            raise
+
+    return wrapper
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,7 @@ class Train:
     def __post_init__(self) -> None:
         check_at_least(1, processes=self.processes)
 
+    @naming_flags
     def __call__(self) -> int:
         under_torchrun = "RANK" in os.environ or "WORLD_SIZE" in os.environ
         if under_torchrun and self.processes > 1:
@@ -121,6 +152,7 @@ def train_here(recipe: Recipe, out: Path, allow_changes: bool, note: str | None)
 
 
 @as_exit_status
+@naming_flags
 def _train(recipe: Recipe, out: Path, allow_changes: bool, note: str | None, signals: ExitStack) -> int:
     was_finished = RunFolder(out).is_finished
     run_recipe(recipe, out, allow_changes=allow_changes, note=note, signals=signals)

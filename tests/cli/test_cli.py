@@ -151,7 +151,7 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
             "must be float32 or bf16, got 'fp16'; fp16 is not offered: its gradients need a loss",
         ),
         ("--train.accumulation 65", "train.accumulation 65 is more parts than the 64 samples that each process has"),
-        ("--train.accumulation 64 --model.name resnet18", "compute one image of 16 pixels at a time; .* lower train"),
+        ("--train.accumulation 64 --model.name resnet18", "compute one image of 16 pixels at a time; .* lower --train"),
         ("--train.sync-batchnorm True", "torch synchronizes BatchNorm only on GPUs"),
         ("--averaging.ema-decay 0.9 --averaging.ema-every-steps 661", "661 is more than the run's 660 steps"),
         (
@@ -173,7 +173,10 @@ def test_a_mistake_is_reported_in_one_line(words, message, capsys, tmp_path, mon
         ),
         ("--model.weights missing.pth", "missing.pth does not exist"),
         ("--model.weights nowhere", "'nowhere' is neither a run's folder, nor a weights file"),
-        ("--model.weights resnet18", "model.weights resnet18 belong to resnet18, and model.name is cifar_resnet20"),
+        (
+            "--model.weights resnet18",
+            "--model.weights resnet18 belong to resnet18, and --model.name is cifar_resnet20; set --model.name to",
+        ),
         ("--train.epochs 0", "train.epochs must be at least 1, got 0"),
         ("--schedule.warmup-epochs -1", "--schedule.warmup-epochs must be at least 0"),
         ("--data.name digit", "unknown dataset 'digit'; did you mean digits"),
@@ -228,7 +231,7 @@ def test_a_folder_that_holds_another_recipes_run_is_refused_saying_what_differs(
     assert main(["train", "digits", "--out", str(out), "--optimizer.lr", "0.2", "--seed", "1", *dry]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        "holds the run of another recipe (optimizer.lr is 0.1 there and 0.2 here; seed is 0 there and 1 here)" in line
+        "holds the run of another recipe (--optimizer.lr is 0.1 there and 0.2 here; seed is 0 there and 1 here)" in line
     )
     assert line.endswith("; choose another folder with --out; --allow-changes continues this run all the same")
 
@@ -322,4 +325,6 @@ def test_a_folder_in_place_of_a_recipe_is_finetuned_on(tmp_path, monkeypatch, cl
     (tmp_path / "flowers" / "recipe.toml").touch()
     assert "flowers is a run's folder; continue it with" in cli("train", "flowers").stderr
     assert "'flower' is neither a recipe nor a folder here; did you mean flowers?" in cli("train", "flower").stderr
+    (tmp_path / ".flower").mkdir()
+    assert "'flow' is neither a recipe nor a folder here; did you mean flowers?" in cli("train", "flow").stderr
     assert "flowers/red does not exist; name a recipe, a folder" in cli("train", "flowers/red").stderr
