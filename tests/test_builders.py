@@ -86,6 +86,13 @@ def test_names_are_found_in_any_case():
         (lambda: resnet_core.get_model("vgg"), ValueError, "known are resnet18, resnet34"),
         (lambda: resnet_core.resnext50_32x4d(groups=8), ValueError, "has groups=32, got groups=8.*build resnet50"),
         (lambda: resnet_core.get_model(50), ValueError, "unknown model 50; known are"),
+        (
+            lambda: resnet_core.get_model("resnet18", num_classes="10"),
+            TypeError,
+            r"resnet18\(\) takes a whole number as num_classes, got '10'",
+        ),
+        (lambda: resnet_core.cifar_resnet20(in_channels=1.0), TypeError, "a whole number as in_channels, got 1.0"),
+        (lambda: resnet_core.resnet18(weights=resnet_core.resnet18()), TypeError, r"got ResNet\([\s\S]{33}$"),
         (lambda: resnet_core.resnet50(weights="IMAGENET1K_V3"), ValueError, "IMAGENET1K_V2"),
         (lambda: resnet_core.resnet50(weights="V1", pretrained=True), ValueError, "give one of the two"),
         (

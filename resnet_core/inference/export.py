@@ -72,6 +72,8 @@ def export(
     Raises ExportError if it is larger, or if the format cannot be written; ValueError or OSError for arguments that do
     not fit.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"export takes a network, got a {type(model).__name__}; load_model(FILE) returns one")
     path = Path(out)
     exporter = find_exporter(path, format, opset, precision)
     check_calibration(precision, calibration, dynamic_size)

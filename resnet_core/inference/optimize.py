@@ -51,7 +51,7 @@ def optimize_for_inference(
             f"{type(model).__name__} and a {type(example_inputs).__name__}"
         )
     if dtype not in ("auto", *DTYPES):
-        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"dtype must be one of the words auto, {', '.join(DTYPES)}, got {dtype!r}")
     if (dtype == "int8") != (calibration is not None):
         raise ValueError("int8, and no other dtype, takes calibration: batches of inputs like those to come")
     if not torch.backends.mkldnn.is_available():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from inspect import signature
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,13 @@ MODELS: dict[str, Model] = {
 def build(name: str, **config: Any) -> nn.Module:
     """The network with this name (in any case) and random weights; `config` goes to its constructor.
 
-    Raises ValueError for an unknown name, with the nearest known ones, and for an argument that makes it another model.
+    Raises ValueError for an unknown name, with the nearest known ones, and for an argument that makes it another model;
+    TypeError for a count that is not a whole number.
     """
     model = find_model(name)
+    for key in ("num_classes", "in_channels", "groups"):
+        if not isinstance(config.get(key, 1), SupportsIndex):
+            raise TypeError(f"{name}() takes a whole number as {key}, got {config[key]!r}")
     return model.network(*model.arguments, **constructor_config(name, config))
 
 

@@ -104,7 +104,7 @@ def find_weights(model: str, name: str | Enum) -> WeightSet:
     if model not in CATALOG:
         raise ValueError(f"no weights are published for {model!r}; {did_you_mean(model, CATALOG)}")
     if not isinstance(name, str | Enum):
-        raise TypeError(f"weights are chosen by name, such as 'DEFAULT' or 'IMAGENET1K_V1', got {name!r}")
+        raise TypeError(f"weights are chosen by name, such as 'DEFAULT' or 'IMAGENET1K_V1', got {name!r:.40}")
     spelled = f"{type(name).__name__}.{name.name}" if isinstance(name, Enum) else name
     owner, _, member = spelled.rpartition(".")
     sets = CATALOG[model] | {"DEFAULT": list(CATALOG[model].values())[-1]}

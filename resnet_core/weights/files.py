@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,6 +186,11 @@ def load_weights(
     as it is. Raises WeightsError, and leaves the model as it was, for wrong names, shapes or kinds, for values that are
     not finite, and where not one name is the model's.
     """
+    if not (isinstance(model, nn.Module) and isinstance(weights, str | os.PathLike | Mapping)):
+        raise TypeError(
+            "load_weights takes a network and then a file or tensors by name, got "
+            f"{type(model).__name__} and {type(weights).__name__}"
+        )
     source = "the weights" if isinstance(weights, Mapping) else str(weights)
     if isinstance(weights, Mapping):
         matched, report = match_weights(model, weights, source, strict=strict, new_head=new_head)

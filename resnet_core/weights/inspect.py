@@ -65,7 +65,9 @@ class Inspection:
         if not networks:
             raise WeightsError(self._none_of(key, prefix))
         if model is not None and model not in {network.model for network in networks}:
-            raise WeightsError(f"{self.path} holds weights of {networks[0].model}, not {model}; leave --model out")
+            raise WeightsError(
+                f"{self.path} holds weights of {networks[0].model}, not {model}; ask for {networks[0].model}"
+            )
 
         if len(networks) == 1:
             note = (

@@ -77,6 +77,11 @@ def open_weights(source: str | Path, *, key: str | None = None, prefix: str | No
 
 def locate(source: str | Path) -> Path | WeightSet:
     """The file or the published set that a user names. Raises ValueError where it is neither."""
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"weights are read from a run's folder, a weights file or a published set, got a {type(source).__name__}; "
+            "load_weights(model, file) loads them into a network of your own"
+        )
     path = Path(source)
     if (path / "checkpoint.json").exists():
         raise ValueError(
@@ -170,7 +175,7 @@ def _info_for(model: str | None, read: Found, path: Path) -> WeightsInfo:
         info = with_the_rest(info, described, read.network)
     info = info or assumed(read.network)
     if model not in (None, info.model):
-        raise WeightsError(f"{path} holds weights of {info.model}, not {model}; leave --model out")
+        raise WeightsError(f"{path} holds weights of {info.model}, not {model}; ask for {info.model}")
     return info
 
 

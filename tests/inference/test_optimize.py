@@ -173,7 +173,7 @@ def with_changed(**modules):
         (
             resnet_core.cifar_resnet20,
             {"dtype": "float16"},
-            "dtype must be auto, float32, bfloat16, int8, got 'float16'",
+            "dtype must be one of the words auto, float32, bfloat16, int8, got 'float16'",
         ),
         (resnet_core.cifar_resnet20, {"dtype": "int8"}, "int8, and no other dtype, takes calibration"),
         (resnet_core.cifar_resnet20, {"calibration": []}, "int8, and no other dtype, takes calibration"),

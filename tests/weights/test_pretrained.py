@@ -25,7 +25,7 @@ from resnet_core.weights import (
     torch_files,
     write_weights,
 )
-from resnet_core.weights.files import read_weights
+from resnet_core.weights.files import load_weights, read_weights
 from resnet_core.weights.pretrained import load_model
 
 
@@ -130,8 +130,16 @@ def test_a_file_that_says_nothing_gives_the_number_of_classes(tmp_path):
     assert same_bits(resnet_core.resnet18(weights=path).eval()(images()), model(images()))
     with pytest.raises(ValueError, match="needs num_classes=7, got 8"):
         resnet_core.resnet18(weights=path, num_classes=8)
-    with pytest.raises(WeightsError, match="holds weights of resnet18, not resnet34"):
+    with pytest.raises(WeightsError, match="holds weights of resnet18, not resnet34; ask for resnet18"):
         resnet_core.resnet34(weights=path)
+
+
+def test_a_network_in_place_of_a_file_is_refused(tmp_path):
+    network = resnet_core.cifar_resnet20()
+    with pytest.raises(TypeError, match=r"published set, got a CifarResNet; load_weights\(model, file\) loads them"):
+        load_model(network)
+    with pytest.raises(TypeError, match="takes a network and then a file or tensors by name, got str and CifarResNet"):
+        load_weights("model.safetensors", network)
 
 
 def test_a_run_s_file_says_what_it_is(digits_run):
