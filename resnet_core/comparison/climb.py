@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.comparison.networks import with_place
-from resnet_core.comparison.pair import Pair
+from resnet_core.comparison.pair import Pair, in_order
 from resnet_core.comparison.rungs import RUNGS, SLOW, NotRun, Outcome, Run, Rung, Status, judge
 from resnet_core.comparison.trace import copied, in_float64, trace
 from resnet_core.comparison.twins import Twins, agree, numbered, with_weights
@@ -92,8 +92,13 @@ def initialisation(pair: Pair) -> Rung:
 
 def starting_weights(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parameters of both networks by the second one's names."""
-    names = pair.tensor_names
-    return {names.get(key, key): value for key, value in pair.a.named_parameters()}, dict(pair.b.named_parameters())
+    theirs: dict[str, Tensor] = dict(pair.b.named_parameters())
+    ours = {}
+    for name, value in pair.a.named_parameters():
+        counterpart = pair.tensor_names.get(name, name)
+        like = theirs.get(counterpart, value)
+        ours[counterpart] = in_order(value, pair.orders.get(name), like)
+    return ours, theirs
 
 
 def cause_of_initialisation(pair: Pair) -> str | None:
@@ -175,11 +180,12 @@ def outcomes(twins: Twins, name: str, ours: Run, theirs: Run) -> Rung:
     if failed is not None:
         return Rung(name=name, status="differs", detail=f"the first network raises {with_place(failed)}")
 
-    names = twins.tensor_names
-    renamed = {key._replace(tensor=names.get(key.tensor, key.tensor)): value for key, value in outcome.items()}
-    for key, value in reference.items():
-        if key.tensor and key in renamed and renamed[key].numel() == value.numel():  # a kernel, kept as a matrix
-            renamed[key] = renamed[key].reshape(value.shape)
+    renamed = {}
+    for key, value in outcome.items():
+        counterpart = key._replace(tensor=twins.tensor_names.get(key.tensor, key.tensor))
+        if key.tensor and counterpart in reference:
+            value = in_order(value, twins.orders.get(key.tensor), reference[counterpart])
+        renamed[counterpart] = value
 
     def exact() -> Outcome:
         with in_float64():

@@ -205,25 +205,43 @@ def explain(ours: Examined, theirs: Examined) -> Diagnosis:
     """The differences of two examined networks, and whether they are all."""
     found = mistakes_between(ours.evaluation, theirs.evaluation)
     rest = ours.unexplained or theirs.unexplained
+    others: list[Difference] = []
     if not isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
         known = {each.name for each in found}
         in_training = mistakes_between(ours.trained[1], theirs.trained[1], training=True)
         found += [each for each in in_training if each.name not in known]
+        others = [*other_outputs(ours.trained[0], theirs.trained[0])]
     elif isinstance(ours.trained, Exception) and not isinstance(theirs.trained, Exception):
         rest = rest or f"the forward in training ({with_place(ours.trained)})"
 
     # What has no name is where the rest begins.
     strange = [each for each in found if any(edit.kind == "other" for edit in each.edits)]
     rest = rest or "; ".join(str(as_difference(each)) for each in strange[:3]) or None
-    names = tuple(each.name for each in found)
+    names = (*(each.name for each in found), *(each.name for each in others))
     name = name_of(theirs.evaluation)
     return Diagnosis(
         mistakes=None if rest else names,
-        differences=tuple(as_difference(each) for each in found if each not in strange),
+        differences=(*(as_difference(each) for each in found if each not in strange), *others),
         rest=rest,
         publication=published(names) if name and not rest else None,
         reference_name=name or "the reference",
     )
+
+
+def other_outputs(ours: Trace, theirs: Trace) -> Iterator[Difference]:
+    """Outputs in training beside the logits, such as those of auxiliary heads."""
+    if ours.returned != theirs.returned:
+        last = ours.operations[ours.output]
+        yield Difference(
+            name=f"a {ours.returned} returned in training",
+            operation="output",
+            path=last.path,
+            file=last.file,
+            line=last.line,
+            ours=f"a {ours.returned}",
+            theirs=f"a {theirs.returned}",
+            repair="return the logits alone, or compare a module that does",
+        )
 
 
 def mistakes_between(ours: Structure, theirs: Structure, training: bool = False) -> list[Mistake]:
@@ -364,6 +382,17 @@ IN_WORDS = {
         "a projection",
         "write the projection, a 1x1 convolution and a norm",
     ),
+    "copies of the channels in place": (
+        "copies of the channels",
+        "zeros in the new channels",
+        "pad the channels with zeros",
+    ),
+    "copies of the channels without": (
+        "copies of the channels",
+        "a projection",
+        "write the projection, a 1x1 convolution and a norm",
+    ),
+    "no projection": ("identity", "a projection", "write the projection, a 1x1 convolution and a norm"),
     "projection on every block": ("a projection", "identity where the shapes agree", "write nn.Identity()"),
 }
 """The beginning of a mistake's name -> what both have and the repair, where one layer does not say it."""
@@ -402,7 +431,7 @@ def of_moved(edit: Edit, gap: Edit) -> Words:
     """The words for a layer that stands in another place than in the reference, which has it at the gap."""
     assert edit.layer is not None
     before = gap.layer.operation if gap.layer else None
-    behind = f" behind {Path(before.file).name}:{before.line}" if before and before.file else ""
+    behind = f" behind {f'{Path(before.file).name}:{before.line}' if before.file else before.path}" if before else ""
     return described(edit.layer), "none here", f"move {as_code(edit.layer)}{behind}"
 
 

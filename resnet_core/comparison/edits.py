@@ -83,11 +83,11 @@ def compare_structures(ours: Structure, theirs: Structure) -> Differences:
         elif block is not None:
             # A block too many belongs to the stage with its channels, or to that of the block before it.
             same = next((each for each in theirs.blocks if each.channels == block.channels), before)
-            stage = same.stage if same else block.stage
+            stage = same.stage if same and block.stage <= theirs.blocks[-1].stage else block.stage
             place = Place("block", 0, stage, block.number)
             edits.append(Edit("extra", place, "block", layer=block.branch[0] if block.branch else None))
         elif other is not None:
-            last = blocks[-1][0].branch[-1] if blocks else None
+            last = blocks[-1][0].branch[-1] if blocks else ours.stem[-1] if ours.stem else None
             place = Place("block", 0, other.stage, other.number)
             edits.append(Edit("missing", place, "block", layer=last, reference=other.branch[0]))
         before = other or before
@@ -104,6 +104,8 @@ def weights(layer: Layer) -> tuple[str, ...]:
 def shared_layers(block: Block, other: Block, seen: set[tuple[str, ...]]) -> Iterator[Edit]:
     """The layers of a block that use the weights of an earlier layer."""
     for layer in block.layers():
+        if layer.kind in ("shift", "scale"):
+            continue
         if weights(layer) in seen:
             place = Place("branch", 0, other.stage, other.number)
             yield Edit("setting", place, layer.kind, "weights", "shared", "its own", layer, layer)
@@ -120,8 +122,8 @@ def of_blocks(ours: Block, theirs: Block) -> list[Edit]:
     def place(part: Part) -> Place:
         return Place(part, 0, theirs.stage, theirs.number)
 
-    edits = [*of_layers(ours.branch, theirs.branch, place("branch"))]
     start = ours.branch[0] if ours.branch else None
+    edits = [*of_layers(ours.branch, theirs.branch, place("branch"), start)]
     if ours.shortcut is None or theirs.shortcut is None:
         if ours.shortcut is not theirs.shortcut:
             action: Any = "missing" if ours.shortcut is None else "extra"

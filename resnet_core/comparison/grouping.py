@@ -10,8 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from resnet_core.comparison.layers import ACTIVATIONS, ALIAS, GLOBAL, Layer, Settings, count, run, whole
+from resnet_core.comparison.layers import (
+    ACTIVATIONS,
+    ALIAS,
+    GLOBAL,
+    L2,
+    LEARNED,
+    Layer,
+    Settings,
+    computed,
+    count,
+    run,
+    whole,
+)
 
 
 def simplified(layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -39,6 +52,11 @@ def merge(first: Layer, second: Layer) -> list[Layer] | None:
             return [replace(whole_layer, tensors=second.tensors)]
         case "pad", "filter":
             return [chain("filter", b, first, second)]
+        case "conv" | "linear", "shift" if b["by"] == LEARNED and not a["bias"] and not first.arms:
+            leaf = next(iter(second.operation.leaves.values()))
+            bias = replace(leaf, value=leaf.value.flatten())
+            if len(bias.value) == a["out"]:
+                return [replace(first, settings={**a, "bias": True}, tensors={**first.tensors, "bias": bias})]
         case "subsample", "conv" if b["kernel"] == 1 and b["padding"] == 0 and b["stride"] == 1:
             return [replace(second, settings={**b, "stride": a["step"]})]
         case "scale", "scale" if a["factor"] == "random" or {type(a["factor"]), type(b["factor"])} <= {int, float}:
@@ -68,7 +86,14 @@ def even(sides: Any) -> Any:
 
 
 def known_join(layer: Layer) -> Layer:
-    """Zeros, a grouped convolution, norms, heads, or two pools at the head, written as a concatenation."""
+    """Zeros, a grouped convolution, norms, heads, or two pools at the head, written as a concatenation or a sum."""
+    ends = [arm[-1] if arm else None for arm in layer.arms]
+    by = layer.settings.get("by")
+    if by in ("cat", "add") and all(
+        end and len(arm) == 1 and is_global(end) for end, arm in zip(ends, layer.arms, strict=True)
+    ):
+        types = {"cat": " and ", "add": " plus "}[by].join(sorted({end.settings["type"] for end in ends if end}))
+        return replace(layer, kind="pool", settings={"type": types, "kernel": "global", "fixed": None})
     if layer.kind != "join" or layer.settings != {"by": "cat"}:
         return layer
     zero = [bool(arm) and arm[-1].kind == "scale" and arm[-1].settings["factor"] == 0 for arm in layer.arms]
@@ -78,10 +103,8 @@ def known_join(layer: Layer) -> Layer:
         settings = {"before": width * place, "after": width * (len(zero) - place - 1)}
         return replace(layer, kind="new channels", settings=settings, arms=())
 
-    ends = [arm[-1] if arm else None for arm in layer.arms]
-    if all(end and end.kind == "pool" and end.settings["kernel"] == "global" for end in ends):
-        types = " and ".join(sorted({end.settings["type"] for end in ends if end}))
-        return replace(layer, kind="pool", settings={"type": types, "kernel": "global", "fixed": None})
+    if factor := space_to_depth([layer]):
+        return chain("space to depth", {"factor": factor}, layer)
 
     if all(end and end.kind == "linear" and len(arm) == 1 for end, arm in zip(ends, layer.arms, strict=True)):
         settings = {"out": layer.operation.shape[1], "bias": True, "parts": len(ends)}
@@ -90,6 +113,11 @@ def known_join(layer: Layer) -> Layer:
         types = " and ".join(sorted({end.settings["type"] for end in ends if end}))
         return chain("norm", {"type": f"{types} side by side"}, layer)
 
+    return grouped(layer)
+
+
+def grouped(layer: Layer) -> Layer:
+    """Convolutions of parts of the channels, all alike, as one grouped convolution."""
     convolutions = [arm[1] for arm in layer.arms if len(arm) == 2 and is_part(arm[0]) and arm[1].kind == "conv"]
     if len(convolutions) == len(layer.arms) and len({each.key for each in convolutions}) == 1:
         first, groups = convolutions[0], len(convolutions)
@@ -99,6 +127,11 @@ def known_join(layer: Layer) -> Layer:
         settings = {**first.settings, "groups": groups, "out": groups * first.settings["out"]}
         return replace(first, settings=settings, tensors={**first.tensors, "weight": together})
     return layer
+
+
+def is_global(layer: Layer) -> bool:
+    """Whether it pools the whole map."""
+    return layer.kind == "pool" and layer.settings["kernel"] == "global"
 
 
 def is_part(layer: Layer) -> bool:
@@ -120,7 +153,9 @@ def without_hand_written(layers: Iterator[Layer]) -> Iterator[Layer]:
 
 
 def by_itself(layer: Layer) -> Layer:
-    """The activation or pool that a layer is, written as arithmetic: `x * (x > 0)`, `x * sigmoid(x)`."""
+    """The activation, pool or product that a layer is, written as arithmetic: `x * (x > 0)`, `x @ weight`."""
+    if layer.settings.get("function") in PRODUCTS and (product := matrix_product([layer])):
+        return product
     found = known_by_result([layer]) if is_strange(layer) and is_elementary(layer) else None
     if found is None and is_gate(layer) and is_elementary(layer) and not is_reduced(layer):
         found = "act", {"name": "activation by hand"}
@@ -147,6 +182,7 @@ REDUCTIONS, OTHERS = (
     )
 )
 ELEMENTARY = REDUCTIONS | OTHERS
+PRODUCTS = ("matmul", "mm", "addmm", "einsum")
 BY_HAND = ("LayerNorm", "norm by hand", "fixed scale and shift")
 
 
@@ -156,7 +192,7 @@ def is_elementary(layer: Layer) -> bool:
     if layer.settings.get("type") in BY_HAND or function in ELEMENTARY:
         parts = [part for arm in layer.arms for part in arm]
         return all(map(is_elementary, parts)) and bool(parts or not layer.arms)
-    return layer.kind in ("scale", "shift", "act") or (layer.kind == "pool" and layer.settings["kernel"] == "global")
+    return layer.kind in ("scale", "shift", "act") or is_global(layer)
 
 
 def by_result(layers: list[Layer]) -> Iterator[Layer]:
@@ -165,6 +201,8 @@ def by_result(layers: list[Layer]) -> Iterator[Layer]:
         yield from [chain(*found, *layers)] if found != ALIAS else []
     elif product := matrix_product(layers):
         yield product
+    elif factor := space_to_depth(layers):
+        yield chain("space to depth", {"factor": factor}, *layers)
     elif [layer.settings.get("function", layer.kind) for layer in layers][-3:] == ["pow", "pool", "pow"]:
         yield chain("pool", {**layers[-2].settings, "type": "GeM"}, *layers)
     elif is_norm(layers):
@@ -186,10 +224,24 @@ def known_by_result(layers: Sequence[Layer]) -> tuple[str, Settings] | None:
     except (RuntimeError, TypeError, KeyError, IndexError):
         return None
     known: list[tuple[tuple[str, Settings], Tensor]] = [(ALIAS, x)]
+    known += [(L2, F.normalize(x))] if len(shape) == 2 else []
     known += [(("act", {"name": name}), function(x)) for name, function in ACTIVATIONS.items()]
     if len(shape) == 4:
         known += [(GLOBAL["average"], x.mean((2, 3))), (GLOBAL["max"], x.amax((2, 3)))]
     return next((kind for kind, expected in known if same_values(expected, result)), None)
+
+
+@torch.no_grad()
+def space_to_depth(layers: Sequence[Layer]) -> int | None:
+    """By how much layers make images smaller, where each pixel that they write holds those of a square."""
+    if not layers or len(shape := shape_before(layers[0])) != 4 or len(after := layers[-1].operation.shape) != 4:
+        return None
+    factor = shape[2] // after[2]
+    if factor < 2 or after[1:] != (shape[1] * factor**2, shape[2] // factor, shape[3] // factor):
+        return None
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    squares, written = F.pixel_unshuffle(x, factor).sort(1).values, run(layers, x).sort(1).values
+    return factor if same_values(squares, written) else None
 
 
 def shape_before(layer: Layer) -> tuple[int, ...]:
@@ -199,7 +251,9 @@ def shape_before(layer: Layer) -> tuple[int, ...]:
 
 def matrix_product(layers: Sequence[Layer]) -> Layer | None:
     """The linear layer or 1x1 convolution that products with a matrix of weights are."""
-    leaves = [leaf for layer in layers for leaf in layer.operation.leaves.values() if leaf.learned and not leaf.made]
+    leaves = [
+        leaf for layer in layers for leaf in layer.operation.leaves.values() if leaf.learned and leaf.made != "part"
+    ]
     matrices = [leaf for leaf in leaves if leaf.value.dim() == 2]
     biases = [replace(leaf, value=leaf.value.flatten()) for leaf in leaves if leaf.value.squeeze().dim() == 1]
     if len(matrices) != 1 or len(biases) > 1 or len(leaves) != len(matrices) + len(biases):
@@ -208,7 +262,7 @@ def matrix_product(layers: Sequence[Layer]) -> Layer | None:
     bias = {"bias": biases[0]} if biases else {}
     for weight in (matrices[0].value, matrices[0].value.t()):
         out = len(weight)
-        settings = {**POINTWISE, "bias": bool(bias), "out": out} if x.dim() == 4 else {"out": out, "bias": bool(bias)}
+        settings = {"bias": bool(bias), "out": out, **computed(matrices[0]), **(POINTWISE if x.dim() == 4 else {})}
         kernel = weight[:, :, None, None] if x.dim() == 4 else weight
         if layers[0].settings.get("function") == "unfold":
             unfold = {"stride": 1, "padding": 0, "dilation": 1, **layers[0].operation.arguments}
@@ -245,7 +299,7 @@ def is_norm(layers: Sequence[Layer]) -> bool:
     return by_itself or permuted or {"scale", "shift"} <= kinds
 
 
-TENSORS = ("learned", "a tensor")
+TENSORS = (LEARNED, "a tensor")
 
 
 def parts_of(layer: Layer) -> Iterator[Layer]:

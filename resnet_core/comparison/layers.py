@@ -71,6 +71,11 @@ def whole(value: Any) -> Any:
     return value
 
 
+def by(size: Any) -> str:
+    """`3x3`, `1x7`."""
+    return "{}x{}".format(*(size if isinstance(size, tuple) else (size, size)))
+
+
 # What torch's functions are called here, with the settings that matter.
 
 
@@ -151,7 +156,7 @@ def pool(type: str) -> Callable[[Operation], Recognised]:
 def adaptive_pool(type: str) -> Callable[[Operation], Recognised]:
     def recognise(operation: Operation) -> Recognised:
         size = whole(operation.arguments.get("output_size"))
-        return "pool", {"type": type, "kernel": "global" if size == 1 else f"adaptive {size}", "fixed": None}
+        return "pool", {"type": type, "kernel": "global" if size == 1 else f"to {by(size)}", "fixed": None}
 
     return recognise
 
@@ -171,6 +176,9 @@ def reduction(type: str) -> Callable[[Operation], Recognised]:
 GLOBAL = {type: ("pool", {"type": type, "kernel": "global", "fixed": None}) for type in ("average", "max")}
 
 
+LEARNED = "a learned tensor"
+
+
 def arithmetic(operation: Operation) -> Recognised:
     """Times or plus a number, or a tensor that does not depend on the images."""
     other = [value for name, value in operation.arguments.items() if not isinstance(value, Result) and name != "alpha"]
@@ -180,7 +188,8 @@ def arithmetic(operation: Operation) -> Recognised:
     if isinstance(value, Leaf) and value.value.numel() == 1 and not value.learned and not value.made:
         value = value.value.item()
     if isinstance(value, Leaf):
-        value = value.made if value.made == "random" else "learned" if value.learned else "a tensor"
+        learned = LEARNED if value.value.numel() > 1 else "a learned number"
+        value = value.made if value.made == "random" else learned if value.learned else "a tensor"
     else:
         value = {"div": 1 / value if value else value, "sub": -value}.get(operation.function, value)
     return ("scale", {"factor": value}) if operation.function in ("mul", "div") else ("shift", {"by": value})
@@ -204,12 +213,21 @@ def concatenation(operation: Operation) -> Recognised:
     tensors = operation.arguments["tensors"]
     place = next(number for number, each in enumerate(tensors) if isinstance(each, Result))
     leaves = [each.value for each in tensors if isinstance(each, Leaf) and not each.learned]
+    if {*map(type, tensors)} == {Result}:
+        return copies(operation)
     if len(leaves) != len(tensors) - 1 or operation.arguments.get("dim", 0) != 1:
         return None
     if any(leaf.any() for leaf in leaves):
         return "constants", {"channels": sum(leaf.shape[1] for leaf in leaves)}
     counts = [each.value.shape[1] if isinstance(each, Leaf) else 0 for each in tensors]
     return "new channels", {"before": sum(counts[:place]), "after": sum(counts[place:])}
+
+
+def copies(operation: Operation) -> Recognised:
+    """The channels, several times."""
+    before, after = operation.read_shape, operation.shape
+    times = after[1] // before[1] if len(after) == len(before) == 4 else 0
+    return ("copies", {"times": times}) if times > 1 and after == (before[0], times * before[1], *before[2:]) else None
 
 
 def indexing(operation: Operation) -> Recognised:
@@ -235,6 +253,7 @@ def flip(operation: Operation) -> Recognised:
     return ("channels", {"order": (*range(operation.shape[1])[::-1],)}) if whole(dims) in (1, -3) else None
 
 
+L2: tuple[str, Settings] = ("norm", {"type": "L2 normalisation"})
 ALIAS: tuple[str, Settings] = ("same", {})
 """What an operation is that leaves the values and their order as they are."""
 
@@ -285,7 +304,11 @@ RECOGNISE: dict[str, Callable[[Operation], Recognised]] = {
     "concat": concatenation,
     "__getitem__": indexing,
     "flip": flip,
+    "repeat": copies,
+    "tile": copies,
     "fold": lambda operation: ALIAS if whole(operation.arguments.get("kernel_size")) == 1 else None,
+    "pixel_unshuffle": lambda operation: ("space to depth", {"factor": operation.arguments.get("downscale_factor")}),
+    "normalize": lambda operation: L2 if operation.arguments.get("p", 2.0) == 2 else None,
     "interpolate": lambda operation: ("resize", {"size": operation.shape[-2:]}),
     **dict.fromkeys(("mul", "div", "add", "sub"), arithmetic),
     **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "alpha_dropout"), dropout),
@@ -370,7 +393,7 @@ def run_pool(layer: Layer, x: Tensor) -> Tensor:
     settings = dict(layer.settings)
     if settings["kernel"] == "global":
         return x.flatten(2).amax(2) if settings["type"] == "max" else x.flatten(2).mean(2)
-    if str(settings["kernel"]).startswith("adaptive"):
+    if str(settings["kernel"]).startswith("to "):
         return replay(layer, x)
     del settings["type"]
     settings["kernel_size"] = settings.pop("kernel")

@@ -57,6 +57,16 @@ PUBLISHED = (
             }
         ),
     ),
+    Published(
+        "Fixup-{}",
+        frozenset({"no BatchNorm", "learned numbers added", "branch times a learned number"}),
+        "Zhang et al. 2019, arXiv:1901.09321",
+    ),
+    Published(
+        "{} with SkipInit",
+        frozenset({"no BatchNorm", "branch times a learned number"}),
+        "De & Smith 2020, arXiv:2002.10444",
+    ),
     Published("SE-{}", frozenset({"squeeze-and-excitation"}), "Hu et al. 2018, arXiv:1709.01507"),
     Published("ECA-{}", frozenset({"efficient channel attention"}), "Wang et al. 2020, arXiv:1910.03151"),
     Published(
@@ -85,8 +95,8 @@ def name_mistakes(differences: Differences, ours: Structure, theirs: Structure) 
     """The mistakes that the edits are, in the order in which they begin in the network."""
     left = [*differences.edits]
     order = {id(edit): number for number, edit in enumerate(left)}
-    found = [*depths(left)]
-    by_block = other_shortcuts(left, differences)
+    found = [*depths(left, theirs)]
+    by_block = other_shortcuts(left, differences) | other_lengths(left, differences)
     found += strides(left, differences)
     found += scoped_to_layers(left, theirs, differences)
     for name, edits in (*in_stem(take(left, part="stem"), ours), *in_head(take(left, part="head"), ours)):
@@ -104,14 +114,18 @@ def name_mistakes(differences: Differences, ours: Structure, theirs: Structure) 
 # The whole network: depths and strides.
 
 
-def depths(left: list[Edit]) -> Iterator[Mistake]:
+def depths(left: list[Edit], theirs: Structure) -> Iterator[Mistake]:
     edits = take(left, kind="block")
     for action, what in (("extra", "many"), ("missing", "few")):
         chosen = take(edits, action=action)
         for stage in sorted({edit.place.stage for edit in chosen}):
             here = take(chosen, stage=stage)
             blocks = "one block" if len(here) == 1 else f"{len(here)} blocks"
-            yield Mistake(f"{blocks} too {what} in layer{stage}", tuple(here))
+            name = f"{blocks} too {what} in layer{stage}"
+            usual = sum(block.stage == stage for block in theirs.blocks)
+            if not usual or (action == "missing" and len(here) == usual):
+                name = f"no layer{stage}" if usual else f"a stage too many, layer{stage}"
+            yield Mistake(name, tuple(here))
 
 
 def strides(left: list[Edit], differences: Differences) -> Iterator[Mistake]:
@@ -156,10 +170,35 @@ def other_shortcuts(left: list[Edit], differences: Differences) -> Found:
             key = "identity shortcut without projection" + "".join(words), "projected"
         elif count(mine, "conv") and count(theirs, "new channels"):
             key = "projection in place of the zeros of shortcut A", "padded"
+        elif count(mine, "copies") and count(theirs, "new channels"):
+            key = "copies of the channels in place of the zeros of shortcut A", "padded"
+        elif count(mine, "copies") and count(theirs, "conv"):
+            key = "copies of the channels without projection", "projected"
+        elif block.shortcut == () and count(theirs, "conv"):
+            key = "no projection", "projected"
         else:
             continue
         if edits := take(left, **here, part="shortcut"):
             found.setdefault(key, []).append(edits)
+    return found
+
+
+def other_lengths(left: list[Edit], differences: Differences) -> Found:
+    """Blocks with another number of convolutions, with the norms and activations that come with these."""
+    found: Found = {}
+    for block, other in differences.blocks:
+        ours, theirs = (count(each.branch, "conv") for each in (block, other))
+        if ours == theirs:
+            continue
+        here: dict[str, Any] = {"stage": other.stage, "number": other.number, "part": "branch"}
+        here["action"] = "extra" if ours > theirs else "missing"
+        edits = take(left, **here, kind="conv")
+        for kind in ("norm", "act"):
+            chosen = take(left, **here, kind=kind)
+            edits += chosen[: abs(ours - theirs)]
+            left += chosen[abs(ours - theirs) :]
+        convolutions = "1 convolution" if ours == 1 else f"{ours} convolutions"
+        found.setdefault((f"{convolutions} in the block instead of {theirs}", "all"), []).append(edits)
     return found
 
 
@@ -187,7 +226,10 @@ def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differenc
             by_name.setdefault((edit.kind, setting_name(edit)), []).append(edit)
         elif edit.action == "missing" and edit.kind == "norm" and not is_moved(edit, left):
             by_name.setdefault(("norm", f"no {name_of(edit.reference)}"), []).append(edit)
+    if numbers := take(left, kind="shift", where=adds_a_number):
+        yield Mistake("learned numbers added", tuple(numbers))
 
+    matched = {(other.stage, other.number) for _, other in differences.blocks} | {(0, 0)}
     without = {edit.place.block for edit in differences.edits if (edit.action, edit.kind) == ("missing", "shortcut")}
     for (kind, name), edits in by_name.items():
         left[:] = [edit for edit in left if edit not in edits]
@@ -196,9 +238,15 @@ def scoped_to_layers(left: list[Edit], theirs: Structure, differences: Differenc
         present = {
             place
             for place in places(theirs, kind)
-            if place not in lost and not (place.part == "shortcut" and place.block in without)
+            if place.block in matched
+            and place not in lost
+            and not (place.part == "shortcut" and place.block in without)
         }
         yield Mistake(with_scope(name, layer_scope({edit.place for edit in edits}, present, edits)), tuple(edits))
+
+
+def adds_a_number(edit: Edit) -> bool:
+    return edit.layer is not None and edit.layer.settings["by"] == "a learned number"
 
 
 def is_moved(edit: Edit, left: Sequence[Edit]) -> bool:
@@ -337,7 +385,7 @@ def scoped_to_blocks(left: list[Edit], found: Found, differences: Differences, t
     for (name, kind), groups in found.items():
         edits = [edit for group in groups for edit in group]
         can_have = {"last": lambda block: block.stage == last, **BLOCKS}[kind]
-        blocks = [block for block in theirs.blocks if can_have(block)]
+        blocks = [other for _, other in differences.blocks if can_have(other)]
         yield Mistake(with_scope(name, block_scope({edit.place.block for edit in edits}, blocks)), tuple(edits))
 
 

@@ -148,6 +148,8 @@ class Trace:
     """Where the network asks for float32 or less; `function` is what it asks for."""
     leaves: tuple[Leaf, ...]
     """Every parameter and buffer that an operation used."""
+    returned: str
+    """"tensor", or the type of the outputs that hold the logits."""
     channels_last: bool
     """Whether a result lies in memory with its channels last."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import permutations, product
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from resnet_core.comparison.networks import with_place
 from resnet_core.comparison.operations import IMAGES, Leaf, Operation, Trace
 from resnet_core.comparison.recorder import VIEWS
-from resnet_core.comparison.trace import copied, perturb_constants, trace
+from resnet_core.comparison.trace import copied, perturb_constants, place_of_logits, trace
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -33,12 +33,14 @@ class Pair:
     """The first network's operations, by the names of their weights -> the second's."""
     tensor_names: dict[str, str]
     """The first network's parameters and buffers -> those of the second."""
+    orders: dict[str, tuple[int, ...]]
+    """The first network's weights that are kept transposed -> their dimensions in the order of the second's."""
     renamed: dict[str, str]
     """The first network's modules -> the second's, where names differ."""
     unmatched: list[str]
     """Operations of either network without counterpart, in words."""
     only_heads_differ: bool
-    """Whether the last linear layers are all that has no counterpart."""
+    """Whether the last linear layers are all that has no counterpart, and have other numbers of outputs."""
     unused: list[str]
     """Modules with weights that never run."""
     casts: tuple[Operation, ...]
@@ -70,8 +72,8 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
                 f"no layer of the {which} network reads the images: torch loses them on the way, as it does where a "
                 "forward goes through numpy or .data; keep them tensors"
             )
-    pairs, unmatched = align(*(run.operations for run in runs))
-    names = tensor_names(pairs, first, second)
+    pairs, biases, unmatched = align(*(run.operations for run in runs))
+    names = tensor_names(pairs, first, second) | biases
     lost = [each for each in (*ours, *theirs) if each not in {one for pair in pairs for one in pair}]
 
     return Pair(
@@ -82,9 +84,12 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
         generators=(first_generator, second_generator) if both_built else None,
         operations={weights_of(one): weights_of(other) for one, other in pairs},
         tensor_names=names,
+        orders=orders_of(pairs, names, dict(first.named_parameters()), dict(second.named_parameters())),
         renamed={one.path: other.path for one, other in pairs if one.path != other.path},
         unmatched=unmatched,
-        only_heads_differ={*lost} == {ours[-1], theirs[-1]} and all(each.function == "linear" for each in lost),
+        only_heads_differ={*lost} == {ours[-1], theirs[-1]}
+        and all(each.function == "linear" for each in lost)
+        and ours[-1].shape != theirs[-1].shape,
         unused=[path for model, run in zip(models, runs, strict=True) for path in unused_modules(model, run)],
         casts=tuple(cast for run in runs for cast in run.casts),
         channels_last=runs[0].channels_last,
@@ -96,7 +101,8 @@ def built(network: Network) -> nn.Module:
     torch.manual_seed(0)
     model = network() if callable(network) and not isinstance(network, nn.Module) else network
     if not isinstance(model, nn.Module):
-        raise TypeError(f"compare takes networks or functions that build them, got a {type(model).__name__}")
+        images = "; give images as inputs=" if isinstance(model, Tensor) else ""
+        raise TypeError(f"compare takes networks or functions that build them, got a {type(model).__name__}{images}")
     inner = getattr(model, "_orig_mod", model)
     assert isinstance(inner, nn.Module)
     return inner
@@ -125,17 +131,17 @@ def private_copy(which: str, network: Network, inputs: Tensor) -> tuple[nn.Modul
         shape = " x ".join(map(str, inputs.shape))
         raise RuntimeError(f"the {which} network does not run on images of {shape}: {with_place(error)}") from error
     if not isinstance(output, Tensor):
+        place, _ = place_of_logits(output)
         raise TypeError(
             f"{type(model).__name__} returns a {type(output).__name__}, not a tensor; wrap it in a module that "
-            f"returns the logits{place_of_logits(output)}"
+            f"returns the logits{'' if place is None else f', network(x)[{place!r}]'}"
+        )
+    if not output.numel():
+        raise RuntimeError(
+            f"the {which} network returns no numbers, but a tensor of shape {list(output.shape)}; give its head at "
+            "least one class"
         )
     return model, generator, output
-
-
-def place_of_logits(output: Any) -> str:
-    """The index or key of the first matrix in a network's outputs, in words; empty where there is none."""
-    items = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
-    return next((f", network(x)[{key!r}]" for key, each in items if isinstance(each, Tensor) and each.dim() == 2), "")
 
 
 Weights = tuple[str, ...]
@@ -164,8 +170,8 @@ def first_runs(operations: Iterable[Operation]) -> list[Operation]:
 
 def align(
     all_ours: Sequence[Operation], all_theirs: Sequence[Operation]
-) -> tuple[list[tuple[Operation, Operation]], list[str]]:
-    """Our operations with weights beside theirs, and those of either that have no counterpart, in words.
+) -> tuple[list[tuple[Operation, Operation]], dict[str, str], list[str]]:
+    """Our operations with weights beside theirs, biases added by hand, and what has no counterpart, in words.
 
     Convolutions and linear layers are matched in the order in which they run, by their weights' shapes and by whether
     they share their input with another: a projection does, a block's later convolutions do not. A matrix is matched
@@ -199,15 +205,52 @@ def align(
                     taken.add(other)
                     break
 
-    unmatched = [f"the first's {in_words(one)}" for one in ours if one not in pairs]
-    unmatched += [f"the second's {in_words(other)}" for other in theirs if other not in taken]
+    added = added_biases(all_ours, pairs), added_biases(all_theirs, {other: one for one, other in pairs.items()})
+    biases = {one.tensors[role]: name for one, (role, name) in added[0].items()}
+    biases |= {name: other.tensors[role] for other, (role, name) in added[1].items()}
+    unmatched = [f"the first's {in_words(one)}" for one in ours if one not in pairs and one not in added[0]]
+    unmatched += [f"the second's {in_words(other)}" for other in theirs if other not in taken and other not in added[1]]
     unregistered = [one for one in (*ours, *theirs) if any(leaf.unregistered for leaf in held(one).values())]
     unmatched += [f"{in_words(each)} that no module of the network holds" for each in unregistered if each in pairs]
-    return [*pairs.items()], unmatched
+    return [*pairs.items()], biases, unmatched
+
+
+def added_biases(
+    operations: Sequence[Operation], counterparts: Mapping[Operation, Operation]
+) -> dict[Operation, tuple[str, str]]:
+    """Each addition that gives a layer its bias -> the role of what it adds, and the name of the counterpart's bias."""
+    found = {}
+    for each in first_runs(operations):
+        source = source_of(each, operations) if each.function == "add" and len(each.tensors) == 1 else None
+        if source is None or source not in counterparts or "bias" in source.leaves:
+            continue
+        bias = counterparts[source].leaves.get("bias")
+        if bias and bias.names:
+            ((role, leaf),) = held(each).items()
+            if leaf.value.numel() == bias.value.numel():
+                found[each] = role, bias.names[0]
+    return found
 
 
 def shapes(operation: Operation) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in held(operation).values()]
+    """Of its weights; of those that only have other dimensions first, as they are used, with the outputs first."""
+    used = {role: as_used(operation, role) for role in held(operation)}
+    return [
+        tuple(used[role].shape) if used[role].dim() == len(leaf.shape) else leaf.shape
+        for role, leaf in held(operation).items()
+    ]
+
+
+def as_used(operation: Operation, role: str) -> Tensor:
+    """A weight as the operation uses it; a matrix with its outputs first, on whichever side of a product it stands."""
+    value = operation.leaves[role].value
+    if value.dim() != 2 or operation.function not in ("matmul", "mm", "addmm", "einsum"):
+        return value
+    terms, _, result = str(operation.arguments.get("equation", "")).replace(" ", "").partition("->")
+    if not result:
+        return value.t() if role in ("other", "mat2") else value
+    term = terms.split(",")[[*operation.arguments].index(role) - 1]
+    return value.t() if term[-1] in result else value
 
 
 def is_weighted(operation: Operation) -> bool:
@@ -280,6 +323,41 @@ def tensor_names(pairs: Iterable[tuple[Operation, Operation]], first: nn.Module,
     return names
 
 
+def orders_of(
+    pairs: Iterable[tuple[Operation, Operation]],
+    names: Mapping[str, str],
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+) -> dict[str, tuple[int, ...]]:
+    """The first network's weights whose dimensions have another order than the second's -> that of the second."""
+    found: dict[str, tuple[int, ...]] = {}
+    for one, other in pairs:
+        for (role, name), (their_role, counterpart) in product(one.tensors.items(), other.tensors.items()):
+            if names.get(name) != counterpart or name not in first or counterpart not in second:
+                continue
+            ours = order_of(first[name], as_used(one, role))
+            theirs = order_of(second[counterpart], as_used(other, their_role))
+            if len(ours) == len(theirs):
+                ours = tuple(ours[theirs.index(number)] for number in range(len(theirs)))
+            if ours != tuple(sorted(ours)):
+                found[name] = ours
+    return found
+
+
+def order_of(weight: Tensor, used: Tensor) -> tuple[int, ...]:
+    """The order of a weight's dimensions where it is used."""
+    orders = permutations(range(weight.dim()))
+    fitting = [each for each in orders if weight.permute(each).shape == used.shape] or [(*range(weight.dim()),)]
+    return next((each for each in fitting if torch.equal(weight.permute(each).to(used), used)), fitting[0])
+
+
+def in_order(weight: Tensor, order: Sequence[int] | None, like: Tensor) -> Tensor:
+    """A weight of the first network, or its gradient, in the form of its counterpart in the second."""
+    if order is not None and len(order) == weight.dim():
+        weight = weight.permute(*order)
+    return weight.reshape(like.shape) if weight.numel() == like.numel() else weight
+
+
 def unused_modules(model: nn.Module, run: Trace) -> list[str]:
     """Paths of the modules that hold weights of which no operation reads one."""
     used = {name for leaf in run.leaves for name in leaf.names}
@@ -292,13 +370,12 @@ def unused_modules(model: nn.Module, run: Trace) -> list[str]:
 
 
 @torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module, names: dict[str, str]) -> None:
-    """Copies the tensors of `source` into their counterparts in `target`, where these have as many numbers."""
-    values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-    theirs = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    for name, counterpart in names.items():
+def copy_weights(pair: Pair) -> None:
+    """Copies the first network's tensors into their counterparts in the second, where these have as many numbers."""
+    values, theirs = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (pair.a, pair.b))
+    for name, counterpart in pair.tensor_names.items():
         if name in values and counterpart in theirs and theirs[counterpart].numel() == values[name].numel():
-            theirs[counterpart].copy_(values[name].view_as(theirs[counterpart]))
+            theirs[counterpart].copy_(in_order(values[name], pair.orders.get(name), theirs[counterpart]))
 
 
 def join(path: str, name: str) -> str:

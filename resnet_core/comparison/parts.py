@@ -8,9 +8,9 @@ from typing import Any
 
 from resnet_core.comparison.edits import Edit
 from resnet_core.comparison.grouping import is_gate, parts_of
-from resnet_core.comparison.layers import Layer, count
+from resnet_core.comparison.layers import LEARNED, Layer, by, count
 from resnet_core.comparison.structure import Block, Structure
-from resnet_core.comparison.words import JOINED, ORDINALS, by, described, name_of, number
+from resnet_core.comparison.words import JOINED, ORDINALS, described, name_of, number
 
 
 def take(left: list[Edit], where: Callable[[Edit], bool] | None = None, **fields: Any) -> list[Edit]:
@@ -152,6 +152,8 @@ def head_pool(edits: Sequence[Edit]) -> str:
     if first.action == "extra":
         return f"{described(first.layer)} at the head"
     words = [f"{changed['type']}-pool at the head"] if "type" in changed else []
+    if str(changed.get("kernel")).startswith("to "):
+        words.append(f"pool {changed['kernel']} pixels at the head")
     if changed.get("fixed"):
         words.append(f"the head's pool fixed to {by(changed['fixed'])} pixels")
     return ", ".join(words) or f"pool of the head with {listed(changed)}"
@@ -247,7 +249,10 @@ def in_branch(edits: list[Edit], ours: Block, theirs: Block) -> Iterator[Named]:
     if moved := take(edits, part="branch", setting="stride"):
         slot = next((edit.place.slot for edit in moved if edit.ours > edit.theirs), 0)
         where = convolution_at(slot, ours)
-        yield f"stride on the {where}" if where else "stride inside the block", "strided", moved
+        if pools := [] if slot else take(edits, part="branch", action="extra", kind="pool"):
+            yield f"{name_of(pools[0].layer)} in place of the stride", "strided", [*moved, *pools]
+        else:
+            yield f"stride on the {where}" if where else "stride inside the block", "strided", moved
 
     for slot in sorted({edit.place.slot for edit in edits if edit.kind == "conv"}):
         here = take(edits, kind="conv", action="setting", slot=slot, where=lambda edit: edit.setting != "out")
@@ -297,13 +302,18 @@ WHERE = {"after": "block, after the addition", "branch": "block", "join": "block
 # Part, action, kind with setting, and where it matters a value (a factor, a slot, whether a setting is on) -> the name.
 NAMES: dict[tuple[Any, ...], str] = {
     ("stem", "missing", "act"): "no stem {name}",
+    ("stem", "extra", "norm"): "{name} too many in the stem",
     ("stem", "extra", "channels"): "the images' {layer}",
     ("stem", "extra", "resize"): "images resized",
+    ("stem", "extra", "space to depth"): "{layer} in the stem",
     ("stem", "extra", "constants"): "{layer} beside the images, as in CoordConv",
     ("stem", "extra", "shift", "random"): "random noise on the images",
     ("head", "extra", "dropout", 0.5): "dropout before the head",
     ("head", "extra", "dropout"): "{layer} before the head",
     ("head", "extra", "act"): "{name} in the output",
+    ("head", "extra", "scale"): "{layer} in the head",
+    ("head", "extra", "shift"): "{layer} in the head",
+    ("head", "missing", "linear"): "no linear layer in the head",
     ("head", "setting", "linear out"): "{edit.ours} classes instead of {edit.theirs}",
     ("head", "setting", "linear bias", True): "head with bias",
     ("head", "setting", "linear bias", False): "head without bias",
@@ -316,19 +326,21 @@ NAMES: dict[tuple[Any, ...], str] = {
     ("join", "missing", "shortcut"): "no shortcut",
     ("join", "extra", "shortcut"): "a shortcut too many",
     ("shortcut", "extra", "act"): "{name}",
+    ("shortcut", "extra", "norm"): "{name} too many in the shortcut",
     ("shortcut", "extra", "scale", 0.5): "shortcut halved",
     ("shortcut", "extra", "scale"): "shortcut times {value}",
     **{
         ("shortcut", "setting", f"conv {setting}"): f"{setting} {{edit.ours}} in the shortcut"
         for setting in ("stride", "padding", "dilation", "groups")
     },
+    ("after", "extra", "pool"): "{name} after the addition",
     ("after", "extra", "scale", 0.5): "branch and shortcut averaged",
     ("after", "extra", "scale"): "sum of branch and shortcut times {value}",
     ("branch", "missing", "act", 0): "no {name} before the first convolution",
     ("branch", "missing", "act", 1): "no {name} inside the block",
     ("branch", "missing", "act"): "no {name} after the {slot} convolution",
     ("branch", "extra", "act"): "{name} after the {slot} convolution",
-    ("branch", "extra", "scale", "learned"): "learned scale on the branch",
+    ("branch", "extra", "scale", LEARNED): "learned scale on the branch",
     ("branch", "extra", "scale", "random"): "stochastic depth",
     ("branch", "extra", "scale"): "branch times {value}",
     ("branch", "extra", "dropout"): "{layer} inside the block",

@@ -115,6 +115,8 @@ class Recorder(TorchFunctionMode):
     def append(
         self, name: str, arguments: dict[str, Any], call: Any, read: Any, result: Tensor, cut: bool, seed: int | None
     ) -> None:
+        if name == "batch_norm" and self.stack and getattr(self.stack[-1], "momentum", 0) is None:
+            arguments["momentum"] = None  # torch gives its function another number for each batch
         names = [name for leaf in arguments.values() if isinstance(leaf, Leaf) for name in leaf.names]
         path = names[0].rpartition(".")[0] if names else self.innermost()
         off = self.no_grad if cut and name not in SAME else None

@@ -127,7 +127,7 @@ def as_wide_as_usual(convolutions: list[Shape]) -> list[Shape]:
     doubled = all(2 * narrow == wide for narrow, wide in pairwise(widths))
     if len(widths) not in (3, 4) or not doubled:
         return convolutions
-    usual = 16 if len(widths) == 3 else 64
+    usual = 16 if len(widths) == 3 and convolutions[0][2:] == (3, 3) else 64
     stem, *rest = [(out * usual // widths[0], *others) for out, *others in convolutions]
     return [tuple(stem), *((out, before * usual // widths[0], *kernel) for out, before, *kernel in rest)]
 
@@ -187,7 +187,7 @@ def convolutions_of(network: nn.Module, images: Tensor | None = None) -> list[Sh
 
     With `images`, also of those that are products of matrices.
     """
-    if images is not None and holds_matrices(network):
+    if images is not None and holds_kernels(network):
         with suppress(Exception):  # whatever the network raises
             layers = layers_of(trace(copied(network).double(), images, fingerprints=False))
             parts = [part for layer in layers for part in (layer, *parts_of(layer)) if part.kind == "conv"]
@@ -201,10 +201,11 @@ def convolutions_of(network: nn.Module, images: Tensor | None = None) -> list[Sh
     return shapes
 
 
-def holds_matrices(network: nn.Module) -> bool:
-    """Whether a module that is no linear layer has a matrix of weights."""
-    others = (module for module in network.modules() if not isinstance(module, nn.Linear))
-    return any(parameter.dim() == 2 for module in others for parameter in module.parameters(recurse=False))
+def holds_kernels(network: nn.Module) -> bool:
+    """Whether a module that is no layer of torch's has a kernel, or a matrix of weights."""
+    layers = nn.Linear, nn.Conv2d, ParametrizationList
+    others = (module for module in network.modules() if not isinstance(module, layers))
+    return any(parameter.dim() in (2, 4) for module in others for parameter in module.parameters(recurse=False))
 
 
 def started(layer: Layer) -> int:

@@ -104,7 +104,7 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
     runs: list[list[Layer]] = [[]]
     joins: list[Layer] = []
     for layer in layers_of(trace):
-        if layer.settings.get("by") == "add" and goes_around_blocks(layer):
+        if layer.settings.get("by") in ("add", "cat", "maximum") and goes_around_blocks(layer):
             raise EntangledError(
                 f"the shortcut that ends at {layer.operation.place} goes around whole blocks; the doctor judges "
                 "networks of blocks, each with one shortcut around it"
@@ -159,7 +159,7 @@ def without_head(layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
             and [each.kind for each in layers[number + 1 :]] == ["pool"]
         ):
             return layers[:number], layers[number:]  # a convolution in place of the linear layer
-        whole_map = layer.kind == "pool" and str(layer.settings["kernel"]).startswith(("global", "adaptive"))
+        whole_map = layer.kind == "pool" and str(layer.settings["kernel"]).startswith(("global", "to "))
         if whole_map or layer.kind in ("linear", "dropout"):
             return layers[:number], layers[number:]
     acts = next((number for number, layer in enumerate(layers) if layer.kind not in ("act", "scale")), len(layers))

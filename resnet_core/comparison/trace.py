@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -42,10 +42,13 @@ def trace(
     inputs = inputs.detach().clone().to(torch.float64 if exact else inputs.dtype).requires_grad_(gradients)
     recorder.numbers[inputs] = IMAGES
     with torch.set_grad_enabled(gradients), uncompiled(), running_modules(recorder.stack), recorder:
-        logits = model(inputs)
-    if not isinstance(logits, Tensor):
-        mode = "in training" if model.training else "in evaluation"
-        raise TypeError(f"{type(model).__name__} returns a {type(logits).__name__} {mode}, not a tensor")
+        output = model(inputs)
+    logits = output
+    if not isinstance(output, Tensor):
+        _, logits = place_of_logits(output) if model.training else (None, None)
+        if logits is None:
+            mode = "in training" if model.training else "in evaluation"
+            raise TypeError(f"{type(model).__name__} returns a {type(output).__name__} {mode}, not a tensor")
     return Trace(
         operations=recorder.operations,
         output=recorder.numbers.get(logits, IMAGES),
@@ -53,7 +56,15 @@ def trace(
         casts=tuple(recorder.casts),
         leaves=tuple(recorder.used.values()),
         channels_last=recorder.channels_last,
+        returned=type(output).__name__ if logits is not output else "tensor",
     )
+
+
+def place_of_logits(output: Any) -> tuple[Any, Tensor | None]:
+    """The index or key of the first matrix in a network's outputs, and that matrix; None twice where there is none."""
+    items = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
+    found = ((key, each) for key, each in items if isinstance(each, Tensor) and each.dim() == 2)
+    return next(found, (None, None))
 
 
 def light(run: Trace) -> Trace:

@@ -47,18 +47,22 @@ class Twins(Pair):
         is the first operation before it whose result the first network does not have.
         """
         ours, theirs = (each.operations for each in self.in_float64)
-        counterparts = self.counterparts(ours)
+        counterparts, biases = self.counterparts(ours), {*self.tensor_names.values()}
 
         after_last_match = 0
         for key, operation in numbered(with_weights(theirs)).items():
             number = operation.number
+            if key not in counterparts and biases.issuperset(key[0]):
+                continue
             if key not in counterparts:
                 shape = operation.written.shape if operation.written else ()
                 return operation.where, (f"nothing of shape {list(shape)}", written(operation))
 
-            # A product of matrices writes another shape than a convolution; what follows it shows what it computes.
+            # A product of matrices writes another shape than a convolution, and a bias may be added later; what follows
+            # shows what they compute.
             counterpart = counterparts[key]
-            if counterpart.function != operation.function:
+            later = operation.tensors.get("bias") in biases and "bias" not in counterpart.leaves
+            if counterpart.function != operation.function or later:
                 continue
             if not agree(counterpart.written, operation.written):
                 if agree(counterpart.read, operation.read):
@@ -115,7 +119,7 @@ def share_weights(pair: Pair) -> Twins:
     perturb_constants(pair.a)
     torch.manual_seed(0)
     calibrate(pair.a, pair.inputs)
-    copy_weights(pair.a, pair.b, pair.tensor_names)
+    copy_weights(pair)
     return Twins(**vars(pair))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resnet_core.comparison.layers import Layer, recognised
+from resnet_core.comparison.layers import Layer, by, recognised
 from resnet_core.comparison.operations import Operation
 
 
@@ -33,7 +33,7 @@ def described(layer: Layer | None) -> str:
             if s["kernel"] == "global":
                 return f"{s['type']} pool of {by(s['fixed']) if s.get('fixed') else 'the whole map'}"
             if "stride" not in s:
-                return f"{s['type']} pool, {s['kernel']}"
+                return f"{s['type']} pool {s['kernel']}"
             ceil = " ceil_mode" if s["ceil_mode"] else ""
             return f"{s['type']} pool {by(s['kernel'])} stride {s['stride']} padding {s['padding']}{ceil}"
         case "act":
@@ -63,6 +63,8 @@ SENTENCES = {
     "pad": "padding of {sides}",
     "new channels": "{before} zero channels before and {after} behind",
     "subsample": "subsampling by {step}",
+    "space to depth": "space to depth by {factor}",
+    "copies": "{times} copies of the channels",
     "filter": "fixed filter {kernel}x{kernel} stride {stride}",
     "channels": "channels in the order {order}",
     "resize": "resize to {size} pixels",
@@ -71,11 +73,6 @@ JOINED = {"add": "addition", "mul": "product", "cat": "concatenation", "maximum"
 
 
 ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
-
-
-def by(size: Any) -> str:
-    """`3x3`, `1x7`."""
-    return "{}x{}".format(*(size if isinstance(size, tuple) else (size, size)))
 
 
 def computed(layer: Layer) -> list[str]:

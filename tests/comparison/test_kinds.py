@@ -216,6 +216,39 @@ class GeneralisedMean(nn.Module):
         return x.pow(1 / self.p)
 
 
+class Cosine(nn.Linear):
+    """Similarities with the classes, ten times as large."""
+
+    def forward(self, x):
+        return 10 * (x / x.norm(dim=1, keepdim=True)) @ F.normalize(self.weight).t()
+
+
+class Plus(nn.Module):
+    """Adds numbers that learn: one for each channel, or a single one."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.values = nn.Parameter(torch.rand(shape))
+
+    def forward(self, x):
+        return x + self.values
+
+
+class OutputsLast(nn.Module):
+    """A convolution whose kernel is kept as height, width, inputs, outputs, as in TensorFlow; a matrix for pixels."""
+
+    def __init__(self, layer):
+        super().__init__()
+        weight = layer.weight.detach()
+        self.kernel = nn.Parameter(weight.permute(2, 3, 1, 0).contiguous() if weight.dim() == 4 else weight.t().clone())
+        self.bias, self.form = layer.bias, {name: getattr(layer, name, 0) for name in ("stride", "padding")}
+
+    def forward(self, x):
+        if self.kernel.dim() == 4:
+            return F.conv2d(x, self.kernel.permute(3, 2, 0, 1), **self.form)
+        return x @ self.kernel + self.bias
+
+
 class WithCoordinates(nn.Conv2d):
     def forward(self, x):
         rows = torch.linspace(-1, 1, x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
@@ -297,6 +330,53 @@ def images_through(function):
 
 def in_training(change):
     return Does(lambda self, x: change(x) if self.training else x)
+
+
+def squares(self, x):
+    """The pixels of each square of 2 as channels."""
+    n, channels, height, width = x.shape
+    x = x.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(n, 4 * channels, height // 2, width // 2)
+
+
+def of_squares(layer):
+    return edited(conv1=nn.Sequential(layer, nn.Conv2d(12, 64, 3, 1, 1, bias=False)))
+
+
+def three_convolutions():
+    network = tiny()
+    at("bn1", nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256))(network.layer3[0])
+    return network
+
+
+def with_numbers(block):
+    """A block as Fixup has it: numbers in place of norms."""
+    block.conv1 = nn.Sequential(Plus(1), block.conv1, Plus(1))
+    block.bn1, block.bn2 = nn.Identity(), Plus(1)
+    if isinstance(block.downsample, nn.Sequential):
+        block.downsample[1] = nn.Identity()
+
+
+def pooled_stride(block):
+    if isinstance(block.downsample, nn.Sequential):
+        block.conv1.stride = (1, 1)
+        at("conv1", nn.AvgPool2d(2, ceil_mode=True))(block)
+
+
+def copied_channels(block):
+    if isinstance(block.downsample, nn.Sequential):
+        block.downsample = Does(lambda self, x: x[:, :, ::2, ::2].repeat(1, 2, 1, 1))
+
+
+def unexpanded():
+    network = tiny(Bottleneck)
+    network.layer1[0] = Bottleneck(64, 16, stride=1, downsample=None)
+    network.layer1[0].conv1, network.layer1[0].bn1 = nn.Conv2d(64, 64, 1, bias=False), nn.BatchNorm2d(64)
+    network.layer1[0].conv2, network.layer1[0].bn2 = nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)
+    network.layer1[0].conv3 = nn.Conv2d(64, 64, 1, bias=False)
+    network.layer2[0].conv1 = nn.Conv2d(64, 128, 1, bias=False)
+    network.layer2[0].downsample[0] = nn.Conv2d(64, 512, 1, 2, bias=False)
+    return network
 
 
 def blurred():
@@ -435,11 +515,62 @@ KINDS = {
         lambda: with_blocks(in_a_list),
         ("convolutions that no module holds at the second convolution of each block",),
     ),
+    "space to depth": (
+        lambda: of_squares(nn.PixelUnshuffle(2)),
+        ("space to depth by 2 in the stem", "3x3 stem of stride 1"),
+    ),
+    "space to depth by hand": (
+        lambda: of_squares(Does(squares)),
+        ("space to depth by 2 in the stem", "3x3 stem of stride 1"),
+    ),
+    "slices as channels": (
+        lambda: of_squares(
+            Does(lambda self, x: torch.cat([x[..., i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))], 1))
+        ),
+        ("space to depth by 2 in the stem", "3x3 stem of stride 1"),
+    ),
+    "cosines": (
+        lambda: edited(fc=Cosine(512, 10, bias=False)),
+        (
+            "L2 normalisation before the head's linear layer",
+            "scale by 10 in the head",
+            "head without bias",
+            "head with a computed weight",
+        ),
+    ),
+    "numbers": (
+        lambda: with_blocks(with_numbers, edited(bn1=Plus(1))),
+        ("learned numbers added", "no BatchNorm"),
+    ),
+    "biases by hand": (
+        lambda: with_blocks(lambda block: at("conv1", Plus(block.conv1.out_channels, 1, 1))(block)),
+        ("biased convolutions at the first convolution of each block",),
+    ),
+    "sum of pools": (
+        lambda: edited(avgpool=Does(lambda self, x: F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1))),
+        ("average plus max-pool at the head",),
+    ),
+    "pool to 2x2": (
+        lambda: edited(avgpool=nn.AdaptiveAvgPool2d(2), fc=nn.Linear(2048, 10)),
+        ("pool to 2x2 pixels at the head",),
+    ),
+    "mean of all batches": (
+        partial(tiny, norm_layer=partial(nn.BatchNorm2d, momentum=None)),
+        ("BatchNorm momentum None",),
+    ),
+    "pools for strides": (lambda: with_blocks(pooled_stride), ("average pool in place of the stride",)),
+    "three convolutions": (three_convolutions, ("3 convolutions in the block instead of 2 in layer3",)),
+    "copies of the channels": (lambda: with_blocks(copied_channels), ("copies of the channels without projection",)),
+    "unexpanded first stage": (unexpanded, ("expansion 1 in layer1", "no projection in layer1")),
+    "three stages": (
+        lambda: edited(layer4=nn.Identity(), relu=nn.Identity(), fc=nn.Linear(256, 10)),
+        ("no stem ReLU", "no layer4"),
+    ),
     "resized": (lambda: images_through(lambda x: F.interpolate(x, size=(40, 40))), ("images resized",)),
 }
 
 
-BOTTLENECKS = ("einsum", "groups", "fixed, with bottlenecks")
+BOTTLENECKS = ("einsum", "groups", "fixed, with bottlenecks", "unexpanded first stage")
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +612,8 @@ def test_another_output_in_training_is_said():
     patient = nn.Sequential(tiny(), Does(lambda self, x: (x, x) if self.training else x))
     result = compare(patient, tiny(), images(), rungs=["logits", "training logits"])
     assert "it returns a tuple in training, not a tensor of logits" in result.rungs[-1].detail
-    assert "the forward in training (TypeError: Sequential returns a tuple in training" in result.likely_cause
+    assert result.mistakes == ("a tuple returned in training",)
+    assert result.differences[0].path == "0.fc"
 
 
 def test_where_neither_network_is_healthy_both_are_judged():
@@ -539,6 +671,40 @@ def test_convolutions_as_products_of_matrices_are_equal_to_convolutions():
     result = compare(patient, rungs=["names and shapes", "activations", "logits", "loss and gradients"])
     assert result, result
     assert result.reference.startswith("ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)")
+
+
+def test_weights_that_are_kept_transposed_are_equal():
+    def change(block):
+        block.conv1, block.conv2 = OutputsLast(block.conv1), OutputsLast(block.conv2)
+
+    patient = with_blocks(change, edited(fc=OutputsLast(tiny().fc)))
+    rungs = ["names and shapes", "activations", "logits", "loss and gradients", "3 optimizer steps"]
+    result = compare(patient, rungs=rungs)
+    assert result, result
+    assert result.reference.startswith("ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)")
+    assert compare(tiny(), patient, images(), rungs=rungs)
+
+
+def test_heads_of_as_many_classes_are_not_asked_to_have_them():
+    result = compare(edited(avgpool=nn.AdaptiveAvgPool2d(2), fc=nn.Linear(2048, 10)), tiny(), images())
+    assert "number of classes" not in str(result)
+    result = compare(edited(fc=nn.Linear(512, 9)), tiny(), images())
+    assert "give both heads the same number of classes" in result.rungs[0].detail
+
+
+def test_features_of_several_stages_are_said_to_go_around_blocks():
+    patient = edited(fc=nn.Linear(768, 10))
+    patient.avgpool = Does(lambda self, x: torch.cat([x.mean((2, 3)), self.layer4(x).mean((2, 3))], 1))
+    patient.avgpool.layer4, patient.layer4 = patient.layer4, nn.Identity()
+    cause = compare(patient, tiny(), images(), rungs=["logits"]).likely_cause
+    assert cause.startswith("unknown: the shortcut that ends at avgpool (test_kinds.py:")
+
+
+def test_a_network_without_outputs_is_refused():
+    with pytest.raises(RuntimeError, match=r"returns no numbers, but a tensor of shape \[2, 0\]; give its head"):
+        compare(in_place_of("fc", lambda fc: Does(lambda self, x: x[:, :0]))(tiny()), tiny(), images())
+    with pytest.raises(TypeError, match="got a Tensor; give images as inputs="):
+        compare(tiny(), images())
 
 
 def test_a_healthy_network_may_keep_its_channels_last():
