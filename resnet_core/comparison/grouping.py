@@ -192,7 +192,8 @@ def is_elementary(layer: Layer) -> bool:
     if layer.settings.get("type") in BY_HAND or function in ELEMENTARY:
         parts = [part for arm in layer.arms for part in arm]
         return all(map(is_elementary, parts)) and bool(parts or not layer.arms)
-    return layer.kind in ("scale", "shift", "act") or is_global(layer)
+    of_pixels = layer.kind == "linear" and len(layer.operation.read_shape) == 4
+    return layer.kind in ("scale", "shift", "act") or of_pixels or is_global(layer)
 
 
 def by_result(layers: list[Layer]) -> Iterator[Layer]:

@@ -45,7 +45,7 @@ class Layer:
         return replay(self, *(run(arm, x) for arm in self.arms))
 
 
-JOINS = ("add", "mul", "maximum", "cat")
+JOINS = ("add", "sub", "mul", "maximum", "cat")
 """What the ways that part in a network are joined by."""
 
 
@@ -359,7 +359,8 @@ def run_convolution(layer: Layer, x: Tensor) -> Tensor:
 
 def run_linear(layer: Layer, x: Tensor) -> Tensor:
     weight = layer.tensors["weight"].value.flatten(1)
-    x = x.flatten(1) if x.shape[-1] != weight.shape[1] or x.dim() == 4 else x
+    of_pixels = layer.operation.function == "linear" and len(layer.operation.read_shape) == 4
+    x = x if of_pixels or (x.dim() < 4 and x.shape[-1] == weight.shape[1]) else x.flatten(1)
     return F.linear(x, weight, value_of(layer, "bias"))
 
 

@@ -261,7 +261,7 @@ def setting_name(edit: Edit) -> str:
     if edit.kind == "act":
         return f"{described(edit.layer)} instead of {described(edit.reference)}"
     if edit.kind == "norm" and ours["type"] != theirs["type"]:
-        groups = f" of {ours['groups']} groups" if "groups" in ours else ""
+        groups = f" of {ours['groups']} group{'s' * (ours['groups'] > 1)}" if "groups" in ours else ""
         return f"{ours['type']}{groups} instead of {theirs['type']}"
     with_or_without = "with" if edit.ours else "without"
     match edit.setting:

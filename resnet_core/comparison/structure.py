@@ -89,7 +89,7 @@ class Structure:
 
 def is_residual(layer: Layer) -> bool:
     by = layer.settings.get("by")
-    joins = by in ("add", "maximum") or (by == "cat" and () in layer.arms)
+    joins = by in ("add", "sub", "maximum") or (by == "cat" and () in layer.arms)
     return layer.kind == "join" and joins and len(layer.arms) == 2 and any(count(arm, "conv") for arm in layer.arms)
 
 
@@ -104,7 +104,7 @@ def structure_of(trace: Trace, like: Structure | None = None) -> Structure:
     runs: list[list[Layer]] = [[]]
     joins: list[Layer] = []
     for layer in layers_of(trace):
-        if layer.settings.get("by") in ("add", "cat", "maximum") and goes_around_blocks(layer):
+        if layer.settings.get("by") in ("add", "sub", "cat", "maximum") and goes_around_blocks(layer):
             raise EntangledError(
                 f"the shortcut that ends at {layer.operation.place} goes around whole blocks; the doctor judges "
                 "networks of blocks, each with one shortcut around it"

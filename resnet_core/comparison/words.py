@@ -69,7 +69,7 @@ SENTENCES = {
     "channels": "channels in the order {order}",
     "resize": "resize to {size} pixels",
 }
-JOINED = {"add": "addition", "mul": "product", "cat": "concatenation", "maximum": "maximum"}
+JOINED = {"add": "addition", "sub": "difference", "mul": "product", "cat": "concatenation", "maximum": "maximum"}
 
 
 ORDINALS = ("", "first", "second", "third", "fourth", "fifth")

@@ -287,8 +287,8 @@ def separable(conv):
     return nn.Sequential(depthwise, nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False))
 
 
-def edited(**layers):
-    network = tiny()
+def edited(block=BasicBlock, **layers):
+    network = tiny(block)
     for name, layer in layers.items():
         setattr(network, name, layer)
     return network
@@ -397,6 +397,12 @@ def pointwise(conv):
     return Product(conv.out_channels, conv.in_channels, "oc,bchw->bohw")
 
 
+def of_pixels(conv):
+    layer = Does(lambda self, x: self.linear(x.movedim(1, -1)).permute(0, 3, 1, 2))
+    layer.linear = nn.Linear(conv.in_channels, conv.out_channels, bias=False)
+    return layer
+
+
 SCALED = in_training(lambda x: x * (torch.rand(len(x), 1, 1, 1) > 0.2).float() / 0.8)
 KINDS = {
     "norm by hand": (partial(tiny, norm_layer=Moments), ("norm by hand instead of BatchNorm",)),
@@ -458,6 +464,10 @@ KINDS = {
         lambda: with_blocks(in_place_of("conv3", pointwise), tiny(Bottleneck)),
         (),
     ),
+    "linear layers of pixels": (
+        lambda: with_blocks(in_place_of("conv3", of_pixels), edited(Bottleneck, relu=nn.Identity())),
+        ("no stem ReLU",),
+    ),
     "groups": (
         lambda: with_blocks(in_place_of("conv2", partial(Groups, groups=4)), tiny(Bottleneck)),
         ("4 groups in the 3x3",),
@@ -469,6 +479,7 @@ KINDS = {
         ("average and max-pool at the head",),
     ),
     "maximum": (lambda: joined("layer3", torch.maximum), ("maximum instead of the addition in layer3",)),
+    "difference": (lambda: joined("layer2", torch.sub), ("difference instead of the addition in layer2",)),
     "blur": (blurred, ("max-pool with stride 1", "fixed filter 3x3 stride 2 too many in the stem")),
     "BGR": (
         lambda: images_through(lambda x: x[:, [2, 1, 0]] / 255),
@@ -570,7 +581,7 @@ KINDS = {
 }
 
 
-BOTTLENECKS = ("einsum", "groups", "fixed, with bottlenecks", "unexpanded first stage")
+BOTTLENECKS = ("einsum", "groups", "fixed, with bottlenecks", "linear layers of pixels", "unexpanded first stage")
 
 
 @pytest.fixture(scope="module")
@@ -671,6 +682,19 @@ def test_convolutions_as_products_of_matrices_are_equal_to_convolutions():
     result = compare(patient, rungs=["names and shapes", "activations", "logits", "loss and gradients"])
     assert result, result
     assert result.reference.startswith("ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)")
+
+
+def test_statistics_that_are_kept_without_gradient_are_no_difference():
+    class Kept(Moments):
+        def forward(self, x):
+            if self.training:
+                with torch.no_grad():
+                    self.mean.lerp_(x.mean((0, 2, 3)), 0.1)
+            return super().forward(x)
+
+    result = compare(tiny(norm_layer=Kept), tiny(), images(), rungs=["logits"])
+    assert result.mistakes == ("norm by hand instead of BatchNorm",)
+    assert "gradient" not in result.likely_cause
 
 
 def test_weights_that_are_kept_transposed_are_equal():
