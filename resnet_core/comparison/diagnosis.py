@@ -144,7 +144,7 @@ class Examined:
         run, structure, left = self.trained
         with restored_buffers(self.network):
             place = first_unfaithful(structure, run, 2 * self.inputs + 1)
-            tracked = {name for each in run.operations if "norm" in each.function for name in each.tensors.values()}
+            tracked = {name for each in run.on_the_way if "norm" in each.function for name in each.tensors.values()}
             for name, value in self.network.named_buffers():
                 if name in tracked and not fingerprint(value).matches(fingerprint(left[name])):
                     return place or f"the statistics {name} after training"
@@ -382,15 +382,10 @@ IN_WORDS = {
         "a projection",
         "write the projection, a 1x1 convolution and a norm",
     ),
-    "copies of the channels in place": (
+    "copies of the channels": (
         "copies of the channels",
-        "zeros in the new channels",
-        "pad the channels with zeros",
-    ),
-    "copies of the channels without": (
-        "copies of the channels",
-        "a projection",
-        "write the projection, a 1x1 convolution and a norm",
+        "zeros, or a projection",
+        "write the reference's shortcut",
     ),
     "no projection": ("identity", "a projection", "write the projection, a 1x1 convolution and a norm"),
     "projection on every block": ("a projection", "identity where the shapes agree", "write nn.Identity()"),

@@ -323,7 +323,7 @@ def layer_scope(found: Iterable[Place], whole: Iterable[Place], edits: Sequence[
         if chosen == scope:
             return words
     where = [edit.layer.operation.where for edit in edits if edit.layer]
-    more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+    more = {1: "", 2: " and 1 more place"}.get(len(where), f" and {len(where) - 1} more places")
     return f"in {where[0]}{more}" if where else ""
 
 
@@ -343,6 +343,7 @@ def scopes(whole: set[Place]) -> Iterator[tuple[str, set[Place]]]:
     yield ", all but the shortcuts'", whole - at(part="shortcut")
     yield "in the branches", at(part="branch")
     yield "after the additions", at(part="after")
+    yield ", all but those after the additions", whole - at(part="after")
     yield "in the head", at(part="head")
     yield "in the stem and the shortcuts", at(part="stem") | at(part="shortcut")
 

@@ -153,6 +153,15 @@ class Trace:
     channels_last: bool
     """Whether a result lies in memory with its channels last."""
 
+    @property
+    def on_the_way(self) -> list[Operation]:
+        """The operations that the logits depend on, in order."""
+        found = {self.output}
+        for operation in reversed(self.operations):
+            if operation.number in found:
+                found.update(operation.inputs)
+        return [operation for operation in self.operations if operation.number in found]
+
 
 def flat(value: Any) -> Iterator[Any]:
     """The leaves of nested tuples, lists and dicts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import permutations
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ def match(a: Network, b: Network, inputs: Tensor) -> Pair:
         generators=(first_generator, second_generator) if both_built else None,
         operations={weights_of(one): weights_of(other) for one, other in pairs},
         tensor_names=names,
-        orders=orders_of(pairs, names, dict(first.named_parameters()), dict(second.named_parameters())),
+        orders=orders_of(pairs, first, second),
         renamed={one.path: other.path for one, other in pairs if one.path != other.path},
         unmatched=unmatched,
         only_heads_differ={*lost} == {ours[-1], theirs[-1]}
@@ -324,31 +324,30 @@ def tensor_names(pairs: Iterable[tuple[Operation, Operation]], first: nn.Module,
 
 
 def orders_of(
-    pairs: Iterable[tuple[Operation, Operation]],
-    names: Mapping[str, str],
-    first: Mapping[str, Tensor],
-    second: Mapping[str, Tensor],
+    pairs: Iterable[tuple[Operation, Operation]], first: nn.Module, second: nn.Module
 ) -> dict[str, tuple[int, ...]]:
     """The first network's weights whose dimensions have another order than the second's -> that of the second."""
     found: dict[str, tuple[int, ...]] = {}
+    weights, their_weights = dict(first.named_parameters()), dict(second.named_parameters())
     for one, other in pairs:
-        for (role, name), (their_role, counterpart) in product(one.tensors.items(), other.tensors.items()):
-            if names.get(name) != counterpart or name not in first or counterpart not in second:
-                continue
-            ours = order_of(first[name], as_used(one, role))
-            theirs = order_of(second[counterpart], as_used(other, their_role))
-            if len(ours) == len(theirs):
-                ours = tuple(ours[theirs.index(number)] for number in range(len(theirs)))
-            if ours != tuple(sorted(ours)):
-                found[name] = ours
+        (name, ours), (_, theirs) = order_of(one, weights), order_of(other, their_weights)
+        if len(ours) == len(theirs):
+            ours = tuple(ours[theirs.index(number)] for number in range(len(theirs)))
+        if ours != tuple(sorted(ours)):
+            found[name] = ours
     return found
 
 
-def order_of(weight: Tensor, used: Tensor) -> tuple[int, ...]:
-    """The order of a weight's dimensions where it is used."""
+def order_of(operation: Operation, weights: Mapping[str, Tensor]) -> tuple[str, tuple[int, ...]]:
+    """The name of an operation's weight, and the order of that weight's dimensions where it is used."""
+    role = max(held(operation), key=lambda role: len(operation.leaves[role].shape))
+    name = next(iter(operation.leaves[role].names), "")
+    if name not in weights:
+        return name, ()
+    weight, used = weights[name], as_used(operation, role)
     orders = permutations(range(weight.dim()))
     fitting = [each for each in orders if weight.permute(each).shape == used.shape] or [(*range(weight.dim()),)]
-    return next((each for each in fitting if torch.equal(weight.permute(each).to(used), used)), fitting[0])
+    return name, next((each for each in fitting if torch.equal(weight.permute(each).to(used), used)), fitting[0])
 
 
 def in_order(weight: Tensor, order: Sequence[int] | None, like: Tensor) -> Tensor:

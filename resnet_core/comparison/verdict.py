@@ -25,7 +25,7 @@ from resnet_core.comparison.diagnosis import (
 )
 from resnet_core.comparison.imports import with_place
 from resnet_core.comparison.mistakes import Mistake
-from resnet_core.comparison.operations import Operation, Trace
+from resnet_core.comparison.operations import Operation
 from resnet_core.comparison.recorder import SAME
 from resnet_core.comparison.structure import Structure, structure_of
 from resnet_core.comparison.trace import copied, trace
@@ -158,7 +158,7 @@ def without_gradient(twins: Twins, failed: set[str]) -> Iterator[Difference]:
         cuts: dict[str, list[Operation]] = {}
         with suppress(Exception):  # of a network that runs in evaluation only
             run = trace(copied(model).train(), twins.inputs, exact=False, fingerprints=False, gradients=True)
-            for each in (each for each in on_the_way(run) if each.cut):
+            for each in (each for each in run.on_the_way if each.cut):
                 name = each.function if each.function in SAME else "torch.no_grad()"
                 cuts.setdefault({"__get__": ".data"}.get(name, name), []).append(each)
 
@@ -179,15 +179,6 @@ def without_gradient(twins: Twins, failed: set[str]) -> Iterator[Difference]:
                 places=1 + len(others),
                 network=which,
             )
-
-
-def on_the_way(run: Trace) -> list[Operation]:
-    """The operations that the logits depend on, in order."""
-    found = {run.output}
-    for operation in reversed(run.operations):
-        if operation.number in found:
-            found.update(operation.inputs)
-    return [operation for operation in run.operations if operation.number in found]
 
 
 GRADIENT = {"operation": "gradient", "theirs": "a gradient"}

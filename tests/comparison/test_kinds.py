@@ -627,6 +627,19 @@ def test_another_output_in_training_is_said():
     assert result.differences[0].path == "0.fc"
 
 
+def test_the_statistics_of_an_auxiliary_head_are_its_own():
+    class WithHead(ResNet):
+        def forward(self, x):
+            features = self.layer3(self.layer2(self.layer1(self.maxpool(self.bn1(self.conv1(x))))))
+            logits = self.fc(self.layer4(features).mean((2, 3)))
+            return {"logits": logits, "beside": self.beside(features)} if self.training else logits
+
+    patient = WithHead(BasicBlock, [1, 1, 1, 1], num_classes=10)
+    patient.beside = nn.Sequential(nn.Conv2d(256, 8, 1), nn.BatchNorm2d(8))
+    result = compare(patient, tiny(), images(), rungs=["logits"])
+    assert result.mistakes == ("no stem ReLU", "a dict returned in training")
+
+
 def test_where_neither_network_is_healthy_both_are_judged():
     first, second = (
         tiny(norm_layer=partial(nn.BatchNorm2d, eps=1e-3)),
