@@ -539,7 +539,7 @@ def test_assert_parity_shows_the_ladder():
 
 def test_a_projection_is_not_matched_with_a_convolution_of_the_same_shape():
     runs = [trace(model.eval(), images()).operations for model in (Renamed(tiny()), tiny())]
-    pairs, unmatched = align(*runs)
+    pairs, _, unmatched = align(*runs)
     paths = {one.path: other.path for one, other in pairs}
     assert not unmatched
     assert paths["units.0.skip.0"] == "layer1.0.downsample.0"
