@@ -125,7 +125,7 @@ def test_a_run_names_the_files_that_changed_and_how_to_go_on(stopped, train, fol
     assert refused.returncode == 2
     assert (
         "holds a run on other data (training images: 8 there and 7 here; 1 file is gone: train/cat/1.png; 1 file is "
-        "changed: train/dog/0.png); correct data.path, or choose another folder with --out; --allow-changes continues"
+        "changed: train/dog/0.png); correct --data.path, or choose another folder with --out; --allow-changes continues"
     ) in refused.stderr
     assert train(1, "--allow-changes").returncode == 0
     assert train(1).stdout.startswith(f"{stopped} was finished before")
@@ -168,7 +168,7 @@ def test_a_share_is_recorded_in_the_run(folder, tmp_path, cli):
     assert "data        6 images of 2 classes to train on, 2 images of 2 classes to evaluate on" in trained.stdout
     assert "left over   2 of the 6 images" in trained.stdout
     assert "val_share = 0.25" in (tmp_path / "share" / "recipe.toml").read_text()
-    assert "data.val_seed is 0 there and 1 here" in cli(*words, "--data.val-share", 0.25, "--data.val-seed", 1).stderr
+    assert "--data.val-seed is 0 there and 1 here" in cli(*words, "--data.val-share", 0.25, "--data.val-seed", 1).stderr
     assert json.loads(cli("evaluate", tmp_path / "share", "--json").stdout)["count"] == 2
 
 
