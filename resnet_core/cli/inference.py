@@ -178,12 +178,13 @@ class Quantize(OnLabels):
         model, info = load_model(self.weights, **self.file.arguments())
         print(f"{info.model}, {info.origin}", file=sys.stderr)
 
+        num_classes = head_of(model).out_features
+
         def top1_of(name: str, network: nn.Module, train: TrainConfig, say: Callable[[str], object]) -> float:
             scores = evaluate_weights(network, info, data, train, World(), say=say)
             print(f"{name:<10}{describe_scores(scores, num_classes)}", flush=True)
             return scores["top1"]
 
-        num_classes = head_of(model).out_features
         train = recipe.train if recipe else TrainConfig()
         before = top1_of("before", model, train, partial(print, file=sys.stderr))
         batches = calibration_batches(data, info, self.calibration)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -66,19 +65,15 @@ def with_flags(message: str, words: Sequence[str] = ()) -> str:
     return message
 
 
-def naming_flags(function: Callable[..., int]) -> Callable[..., int]:
-    """`function`, whose errors name settings by their flags."""
-
-    @wraps(function)
-    def wrapper(*arguments: Any) -> int:
-        try:
-            return function(*arguments)
-        except ValueError as error:
-            if len(error.args) == 1:
-                error.args = (with_flags(str(error)),)
-            raise
-
-    return wrapper
+@contextmanager
+def naming_flags() -> Iterator[None]:
+    """Inside this context, or in a function with this decorator, errors name settings by their flags."""
+    try:
+        yield
+    except ValueError as error:
+        if len(error.args) == 1:
+            error.args = (with_flags(str(error)),)
+        raise
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class Train:
     def __post_init__(self) -> None:
         check_at_least(1, processes=self.processes)
 
-    @naming_flags
+    @naming_flags()
     def __call__(self) -> int:
         under_torchrun = "RANK" in os.environ or "WORLD_SIZE" in os.environ
         if under_torchrun and self.processes > 1:
@@ -152,7 +147,7 @@ def train_here(recipe: Recipe, out: Path, allow_changes: bool, note: str | None)
 
 
 @as_exit_status
-@naming_flags
+@naming_flags()
 def _train(recipe: Recipe, out: Path, allow_changes: bool, note: str | None, signals: ExitStack) -> int:
     was_finished = RunFolder(out).is_finished
     run_recipe(recipe, out, allow_changes=allow_changes, note=note, signals=signals)

@@ -1,4 +1,4 @@
-"""Errors in one line: what is printed without a traceback, and how messages and lists of names are shortened."""
+"""Failures that are printed in one line, and how messages and lists of names are shortened."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ReportedError(Exception):
-    """What ends a run and is no mistake of the user's. A program prints its message in one line, as it says all."""
+    """A failure that ends a run and that the user did not cause. The command line prints its message alone."""
 
 
 def first_line(error: BaseException) -> str:

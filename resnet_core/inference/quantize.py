@@ -118,14 +118,18 @@ def max_along(x: Tensor, dim: int, size: int, kernel: int, stride: int, padding:
     return largest
 
 
+def is_for_users(record: logging.LogRecord) -> bool:
+    """Whether a user can do something about it. On import torchao makes a call that torch has deprecated."""
+    return "KernelPreference" not in record.getMessage()
+
+
 def observed_grids(network: fx.GraphModule, calibration: Iterable[Tensor]) -> dict[str, Grid]:
     """The grid of each value that a convolution reads or makes, by its node's name.
 
     `calibration` gives batches of inputs, from which each range is taken. Raises ValueError without torchao (the extra
     `quantize`) and without a batch.
     """
-    # On import torchao makes a call that torch calls deprecated, about which a user can do nothing.
-    logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())
+    logging.getLogger("torch.utils._pytree").addFilter(is_for_users)
     try:
         from torchao.quantization.pt2e import HistogramObserver
     except ModuleNotFoundError as error:

@@ -79,7 +79,8 @@ def test_a_mistake_in_typing_is_one_line(words, message, capsys):
 def test_a_typing_error_loads_little_beyond_torch():
     code = (
         "import sys; from resnet_core.cli.main import main; status = main(['compare', 'torchvision:resnet81'])\n"
-        "print(status, {'torchvision', 'timm', 'sympy', 'torch._dynamo', 'matplotlib'} & set(sys.modules))"
+        "rooms = {f'resnet_core.{room}' for room in ('data', 'exercises', 'recipes', 'runs', 'train', 'weights')}\n"
+        "print(status, ({'torchvision', 'timm', 'sympy', 'torch._dynamo', 'matplotlib'} | rooms) & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "2 set()\n"

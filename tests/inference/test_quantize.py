@@ -40,7 +40,7 @@ def test_a_file_gives_the_same_bits_and_is_small(network, tmp_path):
 def test_quantize_shows_the_accuracy_and_the_other_commands_take_the_file(digits_run, cli, program, tmp_path):
     out = tmp_path / "digits.safetensors"
     finished = program("quantize", digits_run[0], out, "--calibration", 64)
-    assert finished.stderr == "cifar_resnet20, resnet_core 0.2.0, trained on digits\n"
+    assert finished.stderr == f"cifar_resnet20, resnet_core {resnet_core.__version__}, trained on digits\n"
     *scores, written = finished.stdout.splitlines()
     for name, line in zip(("before", "bfloat16", "int8"), scores, strict=True):
         assert re.fullmatch(rf"{name} +top-1 99\.\d+% \(\d+ of 360\), top-5 .*", line)
