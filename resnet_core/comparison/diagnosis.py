@@ -24,7 +24,7 @@ from resnet_core.comparison.operations import Trace, fingerprint
 from resnet_core.comparison.references import Reference, for_images, on_meta
 from resnet_core.comparison.structure import Block, Structure, structure_of
 from resnet_core.comparison.trace import calibrate, copied, in_float64, perturb_constants, trace
-from resnet_core.comparison.words import as_code, described
+from resnet_core.comparison.words import and_more, as_code, described
 from resnet_core.models.backbone import Backbone
 from resnet_core.models.cifar import CifarResNet
 from resnet_core.models.registry import MODELS
@@ -57,9 +57,10 @@ class Difference:
     def __str__(self) -> str:
         line = f"{Path(self.file).name}:{self.line}" if self.file else ""
         where = ", ".join(filter(None, (self.path, line)))
-        more = {1: "", 2: " and 1 more place"}.get(self.places, f" and {self.places - 1} more places")
         whose = "in the second network, " if self.network == "second" else ""
-        return f"{whose}{self.name} ({where}{more}): {self.ours}; reference: {self.theirs}; {self.repair}"
+        return (
+            f"{whose}{self.name} ({where}{and_more(self.places)}): {self.ours}; reference: {self.theirs}; {self.repair}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

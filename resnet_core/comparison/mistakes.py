@@ -13,7 +13,7 @@ from resnet_core.comparison.edits import Differences, Edit, Part, Place
 from resnet_core.comparison.layers import Layer, count
 from resnet_core.comparison.parts import Named, alone, in_block, in_head, in_stem, take
 from resnet_core.comparison.structure import Block, Structure
-from resnet_core.comparison.words import ORDINALS, described, name_of, number
+from resnet_core.comparison.words import ORDINALS, and_more, described, name_of, number
 
 
 @dataclass(frozen=True)
@@ -323,8 +323,7 @@ def layer_scope(found: Iterable[Place], whole: Iterable[Place], edits: Sequence[
         if chosen == scope:
             return words
     where = [edit.layer.operation.where for edit in edits if edit.layer]
-    more = {1: "", 2: " and 1 more place"}.get(len(where), f" and {len(where) - 1} more places")
-    return f"in {where[0]}{more}" if where else ""
+    return f"in {where[0]}{and_more(len(where))}" if where else ""
 
 
 PARTS = {"shortcut": "in the shortcuts", "branch": "in the branches", "after": "after the additions"}

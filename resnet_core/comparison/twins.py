@@ -47,12 +47,12 @@ class Twins(Pair):
         is the first operation before it whose result the first network does not have.
         """
         ours, theirs = (each.operations for each in self.in_float64)
-        counterparts, biases = self.counterparts(ours), {*self.tensor_names.values()}
+        counterparts, matched = self.counterparts(ours), {*self.tensor_names.values()}
 
         after_last_match = 0
         for key, operation in numbered(with_weights(theirs)).items():
             number = operation.number
-            if key not in counterparts and biases.issuperset(key[0]):
+            if key not in counterparts and matched.issuperset(key[0]):  # its weights are used elsewhere
                 continue
             if key not in counterparts:
                 shape = operation.written.shape if operation.written else ()
@@ -61,7 +61,7 @@ class Twins(Pair):
             # A product of matrices writes another shape than a convolution, and a bias may be added later; what follows
             # shows what they compute.
             counterpart = counterparts[key]
-            later = operation.tensors.get("bias") in biases and "bias" not in counterpart.leaves
+            later = operation.tensors.get("bias") in matched and "bias" not in counterpart.leaves
             if counterpart.function != operation.function or later:
                 continue
             if not agree(counterpart.written, operation.written):

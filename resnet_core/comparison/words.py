@@ -75,6 +75,11 @@ JOINED = {"add": "addition", "sub": "difference", "mul": "product", "cat": "conc
 ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
 
 
+def and_more(places: int) -> str:
+    """The end of a list of this many places, of which only the first is named."""
+    return {1: "", 2: " and 1 more place"}.get(places, f" and {places - 1} more places")
+
+
 def computed(layer: Layer) -> list[str]:
     return [words for name, words in SPECIAL.items() if name in layer.settings]
 
